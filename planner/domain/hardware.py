@@ -1,0 +1,111 @@
+"""GPUs, what can be rented, and how an engine is spread over GPUs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from planner.units import UsdPerReplicaHour
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import date
+
+    from planner.units import BytesPerGpu, UsdPerInstanceHour, WattsPerGpu
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSpec:
+    """Data-sheet and measured facts of ONE GPU."""
+
+    name: str
+    """Canonical name, e.g. "H100-80GB"; other spellings resolve to it in the catalog."""
+    vendor: str
+    architecture: str
+    form_factor: str
+    memory_bytes: BytesPerGpu
+    """What a program can allocate where a driver reports it, else the nominal size."""
+    bandwidth_bytes_per_s: float
+    peak_flops: Mapping[str, float]
+    """Dense peak FLOP/s (op/s for int8) by number format: "bf16", "fp8", "int8", "fp4"; absent = not supported."""
+    achieved_flops: Mapping[str, float] = field(default_factory=dict)
+    """Largest measured matrix-multiply rate by number format; absent = not measured."""
+    tdp_w: WattsPerGpu
+    idle_w: WattsPerGpu | None = None
+    link: str
+    """GPU-to-GPU link: "NVLink4", "PCIe", "xGMI", ..."""
+    link_bytes_per_s: float
+    """Uni-directional, per GPU; the PCIe rate where there is no better link."""
+    pcie_bytes_per_s: float
+    source: str = ""
+    unverified_fields: tuple[str, ...] = ()
+    notes: str = ""
+
+
+class Market(StrEnum):
+    """How capacity is bought."""
+
+    ON_DEMAND = "on-demand"
+    SPOT = "spot"
+    RESERVED_1Y = "reserved-1y"
+    RESERVED_3Y = "reserved-3y"
+    OWNED = "owned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """One thing that can be rented: an instance type in a region on a market, at a price PER INSTANCE."""
+
+    name: str
+    """Unique, "provider/instance_type/region/market"; for a Mélange config the GPU's name there."""
+    provider: str
+    instance_type: str
+    region: str
+    market: Market
+    gpu: str
+    """Canonical name of a GpuSpec."""
+    gpus_per_instance: float
+    """Fractional for a share of a GPU (1/8 ...); such offers are listed but not planned on."""
+    price_usd_per_hour: UsdPerInstanceHour
+    zone: str | None = None
+    vcpus: float | None = None
+    ram_bytes: float | None = None
+    as_of: date | None = None
+    source: str = ""
+    available: int | None = None
+    """Instances that can be had; None = unlimited as far as is known."""
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One way to run a model: the engine and how ONE replica is spread over GPUs."""
+
+    engine: str = "vllm"
+    engine_version: str = ""
+    precision: str = "bf16"
+    """Number format of the weights: bf16, fp16, fp8, int8, int4, nvfp4, mxfp4."""
+    kv_precision: str = "bf16"
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs that one replica occupies."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+
+def replica_price(offer: Offer, gpus_per_replica: int) -> UsdPerReplicaHour:
+    """Return one replica's share of its instance's price in USD/h: price x (GPUs it occupies / GPUs of the instance).
+
+    Raises
+    ------
+    ValueError: if the replica does not fit into one instance.
+    """
+    if gpus_per_replica > offer.gpus_per_instance:
+        msg = f"a replica of {gpus_per_replica} GPUs does not fit {offer.name} with {offer.gpus_per_instance:g}"
+        raise ValueError(msg)
+    return UsdPerReplicaHour(offer.price_usd_per_hour * gpus_per_replica / offer.gpus_per_instance)

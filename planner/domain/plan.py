@@ -1,0 +1,160 @@
+"""The answer: what to rent, what it serves, what it costs and how sure that is. Field names as in plan.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from planner.domain.provenance import ProvenanceKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from planner.domain.provenance import Warning_
+
+
+class PlanStatus(StrEnum):
+    """What is known of a plan."""
+
+    OPTIMAL = "optimal"
+    """Proven within the asked gap."""
+    FEASIBLE = "feasible"
+    """A verified plan, but a limit stopped the proof."""
+    INFEASIBLE = "infeasible"
+    UNKNOWN = "unknown"
+    """A limit was reached before any plan was found."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolverInfo:
+    """Which solver said so."""
+
+    name: str
+    version: str
+    seconds: float
+    termination: str
+    """One of planner.optimize.termination.Termination."""
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """Replicas of one option."""
+
+    service: str
+    offer: str
+    option: str
+    """Key of routing weights: the offer's name, with the engine configuration where a plan could use several."""
+    gpu: str
+    gpus_per_replica: int
+    replicas: int
+    cost_usd_per_hour: float
+    """These replicas' share of their instances' price, by GPUs occupied plus idle GPUs of the last instance."""
+    power_w: float | None
+    """Peak, all replicas; None = not known."""
+    utilization: float
+    """Mean load per replica without headroom, 0..1."""
+    provider: str = ""
+    region: str = ""
+    market: str = ""
+    instance_type: str = ""
+    instances: int = 0
+    """Instances of the offer in the plan; an offer shared by several options repeats it."""
+    engine: str = ""
+    precision: str = ""
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    rate_rps: float = 0.0
+    output_tokens_per_s: float | None = None
+    provenance: ProvenanceKind = ProvenanceKind.GIVEN
+    provenance_note: str = ""
+    price_as_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rental:
+    """Instances of one offer to rent."""
+
+    offer: str
+    provider: str
+    instance_type: str
+    region: str
+    market: str
+    gpu: str
+    gpus_per_instance: float
+    instances: int
+    cost_usd_per_hour: float
+    price_as_of: str | None = None
+    price_source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where one bucket's requests go; weights sum to 1 and are keyed by `Allocation.option`."""
+
+    service: str
+    input_tokens: tuple[int, int] | None
+    output_tokens: tuple[int, int] | None
+    row: int
+    column: int
+    rate_rps: float
+    weights: Mapping[str, float]
+    provenance: Mapping[str, ProvenanceKind] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """The best plan that uses a single GPU type."""
+
+    offer: str
+    """The GPU type's name."""
+    replicas: int
+    cost_usd_per_hour: float | None
+    """None if that GPU type alone cannot serve the demand."""
+    feasible: bool
+    reason: str = ""
+    """Why it is not feasible."""
+    bound_usd_per_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """One requirement that stands in the way, and the smallest relaxation of it alone that makes a plan possible."""
+
+    requirement: str
+    """E.g. "chat: ttft p99 <= 200 ms"."""
+    explanation: str
+    current: float | None = None
+    relaxed: float | None = None
+    """The smallest value with which a plan exists, everything else unchanged; None = no value of it alone helps."""
+    unit: str = ""
+    suggestion: str = ""
+    """In words: "ttft p99 0.2 s -> 0.31 s"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A verified plan, or the reason why there is none."""
+
+    status: PlanStatus
+    cost_usd_per_hour: float | None
+    bound_usd_per_hour: float | None
+    gap: float | None
+    solver: SolverInfo
+    allocation: tuple[Allocation, ...] = ()
+    rentals: tuple[Rental, ...] = ()
+    routing: tuple[Route, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
+    savings_vs_best_single: float | None = None
+    binding: tuple[str, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    warnings: tuple[Warning_, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Hashes and dates of everything that was read, the command that reproduces the plan, and the request itself."""
+    name: str = ""
+    rate_rps: float = 0.0
+    output_tokens_per_s: float | None = None
+    power_w: float | None = None

@@ -1,0 +1,1 @@
+"""Every file read or written: schemas, readers, writers, and the data that ships with the product."""

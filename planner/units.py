@@ -1,0 +1,208 @@
+"""Quantities: what the user writes ("30s", "80GiB", "2.49 USD/h") to SI floats and back.
+
+Inside gpuplan every number is in seconds, bytes, tokens, requests per second, US dollars per hour, watts or a
+fraction of one; the unit stands in the name. A bare number is refused where its unit would be a guess.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, NewType
+
+from planner.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Prices are per instance, capacity is per replica, specifications are per GPU. Mixing them up is the classic
+# error of GPU planners (a factor of 8 on an 8-GPU machine), so each has a type of its own.
+UsdPerInstanceHour = NewType("UsdPerInstanceHour", float)
+UsdPerReplicaHour = NewType("UsdPerReplicaHour", float)
+RpsPerReplica = NewType("RpsPerReplica", float)
+WattsPerReplica = NewType("WattsPerReplica", float)
+WattsPerGpu = NewType("WattsPerGpu", float)
+BytesPerGpu = NewType("BytesPerGpu", float)
+
+HOURS_PER_MONTH = 730.0
+"""365 days x 24 h / 12, the month that cloud providers bill by."""
+
+_SI = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_IEC = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
+
+_DURATION_S = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "sec": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+    "w": 604800.0,
+}
+_BYTES = {prefix + "B": factor for prefix, factor in (_SI | _IEC).items()}
+_RATE_RPS = {
+    "req/s": 1.0,
+    "rps": 1.0,
+    "/s": 1.0,
+    "qps": 1.0,
+    "req/min": 1 / 60,
+    "/min": 1 / 60,
+    "req/h": 1 / 3600,
+    "/h": 1 / 3600,
+    "req/d": 1 / 86400,
+}
+_USD_PER_HOUR = {"USD/h": 1.0, "$/h": 1.0, "USD/month": 1 / HOURS_PER_MONTH, "$/month": 1 / HOURS_PER_MONTH}
+_POWER_W = {prefix + "W": factor for prefix, factor in _SI.items() if prefix not in {"K", "P"}}
+_FRACTION = {"%": 0.01}
+
+_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*", re.DOTALL)
+
+
+def _parse(text: object, units: Mapping[str, float], *, what: str, example: str, bare_unit: str | None) -> float:
+    """Return `text` in the base unit of `units`; `bare_unit` is assumed for a bare number, None refuses one."""
+    hint = f"Write it as {example!r} (units: {', '.join(unit for unit in units if unit)})."
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
+        raise InputError(f"{what} must be a number with a unit, not {text!r}.", hint=hint)
+    match = _NUMBER.fullmatch(str(text))
+    if match is None:
+        raise InputError(f"{text!r} is not {what}.", hint=hint)
+    unit = match[2]
+    if not unit:
+        if bare_unit is None:
+            raise InputError(f"{text!r} has no unit, and as {what} it could mean several things.", hint=hint)
+        unit = bare_unit
+    if unit not in units:
+        raise InputError(f"{unit!r} in {text!r} is not a unit of {what}.", hint=hint)
+    value = float(match[1].replace("_", "")) * units[unit]
+    if not math.isfinite(value):
+        raise InputError(f"{text!r} is not a finite number.", hint=hint)
+    return value
+
+
+def parse_duration_s(text: object) -> float:
+    """Return a duration in seconds.
+
+    Raises
+    ------
+    InputError: if `text` has no unit or is not a duration.
+
+    Examples
+    --------
+    >>> parse_duration_s("200ms"), parse_duration_s("1.5 h")
+    (0.2, 5400.0)
+    """
+    return _parse(text, _DURATION_S, what="a duration", example="30s", bare_unit=None)
+
+
+def parse_bytes(text: object) -> float:
+    """Return a size in bytes.
+
+    Examples
+    --------
+    >>> parse_bytes("80GiB"), parse_bytes("80 GB")
+    (85899345920.0, 80000000000.0)
+    """
+    return _parse(text, _BYTES, what="a size", example="80GiB", bare_unit=None)
+
+
+def parse_rate_rps(text: object) -> float:
+    """Return a request rate in requests per second.
+
+    Examples
+    --------
+    >>> parse_rate_rps("30 req/s"), parse_rate_rps("120 req/min")
+    (30.0, 2.0)
+    """
+    return _parse(text, _RATE_RPS, what="a request rate", example="30 req/s", bare_unit=None)
+
+
+def parse_usd_per_hour(text: object) -> float:
+    """Return a price in US dollars per hour.
+
+    Examples
+    --------
+    >>> parse_usd_per_hour("2.49 USD/h"), parse_usd_per_hour("730 USD/month")
+    (2.49, 1.0)
+    """
+    return _parse(text, _USD_PER_HOUR, what="a price", example="2.49 USD/h", bare_unit=None)
+
+
+def parse_power_w(text: object) -> float:
+    """Return a power in watts.
+
+    Examples
+    --------
+    >>> parse_power_w("40kW")
+    40000.0
+    """
+    return _parse(text, _POWER_W, what="a power", example="40kW", bare_unit=None)
+
+
+def parse_fraction(text: object) -> float:
+    """Return a fraction (0.1 for "10%"); a bare number below or equal to 1 is taken as a fraction.
+
+    Examples
+    --------
+    >>> parse_fraction("10%"), parse_fraction(0.1)
+    (0.1, 0.1)
+    """
+    if isinstance(text, int | float) and not isinstance(text, bool) and abs(text) > 1:
+        raise InputError(f"{text!r} has no unit: is it {text}% or a factor of {text}?", hint="Write it as '10%'.")
+    return _parse(text, _FRACTION | {"": 1.0}, what="a fraction", example="10%", bare_unit="")
+
+
+def _with_prefix(value: float, unit: str, *, digits: int = 3) -> str:
+    for prefix in ("P", "T", "G", "M", "k"):
+        if abs(value) >= _SI[prefix]:
+            return f"{value / _SI[prefix]:.{digits}g} {prefix}{unit}"
+    return f"{value:.{digits}g} {unit}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as a person would write it.
+
+    Examples
+    --------
+    >>> format_duration(0.31), format_duration(2.0), format_duration(5400)
+    ('310 ms', '2 s', '1.5 h')
+    """
+    for unit, factor in (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if abs(seconds) >= factor * (1 if unit in {"s", "ms"} else 1.0):
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def format_bytes(size: float) -> str:
+    """Return a size in decimal units.
+
+    Examples
+    --------
+    >>> format_bytes(16.06e9)
+    '16.1 GB'
+    """
+    return _with_prefix(size, "B")
+
+
+def format_power(watts: float) -> str:
+    """Return a power with its SI prefix.
+
+    Examples
+    --------
+    >>> format_power(3100)
+    '3.1 kW'
+    """
+    return _with_prefix(watts, "W")
+
+
+def format_usd(amount: float) -> str:
+    """Return an amount of dollars with thousands separators and cents.
+
+    Examples
+    --------
+    >>> format_usd(29720.4)
+    '29,720.40'
+    """
+    return f"{amount:,.2f}"
