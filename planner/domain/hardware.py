@@ -31,6 +31,8 @@ class GpuSpec:
     """Dense peak FLOP/s (op/s for int8) by number format: "bf16", "fp8", "int8", "fp4"; absent = not supported."""
     achieved_flops: Mapping[str, float] = field(default_factory=dict)
     """Largest measured matrix-multiply rate by number format; absent = not measured."""
+    achieved_bandwidth_bytes_per_s: float | None = None
+    """Largest measured memory rate of a streaming kernel; None = not measured."""
     tdp_w: WattsPerGpu
     idle_w: WattsPerGpu | None = None
     link: str
