@@ -21,9 +21,6 @@ def write_section(name: str, markdown: str) -> None:
     text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else HEADER
     section = f"<!-- begin {name} -->\n\n{markdown.strip()}\n\n<!-- end {name} -->\n"
     pattern = re.compile(rf"<!-- begin {re.escape(name)} -->.*?<!-- end {re.escape(name)} -->\n", re.DOTALL)
-    if pattern.search(text):
-        text = pattern.sub(lambda _: section, text)
-    else:
-        text = f"{text.rstrip()}\n\n{section}"
+    replaced, found = pattern.subn(lambda _: section, text)
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(text, encoding="utf-8")
+    PAGE.write_text(replaced if found else f"{text.rstrip()}\n\n{section}", encoding="utf-8")

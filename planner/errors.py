@@ -69,8 +69,8 @@ class PlannerError(Exception):
         return f"{place}{self.message}" + (f" {self.hint}" if self.hint else "")
 
 
-class InputError(PlannerError):
-    """The user's input is wrong."""
+class InputError(PlannerError, ValueError):
+    """The user's input is wrong. A ValueError too, so that pydantic reports it with the field that it stands in."""
 
     code = "bad-input"
     exit_code = ExitCode.BAD_INPUT

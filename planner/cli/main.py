@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import signal
 import sys
 import traceback
@@ -74,7 +75,7 @@ def build_app(arguments: list[str]) -> typer.Typer:
 
 def report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Tell of an error that gpuplan did not foresee; the traceback only with -v."""
-    if console.logger.isEnabledFor(console.logging.DEBUG):
+    if console.logger.isEnabledFor(logging.DEBUG):
         traceback.print_exception(kind, error, trace)
     sys.stderr.write(
         f"Error: unexpected {kind.__name__}: {error}\nThis is a bug in gpuplan: please report it with the output of"

@@ -138,7 +138,7 @@ def _plain(node: Any, at: Path_, positions: dict[Path_, tuple[int, int]], name: 
     if isinstance(node, dict):
         plain = {}
         for key, value in node.items():
-            line, column = node.lc.key(key) if hasattr(node, "lc") else (0, 0)  # type: ignore[attr-defined]
+            line, column = node.lc.key(key) if hasattr(node, "lc") else (0, 0)
             if not isinstance(key, str):
                 where = Where(path=name, line=line + 1, column=column + 1)
                 raise InputError(f"The key {key!r} is not text.", hint="Put it in quotes.", where=where)
