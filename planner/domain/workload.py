@@ -36,6 +36,8 @@ class Trace:
     format_name: str = ""
     n_bad_rows: int = 0
     """Rows dropped because they were malformed and the user asked to skip those."""
+    n_failed_requests: int = 0
+    """Rows left out because they record a request that failed (BurstGPT: no response tokens), not a malformed row."""
     has_arrivals: bool = True
     """False for a table of lengths without times: `arrival_s` is then all zero and only a given rate makes sense."""
 
