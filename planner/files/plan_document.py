@@ -1,0 +1,171 @@
+"""plan.json: a Plan as a JSON-ready document, and back.
+
+Same plan, same bytes: keys stand in one order, mappings keyed by option are sorted, floats carry 12 significant
+digits, and there is no time stamp. `solver.seconds` is the one field that differs between two runs on the same input.
+
+Writing does without pydantic, which would cost more to import than planning a small fleet takes; reading checks
+everything against `planner.files.plan_schema`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, is_dataclass
+from datetime import date
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.domain.costs import usd_per_million_tokens, usd_per_month
+from planner.errors import InputError, PlannerError, UnsupportedFormatError
+from planner.files.documents import load_document, validation_error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from planner.domain.plan import Plan
+    from planner.files.documents import Document
+
+SCHEMA_VERSION = "1"
+SUPPORTED_VERSIONS = (SCHEMA_VERSION,)
+KIND = "Plan"
+
+SIGNIFICANT_DIGITS = 12
+"""Far below what any input is known to, and above the noise of a floating-point sum in another order."""
+
+HEAD = (
+    "name",
+    "status",
+    "cost_usd_per_hour",
+    "cost_usd_per_month",
+    "usd_per_million_output_tokens",
+    "bound_usd_per_hour",
+    "gap",
+    "savings_vs_best_single",
+    "rate_rps",
+    "output_tokens_per_s",
+    "power_w",
+)
+"""What a person looks for first stands first; the other fields follow in the order of `Plan`."""
+
+DERIVED = ("cost_usd_per_month", "usd_per_million_output_tokens")
+"""Fields of the document that follow from others; ignored when a plan is read."""
+
+
+def plan_to_document(plan: Plan) -> dict[str, Any]:
+    """Return `plan` as plan.json's content: dicts, lists, text and finite numbers only.
+
+    Raises
+    ------
+    PlannerError: if the plan holds a NaN, an infinity or something that JSON cannot say; names the field.
+    """
+    body = _encode_dataclass(plan, "plan")
+    # Derived from the rounded figures, so that writing a plan that was read gives the same bytes again.
+    cost, tokens = body["cost_usd_per_hour"], body["output_tokens_per_s"]
+    body["cost_usd_per_month"] = _round(usd_per_month(cost))
+    body["usd_per_million_output_tokens"] = _round(usd_per_million_tokens(cost, tokens))
+    head = {"schema_version": SCHEMA_VERSION, "kind": KIND} | {key: body.pop(key) for key in HEAD}
+    return head | body
+
+
+def read_plan(path: Path) -> Plan:
+    """Return the plan in the file `path`, JSON or YAML.
+
+    Raises
+    ------
+    InputError: if it cannot be read, is no plan, or breaks the schema; names the field.
+    UnsupportedFormatError: if its `schema_version` is none that this gpuplan reads.
+    """
+    return plan_from_document(load_document(path))
+
+
+def plan_from_document(document: Document) -> Plan:
+    """Return the plan in a parsed document; raises as `read_plan`."""
+    _check_kind(document)
+    from pydantic import ValidationError  # noqa: PLC0415 - see the module's docstring
+
+    from planner.files.plan_schema import PlanDocument  # noqa: PLC0415
+
+    try:
+        model = PlanDocument.model_validate(document.data)
+    except ValidationError as error:
+        raise validation_error(error, PlanDocument, document) from error
+    return model.to_plan()
+
+
+def plan_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of plan.json."""
+    from planner.files.plan_schema import PlanDocument  # noqa: PLC0415
+
+    schema = PlanDocument.model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+def _check_kind(document: Document) -> None:
+    data = document.data
+    if not isinstance(data, dict):
+        raise InputError(
+            "This is not a plan.", hint="`gpuplan plan REQUEST -o plan.json` writes one.", where=document.where()
+        )
+    kind = data.get("kind")
+    if kind != KIND:
+        found = f"Its kind is {kind!r}." if kind else "It has no `kind`."
+        hint = f"{found} `gpuplan plan REQUEST -o plan.json` makes a plan of a request."
+        raise InputError("This is not a plan.", hint=hint, where=document.where("kind"))
+    version = data.get("schema_version")
+    if version not in SUPPORTED_VERSIONS:
+        supported = ", ".join(f'"{known}"' for known in SUPPORTED_VERSIONS)
+        raise UnsupportedFormatError(
+            f"A plan of schema_version {version!r} cannot be read.",
+            hint=f"Supported: {supported}. Make the plan again with this gpuplan, or use the one that wrote it.",
+            where=document.where("schema_version"),
+        )
+
+
+def _encode_dataclass(item: Any, at: str) -> dict[str, Any]:  # noqa: ANN401 - any of the plan's dataclasses
+    encoded = {}
+    for field in fields(item):
+        value = getattr(item, field.name)
+        if type(value) is int and field.type in {"float", "float | None"}:
+            value = float(value)  # or 300 and 300.0 W would be different bytes
+        encoded[field.name] = _encode(value, f"{at}.{field.name}", keep_order=field.name == "inputs")
+    return encoded
+
+
+def _encode(value: Any, at: str, *, keep_order: bool) -> Any:  # noqa: ANN401 - whatever a plan holds
+    """Return `value` as JSON can say it; `keep_order` leaves mappings in the user's order (the echoed request)."""
+    if is_dataclass(value):
+        return _encode_dataclass(value, at)
+    if isinstance(value, tuple | list):
+        return [_encode(item, f"{at}[{index}]", keep_order=keep_order) for index, item in enumerate(value)]
+    if hasattr(value, "items"):
+        return _encode_mapping(value, at, keep_order=keep_order)
+    return _encode_scalar(value, at)
+
+
+def _encode_scalar(value: Any, at: str) -> str | int | float | None:  # noqa: ANN401 - whatever a plan holds
+    if isinstance(value, Enum):
+        value = value.value
+    elif hasattr(value, "item"):
+        value = value.item()  # of numpy
+    if isinstance(value, float):
+        return _round(value, at)
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, date | Path):
+        return str(value)
+    raise PlannerError(f"{at} holds {value!r}, which plan.json cannot say.", hint="This is a bug in gpuplan.")
+
+
+def _encode_mapping(mapping: Mapping[Any, Any], at: str, *, keep_order: bool) -> dict[str, Any]:
+    keys = list(mapping) if keep_order else sorted(mapping)
+    return {str(key): _encode(mapping[key], f"{at}.{key}", keep_order=keep_order) for key in keys}
+
+
+def _round(value: float | None, at: str = "plan") -> float | None:
+    """Return `value` with 12 significant digits, -0.0 as 0.0."""
+    if value is None:
+        return None
+    if not math.isfinite(value):
+        raise PlannerError(f"{at} is {value}, which is no number to plan with.", hint="This is a bug in gpuplan.")
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") + 0.0

@@ -1,0 +1,233 @@
+"""The schema of plan.json, version 1. Field for field the dataclasses of `planner.domain.plan`; a test compares them.
+
+Units stand in the names; a null means "not known", never "failed".
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from planner.domain.plan import (
+    Allocation,
+    Baseline,
+    Conflict,
+    Plan,
+    PlanStatus,
+    Rental,
+    Route,
+    SolverInfo,
+)
+from planner.domain.provenance import ProvenanceKind, Warning_
+from planner.errors import InputError
+
+WEIGHT_TOLERANCE = 1e-6
+"""How far a route's weights may sum from 1; rounding to 12 digits moves them by far less."""
+
+Weight = Annotated[float, Field(ge=0, le=1 + WEIGHT_TOLERANCE)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+TokenRange = Annotated[tuple[Count, Count], Field(description="[from, to) in tokens: from is inside, to is not.")]
+
+
+class _Part(BaseModel):
+    """Unknown keys are errors, and NaN and infinity are no numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SolverDocument(_Part):
+    """Which solver said so, and how it ended."""
+
+    name: str = Field(description="Name of the back end: highs, cbc, scip, cp-sat.")
+    version: str = Field(description="Version of the library that holds the back end.")
+    seconds: NonNegative = Field(
+        description="Wall-clock time of the solver. The only field that differs between two runs on the same input."
+    )
+    termination: str = Field(description="Why the solver stopped, e.g. optimal or time-limit.")
+    seed: int = Field(0, description="Seed of the solver's own randomness.")
+    threads: int = Field(1, ge=0, description="Threads that the solver was given.")
+
+
+class AllocationDocument(_Part):
+    """Replicas of one serving option: a service on an offer with one engine configuration."""
+
+    service: str = Field(description='The service that these replicas serve; "default" if the request names none.')
+    offer: str = Field(description="The offer's name, as in `rentals`.")
+    option: str = Field(
+        description="Key of routing weights: the offer, with the engine configuration where it could have several."
+    )
+    gpu: str = Field(description="Canonical name of the GPU.")
+    gpus_per_replica: int = Field(ge=1, description="GPUs that one replica occupies.")
+    replicas: Count = Field(description="Replicas to run.")
+    cost_usd_per_hour: NonNegative = Field(
+        description="These replicas' share of their instances' price, by the GPUs that they occupy; idle GPUs included."
+    )
+    power_w: NonNegative | None = Field(None, description="Peak power of all these replicas in watts.")
+    utilization: NonNegative = Field(description="Mean load per replica without headroom; 1 = saturated.")
+    provider: str = Field("", description='Cloud or owner; "" if the request gives prices without one.')
+    region: str = Field("", description="Region as the provider names it.")
+    market: str = Field("", description="on-demand, spot, reserved-1y, reserved-3y or owned.")
+    instance_type: str = Field("", description="Instance type as the provider names it.")
+    instances: Count = Field(
+        0, description="Instances of the offer in the whole plan; repeated for each of its options."
+    )
+    engine: str = Field("", description='Inference engine, e.g. vllm; "" where only throughputs were given.')
+    precision: str = Field("", description="Number format of the weights: bf16, fp8, int8, int4, nvfp4, mxfp4.")
+    tensor_parallel: int = Field(1, ge=1, description="Tensor-parallel degree of a replica.")
+    pipeline_parallel: int = Field(1, ge=1, description="Pipeline-parallel degree of a replica.")
+    rate_rps: NonNegative = Field(0.0, description="Requests per second that these replicas serve, without headroom.")
+    output_tokens_per_s: NonNegative | None = Field(None, description="Tokens per second that these replicas generate.")
+    provenance: ProvenanceKind = Field(
+        ProvenanceKind.GIVEN, description="The weakest origin among the throughputs that this row relies on."
+    )
+    provenance_note: str = Field("", description="The origin in words.")
+    price_as_of: str | None = Field(None, description="Date of the price, YYYY-MM-DD.")
+
+
+class RentalDocument(_Part):
+    """Instances of one offer to rent."""
+
+    offer: str = Field(description='Unique name, "provider/instance_type/region/market", or the user\'s own.')
+    provider: str = Field(description="Cloud or owner.")
+    instance_type: str = Field(description="Instance type as the provider names it.")
+    region: str = Field(description="Region as the provider names it.")
+    market: str = Field(description="on-demand, spot, reserved-1y, reserved-3y or owned.")
+    gpu: str = Field(description="Canonical name of the GPU.")
+    gpus_per_instance: float = Field(gt=0, description="GPUs of one instance.")
+    instances: Count = Field(description="Instances to rent.")
+    cost_usd_per_hour: NonNegative = Field(description="Price of all these instances.")
+    price_as_of: str | None = Field(None, description="Date of the price, YYYY-MM-DD.")
+    price_source: str = Field("", description="Where the price was read.")
+
+
+class RouteDocument(_Part):
+    """Where the requests of one bucket go."""
+
+    service: str = Field(description="The service whose requests these are.")
+    input_tokens: TokenRange | None = Field(
+        description="Prompt length; null where the bucket is known by position only."
+    )
+    output_tokens: TokenRange | None = Field(description="Answer length; null where known by position only.")
+    row: Count = Field(description="Input-size row of the bucket, 0-based.")
+    column: Count = Field(description="Output-size column of the bucket, 0-based.")
+    rate_rps: NonNegative = Field(description="Requests per second of this bucket, without headroom.")
+    weights: dict[str, Weight] = Field(description="Share of the bucket's requests by `option`; they sum to 1.")
+    provenance: dict[str, ProvenanceKind] = Field(
+        default_factory=dict, description="Origin of each option's throughput for this bucket."
+    )
+
+    @model_validator(mode="after")
+    def _weights_sum_to_one(self) -> "RouteDocument":
+        total = sum(self.weights.values())
+        if abs(total - 1) > WEIGHT_TOLERANCE:
+            raise InputError(
+                f"The weights of {self.service!r}, bucket row {self.row} column {self.column}, sum to {total:.6g}.",
+                hint="They must sum to 1: every request has to go somewhere.",
+            )
+        return self
+
+
+class BaselineDocument(_Part):
+    """The best plan that uses a single GPU type, for comparison."""
+
+    offer: str = Field(description="The GPU type's name.")
+    replicas: Count = Field(description="Replicas of that plan.")
+    cost_usd_per_hour: NonNegative | None = Field(description="null if that GPU type alone cannot serve the demand.")
+    feasible: bool = Field(description="Whether that GPU type alone can serve the demand.")
+    reason: str = Field("", description="Why it cannot.")
+    bound_usd_per_hour: NonNegative | None = Field(None, description="Proven lower bound of the baseline's own cost.")
+
+
+class ConflictDocument(_Part):
+    """One requirement that stands in the way of a plan."""
+
+    requirement: str = Field(description='E.g. "chat: ttft p99 <= 200 ms".')
+    explanation: str = Field(description="Why it cannot be met.")
+    current: float | None = Field(None, description="What was asked, in `unit`.")
+    relaxed: float | None = Field(
+        None, description="Smallest change of it alone that makes a plan possible; null = no value of it alone helps."
+    )
+    unit: str = Field("", description="Unit of `current` and `relaxed`.")
+    suggestion: str = Field("", description="The change in words.")
+
+
+class WarningDocument(_Part):
+    """Something to know about the result; docs/reference/warnings.md lists the codes."""
+
+    code: str = Field(pattern=r"^W\d{3}$", description="Stable code.")
+    message: str = Field(description="What was found.")
+    observed: int | float | str | None = Field(None, description="The value that was seen.")
+    threshold: int | float | str | None = Field(None, description="The value that it was compared with.")
+
+
+class PlanDocument(_Part):
+    """A plan as gpuplan writes it: what to rent, what serves which requests, what it costs and how sure that is."""
+
+    model_config = ConfigDict(title="gpuplan Plan")
+
+    schema_version: Literal["1"] = Field(description="Version of this format.")
+    kind: Literal["Plan"] = Field(description="Tells a plan from a request.")
+    name: str = Field("", description="Name of the request.")
+    status: PlanStatus = Field(
+        description="optimal: proven within the asked gap; feasible: verified, but a limit stopped the proof;"
+        " infeasible: no plan exists, see `conflicts`; unknown: a limit was reached before any plan was found."
+    )
+    cost_usd_per_hour: NonNegative | None = Field(description="Price of everything rented; null if there is no plan.")
+    cost_usd_per_month: NonNegative | None = Field(None, description="`cost_usd_per_hour` x 730 hours.")
+    usd_per_million_output_tokens: NonNegative | None = Field(
+        None, description="Cost per million generated tokens at the planned rate; null if token counts are not known."
+    )
+    bound_usd_per_hour: NonNegative | None = Field(description="No plan can cost less: proven.")
+    gap: NonNegative | None = Field(description="(cost - bound) / cost; 0 = proven optimal.")
+    savings_vs_best_single: float | None = Field(
+        None, description="1 - cost / cost of the best baseline, as a fraction; null if no single GPU type suffices."
+    )
+    rate_rps: NonNegative = Field(0.0, description="Requests per second over all services, without headroom.")
+    output_tokens_per_s: NonNegative | None = Field(None, description="Generated tokens per second over all services.")
+    power_w: NonNegative | None = Field(None, description="Peak power of all replicas in watts.")
+    solver: SolverDocument = Field(description="Which solver said so.")
+    allocation: list[AllocationDocument] = Field(default_factory=list, description="Replicas by service and option.")
+    rentals: list[RentalDocument] = Field(default_factory=list, description="What to rent, by offer.")
+    routing: list[RouteDocument] = Field(default_factory=list, description="Routing weights by bucket of requests.")
+    baselines: list[BaselineDocument] = Field(default_factory=list, description="Plans with one GPU type each.")
+    binding: list[str] = Field(default_factory=list, description="Limits that hold the cost up.")
+    conflicts: list[ConflictDocument] = Field(
+        default_factory=list, description="Requirements that exclude each other; filled if infeasible."
+    )
+    warnings: list[WarningDocument] = Field(
+        default_factory=list, description="What to know before relying on the plan."
+    )
+    assumptions: list[str] = Field(default_factory=list, description="What was taken for granted, in words.")
+    inputs: dict[str, Any] = Field(
+        default_factory=dict, description="Hashes and dates of everything read, and the request itself."
+    )
+
+    @model_validator(mode="after")
+    def _routes_lead_somewhere(self) -> "PlanDocument":
+        known = {(row.service, row.option) for row in self.allocation}
+        for route in self.routing:
+            for option, weight in route.weights.items():
+                if weight > 0 and (route.service, option) not in known:
+                    raise InputError(
+                        f"Requests of {route.service!r} are routed to {option!r}, which `allocation` does not have.",
+                        hint="Keys of `weights` are the `option` of an allocation of the same service.",
+                    )
+        return self
+
+    def to_plan(self) -> Plan:
+        """Return the domain's plan; the derived fields are dropped."""
+        plain = dict(self)
+        for name in ("schema_version", "kind", "cost_usd_per_month", "usd_per_million_output_tokens"):
+            del plain[name]
+        parts: dict[str, Any] = {
+            "solver": SolverInfo(**dict(self.solver)),
+            "allocation": tuple(Allocation(**dict(row)) for row in self.allocation),
+            "rentals": tuple(Rental(**dict(row)) for row in self.rentals),
+            "routing": tuple(Route(**dict(row)) for row in self.routing),
+            "baselines": tuple(Baseline(**dict(row)) for row in self.baselines),
+            "conflicts": tuple(Conflict(**dict(row)) for row in self.conflicts),
+            "warnings": tuple(Warning_(**dict(row)) for row in self.warnings),
+            "binding": tuple(self.binding),
+            "assumptions": tuple(self.assumptions),
+        }
+        return Plan(**(plain | parts))
