@@ -175,9 +175,15 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 def validation_error(error: ValidationError, model: type[BaseModel], document: Document) -> InputError:
     """Return the first problem that pydantic found as one InputError with its line and a way out."""
-    first = error.errors(include_url=False)[0]
-    location = tuple(part for part in first["loc"] if not _is_union_tag(part))
-    others = len(error.errors()) - 1
+    problems = [(_plain_location(problem["loc"]), problem) for problem in error.errors(include_url=False)]
+    start = problems[0][0]
+    # A union reports one problem per branch: the one that got furthest into the document says most.
+    location, first = max(
+        (item for item in problems if item[0][: len(start)] == start),
+        key=lambda item: len(item[0]),
+        default=problems[0],
+    )
+    others = len({location for location, _ in problems if location[: len(start)] != start})
     more = f" ({others} more problem{'s' if others > 1 else ''} after this one.)" if others else ""
     where = document.where(*location)
     if first["type"] == "extra_forbidden":
@@ -198,9 +204,10 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _is_union_tag(part: str | int) -> bool:
-    """Return whether a part of pydantic's location names a branch of a union rather than a field."""
-    return isinstance(part, str) and (part.startswith(("function-", "list[", "tuple[", "dict[")) or part[:1].isupper())
+def _plain_location(location: Path_) -> Path_:
+    """Return pydantic's location without the parts that name a branch of a union rather than a field."""
+    branches = ("function-", "list[", "tuple[", "dict[", "constrained-")
+    return tuple(part for part in location if not (isinstance(part, str) and part.startswith(branches)))
 
 
 def _known_keys(model: type[BaseModel], location: Path_) -> list[str]:

@@ -1,0 +1,340 @@
+"""The PlanRequest: what the user asks. Field descriptions here are the single source for docs and JSON Schema."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from planner.domain.hardware import Market
+from planner.domain.slo import Metric, Slo
+from planner.errors import InputError
+from planner.files.schema import Count, DurationS, Fraction, PowerW, RateRps, Strict, UsdPerHour
+from planner.units import parse_duration_s
+
+DEFAULT_HEADROOM_FRACTION = 0.10
+"""Capacity kept above the planned rate; Mélange (arXiv 2404.14527) suggests over-provisioning by about 10%."""
+
+_SLO_TEXT = re.compile(r"\s*(\w+)\s+(mean|p\d{1,2}(?:\.\d+)?)\s*(?:<=|<|≤)\s*(.+?)\s*", re.IGNORECASE)
+
+
+def parse_statistic(text: object) -> float | None:
+    """Return the percentile that "p99" names; None for "mean".
+
+    Raises
+    ------
+    InputError: if it is neither.
+    """
+    if text == "mean":
+        return None
+    match = re.fullmatch(r"p(\d{1,2}(?:\.\d+)?)", str(text))
+    if match is None or not 0 < float(match[1]) < 100:
+        raise InputError(
+            f"{text!r} is not a statistic.", hint="Use mean, or a percentile such as p50, p95, p99, p99.9."
+        )
+    return float(match[1])
+
+
+def parse_slo(value: Any) -> Slo:  # noqa: ANN401 - whatever the document holds
+    """Return the objective that `value` states: "ttft p99 <= 2s", or a mapping of metric, statistic and bound.
+
+    Raises
+    ------
+    InputError: if it states none.
+
+    Examples
+    --------
+    >>> str(parse_slo("ttft p99 <= 2s")), str(parse_slo({"metric": "tpot", "statistic": "mean", "bound": "60ms"}))
+    ('ttft p99 <= 2 s', 'tpot mean <= 60 ms')
+    """
+    if isinstance(value, Slo):
+        return value
+    hint = "Write e.g. 'ttft p99 <= 2s', 'tpot p95 <= 60ms' or 'e2e mean <= 8s'."
+    if isinstance(value, str):
+        match = _SLO_TEXT.fullmatch(value)
+        if match is None:
+            raise InputError(f"{value!r} is not a service-level objective.", hint=hint)
+        metric, statistic, bound = match[1].lower(), match[2].lower(), match[3]
+    elif isinstance(value, dict):
+        if unknown := set(value) - {"metric", "statistic", "bound"}:
+            raise InputError(f"Unknown key {min(unknown)!r} in a service-level objective.", hint=hint)
+        if missing := {"metric", "statistic", "bound"} - set(value):
+            raise InputError(f"The service-level objective has no {min(missing)!r}.", hint=hint)
+        metric, statistic, bound = value["metric"], value["statistic"], value["bound"]
+    else:
+        raise InputError(f"{value!r} is not a service-level objective.", hint=hint)
+    if metric not in {known.value for known in Metric}:
+        known_metrics = ", ".join(known.value for known in Metric)
+        raise InputError(f"{metric!r} is not a metric that can be planned for.", hint=f"Metrics: {known_metrics}.")
+    bound_s = parse_duration_s(bound)
+    if bound_s <= 0:
+        raise InputError(f"The bound must be more than zero, not {bound!r}.", hint=hint)
+    return Slo(metric=Metric(metric), percentile=parse_statistic(statistic), bound_s=bound_s)
+
+
+SloField = Annotated[
+    Slo,
+    BeforeValidator(parse_slo),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "string",
+                    "pattern": r"^\s*(ttft|tpot|e2e)\s+(mean|p[0-9.]+)\s*(<=|<|≤)\s*.+$",
+                    "examples": ["ttft p99 <= 2s"],
+                },
+                {
+                    "type": "object",
+                    "properties": {
+                        "metric": {"enum": ["ttft", "tpot", "e2e"]},
+                        "statistic": {"type": "string", "pattern": "^(mean|p[0-9.]+)$"},
+                        "bound": {"type": "string", "examples": ["200ms"]},
+                    },
+                    "required": ["metric", "statistic", "bound"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
+
+
+def _as_list(value: Any) -> Any:  # noqa: ANN401 - whatever the document holds
+    return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
+Precision = Literal["bf16", "fp16", "fp8", "int8", "int4", "nvfp4", "mxfp4"]
+Degree = Annotated[int, Field(ge=1, le=64, strict=True)]
+
+
+class Engine(Strict):
+    """The serving engine and the settings of it that change throughput."""
+
+    name: str = Field(default="vllm", description="Engine; measured profiles are used only where they match it.")
+    version: str = Field(default="", description="Engine version, for the record.")
+    max_num_seqs: int = Field(default=256, ge=1, description="Most sequences in one batch (vLLM's --max-num-seqs).")
+    max_num_batched_tokens: int = Field(
+        default=8192, ge=1, description="Token budget of one step (vLLM's --max-num-batched-tokens)."
+    )
+
+
+class Parallelism(Strict):
+    """How one replica may be spread over the GPUs of one instance; all given degrees compete."""
+
+    tp: Annotated[list[Degree], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+        default=[1, 2, 4, 8], description="Tensor-parallel degrees to consider."
+    )
+    pp: Annotated[list[Degree], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+        default=[1], description="Pipeline-parallel degrees to consider."
+    )
+
+
+class Columns(Strict):
+    """Names of the columns of a generic CSV or Parquet trace."""
+
+    arrival: str | None = Field(default=None, description="Arrival time, in seconds or as a date and time.")
+    input: str = Field(description="Prompt tokens.")
+    output: str = Field(description="Generated tokens.")
+
+
+class Grid(Strict):
+    """How requests are put into size buckets."""
+
+    kind: Literal["melange", "adaptive", "edges"] = Field(
+        default="melange", description="Mélange's 10 x 6 ranges, ranges fitted to the trace, or your own edges."
+    )
+    rows: int = Field(default=10, ge=1, le=100, description="Input ranges of the adaptive grid.")
+    columns: int = Field(default=6, ge=1, le=100, description="Output ranges of the adaptive grid.")
+    input_edges: list[int] | None = Field(default=None, description="Upper edges in tokens, ascending (kind: edges).")
+    output_edges: list[int] | None = Field(default=None, description="Upper edges in tokens, ascending (kind: edges).")
+
+    @model_validator(mode="after")
+    def _edges_go_with_their_kind(self) -> Grid:
+        has_edges = self.input_edges is not None and self.output_edges is not None
+        if (self.kind == "edges") != has_edges:
+            raise InputError("input_edges and output_edges belong to kind: edges, both of them.")
+        return self
+
+
+class Constant(Strict):
+    """Requests that are all of one size."""
+
+    input_tokens: float = Field(gt=0, description="Prompt tokens of every request.")
+    output_tokens: float = Field(gt=0, description="Generated tokens of every request.")
+
+
+class Workload(Strict):
+    """What is asked of a service. Exactly one of trace, histogram and constant."""
+
+    trace: str | None = Field(
+        default=None, description="A trace file, format detected by content; or bundled:NAME for one that ships."
+    )
+    histogram: str | None = Field(default=None, description="A file with request sizes and their counts or shares.")
+    constant: Constant | None = Field(default=None, description="All requests of one size.")
+    format: str | None = Field(default=None, description="Trace format, where detection by content fails.")
+    columns: Columns | None = Field(default=None, description="Column names of a generic CSV or Parquet trace.")
+    skip_bad_rows: bool = Field(default=False, description="Drop and count malformed rows instead of stopping.")
+    rate: RateRps | None = Field(
+        default=None, description="Mean rate to plan for; the trace is rescaled to it. Needed without a trace."
+    )
+    peak: str | None = Field(
+        default=None,
+        description="Plan for a busy window, not the mean: 'p99 of 1m', 'max of 10s'.",
+        examples=["p99 of 1m", "max of 10s"],
+    )
+    grid: Grid = Field(default=Grid(), description="How requests are put into size buckets.")
+
+    @model_validator(mode="after")
+    def _exactly_one_source(self) -> Workload:
+        sources = [name for name in ("trace", "histogram", "constant") if getattr(self, name) is not None]
+        if len(sources) != 1:
+            found = " and ".join(sources) or "none"
+            raise InputError(f"A workload needs exactly one of trace, histogram and constant; found {found}.")
+        if sources != ["trace"] and self.rate is None:
+            raise InputError(
+                f"A workload from a {sources[0]} says nothing of time: give its rate.", hint="rate: 30 req/s"
+            )
+        if sources != ["trace"] and self.peak is not None:
+            raise InputError("peak needs a trace with arrival times.", hint="Raise the rate instead.")
+        return self
+
+
+class Service(Strict):
+    """One model that serves one kind of traffic under its objectives."""
+
+    name: str = Field(min_length=1, description="Your name for it.")
+    model: str = Field(
+        min_length=1, description="A name in the model library (`gpuplan models list`), or the path of a config.json."
+    )
+    precision: Annotated[list[Precision], BeforeValidator(_as_list), Field(min_length=1)] | None = Field(
+        default=None,
+        description="Number formats of the weights that compete; default: the one the model is published in.",
+    )
+    engine: Engine = Field(default=Engine(), description="The serving engine.")
+    parallelism: Parallelism = Field(default=Parallelism(), description="How a replica may be spread over GPUs.")
+    workload: Workload = Field(description="What is asked of it.")
+    slo: list[SloField] = Field(min_length=1, description="Service-level objectives; all must hold.")
+
+
+class GpuChoice(Strict):
+    """Which GPU types may be used."""
+
+    include: list[str] | None = Field(default=None, description="Only these; default: all.")
+    exclude: list[str] = Field(default=[], description="Never these.")
+
+
+class Owned(Strict):
+    """GPUs that you have, priced as you account for them."""
+
+    gpu: str = Field(description="GPU name (`gpuplan catalog list`).")
+    count: int = Field(ge=1, description="GPUs.")
+    gpus_per_instance: int = Field(default=8, ge=1, description="GPUs per machine; a replica stays within one.")
+    region: str = Field(default="owned", description="Your name for the place; power limits refer to it.")
+    price: UsdPerHour = Field(description="Per GPU and hour, e.g. depreciation and power; 0 USD/h if it is sunk.")
+
+    @model_validator(mode="after")
+    def _whole_machines(self) -> Owned:
+        if self.count % self.gpus_per_instance:
+            raise InputError(
+                f"{self.count} GPUs are not whole machines of {self.gpus_per_instance}.", hint="Set gpus_per_instance."
+            )
+        return self
+
+
+class CatalogChoice(Strict):
+    """What may be rented."""
+
+    bundled: bool = Field(default=True, description="Use the offers that ship with gpuplan.")
+    providers: list[str] | None = Field(default=None, description="Only these clouds; default: all.")
+    regions: list[str] | None = Field(default=None, description="Only these regions; default: all.")
+    gpus: GpuChoice = Field(default=GpuChoice(), description="Only, or never, these GPU types.")
+    markets: list[Market] = Field(
+        default=[Market.ON_DEMAND, Market.OWNED], min_length=1, description="Markets to buy on."
+    )
+    max_price_age: DurationS = Field(
+        default=180 * 86400.0, description="Older prices are warned of, and refused with --strict."
+    )
+    files: list[str] = Field(default=[], description="Your own offers: gpuplan, gpuhunt or SkyPilot CSV, or YAML.")
+    owned: list[Owned] = Field(default=[], description="GPUs that you have.")
+
+
+class ProfileChoice(Strict):
+    """Where throughput comes from."""
+
+    prefer: Literal["measured", "estimated"] = Field(
+        default="measured",
+        description="measured: measurements where they match, estimates elsewhere; estimated: only those.",
+    )
+    files: list[str] = Field(default=[], description="Your own measurements, in the CSV form of profiles/.")
+
+
+class Quota(Strict):
+    """At most so much of one resource in a scope; exactly one of gpus, vcpus and instances."""
+
+    provider: str | None = Field(default=None, description="Cloud; default: any.")
+    region: str | None = Field(default=None, description="Region; default: any.")
+    gpu: str | None = Field(default=None, description="GPU type; default: any.")
+    market: Market | None = Field(default=None, description="Market; default: any.")
+    gpus: Count | None = Field(default=None, description="Most GPUs.")
+    vcpus: Count | None = Field(default=None, description="Most vCPUs.")
+    instances: Count | None = Field(default=None, description="Most instances.")
+
+    @model_validator(mode="after")
+    def _one_resource(self) -> Quota:
+        if sum(value is not None for value in (self.gpus, self.vcpus, self.instances)) != 1:
+            raise InputError("A quota needs exactly one of gpus, vcpus and instances.")
+        return self
+
+
+WHOLE_FLEET = "fleet"
+"""The site that a power limit without a region stands for."""
+
+PowerBySite = Annotated[
+    dict[str, PowerW],
+    BeforeValidator(lambda value: value if isinstance(value, dict) else {WHOLE_FLEET: value}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "examples": ["40kW"]},
+                {"type": "object", "additionalProperties": {"type": "string", "examples": ["40kW"]}},
+            ]
+        }
+    ),
+]
+
+
+class Constraints(Strict):
+    """Limits on the whole fleet."""
+
+    budget: UsdPerHour | None = Field(default=None, description="Most dollars per hour.")
+    power: PowerBySite = Field(
+        default={}, description="Most peak power: of the whole fleet, or by region ({dc1: 40kW})."
+    )
+    available: dict[str, Count] = Field(
+        default={}, description="Most GPUs of a type, over all offers ({H100-80GB: 8})."
+    )
+    quotas: list[Quota] = Field(default=[], description="Limits by provider, region, GPU type or market.")
+    headroom: Fraction = Field(
+        default=DEFAULT_HEADROOM_FRACTION, le=10.0, description="Capacity kept free above the planned rate."
+    )
+
+
+class PlanRequest(Strict):
+    """A question to gpuplan: which GPUs serve these services under these objectives at the least cost?"""
+
+    schema_version: Literal["1"] = Field(description="Version of this form.")
+    kind: Literal["PlanRequest"] = Field(description="What this document is.")
+    name: str = Field(default="", description="Your name for the plan.")
+    services: list[Service] = Field(min_length=1, description="What the fleet must serve.")
+    catalog: CatalogChoice = Field(default=CatalogChoice(), description="What may be rented.")
+    profiles: ProfileChoice = Field(default=ProfileChoice(), description="Where throughput comes from.")
+    constraints: Constraints = Field(default=Constraints(), description="Limits on the whole fleet.")
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> PlanRequest:
+        names = [service.name for service in self.services]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"Two services are called {name!r}.", hint="Give each its own name.")
+        return self

@@ -1,0 +1,62 @@
+"""What all schemas of user files share: the strict base, and field types for quantities with units."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from planner import units
+from planner.errors import InputError
+
+
+class Strict(BaseModel):
+    """Base of all schemas: an unknown key is an error, and nothing changes after parsing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _quantity(pattern_hint: str, *examples: str | float) -> WithJsonSchema:
+    kinds = sorted({"string" if isinstance(example, str) else "number" for example in examples})
+    schema_type: str | list[str] = kinds[0] if len(kinds) == 1 else kinds
+    return WithJsonSchema({"type": schema_type, "description": pattern_hint, "examples": list(examples)})
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise InputError(f"It must be more than zero, not {value:g}.")
+    return value
+
+
+def _not_negative(value: float) -> float:
+    if value < 0:
+        raise InputError(f"It must not be negative, not {value:g}.")
+    return value
+
+
+DurationS = Annotated[
+    float,
+    BeforeValidator(lambda text: _positive(units.parse_duration_s(text))),
+    _quantity("A duration with its unit.", "30s", "200ms", "1h", "180d"),
+]
+RateRps = Annotated[
+    float,
+    BeforeValidator(lambda text: _positive(units.parse_rate_rps(text))),
+    _quantity("A request rate with its unit.", "30 req/s", "120 req/min"),
+]
+UsdPerHour = Annotated[
+    float,
+    BeforeValidator(lambda text: _not_negative(units.parse_usd_per_hour(text))),
+    _quantity("A price with its unit.", "2.49 USD/h", "5000 USD/month"),
+]
+PowerW = Annotated[
+    float,
+    BeforeValidator(lambda text: _not_negative(units.parse_power_w(text))),
+    _quantity("A power with its unit.", "40kW", "700W"),
+]
+Fraction = Annotated[
+    float,
+    BeforeValidator(lambda text: _not_negative(units.parse_fraction(text))),
+    _quantity("A fraction, as a percentage or between 0 and 1.", "10%", 0.1),
+]
+Count = Annotated[int, Field(ge=0, strict=True)]
