@@ -41,6 +41,11 @@ class LayerGroup:
     head_dim: int
     """Width of a query/key head (for MLA: of the absorbed latent query, kv_lora_rank + rope dim)."""
     value_head_dim: int
+    """Width of a value head (for MLA: kv_lora_rank, as the values are read from the latent vector)."""
+    prefill_head_dim: int | None = None
+    """`head_dim` while a prompt is processed, where it differs: MLA multiplies prompts out to full heads."""
+    prefill_value_head_dim: int | None = None
+    """`value_head_dim` while a prompt is processed, where it differs."""
     attended_tokens_cap: int | None = None
     """Sparse attention (DSA): at most so many tokens are attended to, though all are cached."""
     mlp_params: float
@@ -69,7 +74,12 @@ class ModelArchitecture:
     """Number format that the weights are published in: "bf16", "fp8", "nvfp4", "mxfp4", ..."""
     source: str = ""
     confidence: str = ""
-    """"read", "computed" or "recalled" for library models, "user" for a user's file."""
+    """"read", "computed" or "recalled" for library models, "user" for a user's file, "assumed" for a user's file
+    whose model_type is not known and that was read as the usual transformer."""
+    embedding_width: int | None = None
+    """Width of the token tables where it is not `hidden_size` (OPT-350m)."""
+    extra_params: float = 0.0
+    """Parameters outside of layers, token tables and the final norm's weight: positions, biases, projections."""
 
     @property
     def n_layers(self) -> int:
@@ -79,19 +89,21 @@ class ModelArchitecture:
     @property
     def embedding_params(self) -> float:
         """Parameters of the input table and the output head (one table if they are tied)."""
-        return float(self.vocab_size) * self.hidden_size * (1 if self.is_embedding_tied else 2)
+        return (
+            float(self.vocab_size) * (self.embedding_width or self.hidden_size) * (1 if self.is_embedding_tied else 2)
+        )
 
     @property
     def total_params(self) -> float:
         """All parameters."""
         layers = sum(group.count * (group.mixer_params + group.mlp_params) for group in self.layers)
-        return layers + self.embedding_params + self.hidden_size
+        return layers + self.embedding_params + self.extra_params + self.hidden_size
 
     @property
     def active_params(self) -> float:
         """Parameters that one token uses, input and output tables included."""
         layers = sum(group.count * (group.mixer_params + group.mlp_active_params) for group in self.layers)
-        return layers + self.embedding_params + self.hidden_size
+        return layers + self.embedding_params + self.extra_params + self.hidden_size
 
     def kv_elements(self, context_tokens: float) -> float:
         """Return the KV-cache elements of one sequence of `context_tokens` tokens, windows taken into account."""
