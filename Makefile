@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test test-slow check format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -18,6 +18,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 setup: $(READY) ## create .venv with everything needed
+
+demo: $(READY) ## plan Llama-3.1-8B for the Azure 2023 conversation trace over real prices
+	@mkdir -p demo
+	$(BIN)/gpuplan plan examples/request.yaml -o demo/plan.json -o demo/plan.csv -o demo/plan.md -o demo/report.html --force
 
 test: $(READY) ## run the test suite
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
@@ -35,6 +39,9 @@ check: $(READY) ## format, lint, types, import rules, schema drift
 format: $(READY) ## rewrite the code in house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(READY) ## measure, and write the tables of docs/benchmarks.md
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 COMMANDS = {
+    "init": ("planner.cli.init", "Write a commented request that plans as it stands."),
+    "plan": ("planner.cli.plan", "Find the cheapest mix of GPUs that serves a request within its SLOs."),
+    "explain": ("planner.cli.explain", "Say what binds a plan, what it costs, and why other GPUs are not in it."),
     "catalog": ("planner.cli.catalog", "GPUs and what renting them costs."),
     "models": ("planner.cli.models", "Model architectures that gpuplan knows."),
     "workload": ("planner.cli.workload", "Look at a request trace."),
+    "schema": ("planner.cli.schema", "Print a JSON Schema, for editors and for checking documents."),
+    "doctor": ("planner.cli.doctor", "Check versions, solvers, data ages and rival packages."),
 }
 """Sub-command -> (module, help line). A module holds a typer app `app`, or one function `command`."""
 

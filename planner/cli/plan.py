@@ -1,0 +1,137 @@
+"""`gpuplan plan`: the cheapest verified plan for a request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.cli import console
+from planner.cli.options import (
+    AsOfOption,
+    ForceOption,
+    GapOption,
+    JsonOption,
+    SeedOption,
+    SolverOption,
+    ThreadsOption,
+    TimeLimitOption,
+    parse_date,
+    solver_settings,
+)
+from planner.errors import ExitCode
+
+if TYPE_CHECKING:
+    from planner.domain.plan import Plan
+    from planner.report.result import PlanResult
+
+
+def command(
+    request: Annotated[
+        str, typer.Argument(help="A PlanRequest or a Mélange config, YAML or JSON; - is stdin.", show_default=False)
+    ],
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the plan to FILE: .json, .yaml, .csv, .md or .html by its suffix; - is stdout. Repeatable.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    assignment: Annotated[
+        str, typer.Option(help="fractional: a bucket may be split between GPUs; sliced: Mélange's binary slices.")
+    ] = "fractional",
+    slice_factor: Annotated[
+        int | None, typer.Option(min=1, help="Slices per bucket for --assignment sliced; default: the request's own.")
+    ] = None,
+    solver: SolverOption = "highs",
+    time_limit: TimeLimitOption = "60s",
+    gap: GapOption = "0.01%",
+    seed: SeedOption = 0,
+    threads: ThreadsOption = 1,
+    as_of: AsOfOption = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse stale prices instead of warning of them.")] = False,
+    routes: Annotated[bool, typer.Option("--routes", help="Show the routing weights of every bucket.")] = False,
+    force: ForceOption = False,
+) -> int:
+    """Find the cheapest mix of GPUs that serves a request within its SLOs."""
+    from planner.files.output import check_writable
+    from planner.planning.answer import plan
+
+    settings = solver_settings(solver=solver, time_limit=time_limit, gap=gap, seed=seed, threads=threads)
+    targets = output or []
+    for target in targets:
+        check_suffix(target)
+        if target != "-":
+            check_writable(Path(target), force=force)
+    result = plan(
+        request,
+        today=parse_date(as_of),
+        settings=settings,
+        assignment=assignment,
+        slice_factor=slice_factor,
+        strict=strict,
+    )
+    for target in targets:
+        console.write_result(target, render(result, target), force=force)
+    if as_json:
+        console.print_json(result.to_document())
+    elif "-" not in targets:
+        show(result, routes=routes)
+    return int(exit_code(result.plan))
+
+
+def exit_code(plan: Plan) -> ExitCode:
+    """Return the exit code that says how the plan ended."""
+    from planner.domain.plan import PlanStatus
+
+    if plan.solver.termination == "interrupted":
+        return ExitCode.INTERRUPTED
+    return {
+        PlanStatus.OPTIMAL: ExitCode.OK,
+        PlanStatus.INFEASIBLE: ExitCode.INFEASIBLE,
+        PlanStatus.FEASIBLE: ExitCode.LIMIT_REACHED,
+        PlanStatus.UNKNOWN: ExitCode.LIMIT_REACHED,
+    }[plan.status]
+
+
+def check_suffix(target: str) -> None:
+    """Raise before any work if the format of `target` is not known.
+
+    Raises
+    ------
+    InputError: if its suffix names no format.
+    """
+    from planner.errors import InputError, Where
+
+    if target != "-" and Path(target).suffix not in SUFFIXES:
+        raise InputError(
+            f"The suffix {Path(target).suffix!r} names no format.",
+            hint=f"Use one of {', '.join(SUFFIXES)}.",
+            where=Where(path=target),
+        )
+
+
+SUFFIXES = (".json", ".yaml", ".csv", ".md", ".html")
+
+
+def render(result: PlanResult, target: str) -> str:
+    """Return the plan as text in the format that the suffix of `target` names."""
+    suffix = ".json" if target == "-" else Path(target).suffix
+    return {
+        ".json": result.to_json,
+        ".yaml": result.to_yaml,
+        ".csv": result.to_csv,
+        ".md": result.to_markdown,
+        ".html": result.to_html,
+    }[suffix]()
+
+
+def show(result: PlanResult, *, routes: bool) -> None:
+    """Print the plan for a person; its warnings go to stderr."""
+    from planner.report.terminal import plan_renderables
+
+    console.print_result(*plan_renderables(result.plan, today=result.today, verbose=routes))

@@ -1,0 +1,184 @@
+"""Questions answered: solve, compare with single GPU types, or say what stands in the way."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.domain.plan import Plan, PlanStatus
+from planner.errors import InputError
+from planner.files.documents import Document, load_document, parse_document, validation_error
+from planner.optimize import (
+    Assignment,
+    SolverSettings,
+    find_conflicts,
+    savings_vs_best_single,
+    single_gpu_baselines,
+    solve,
+)
+from planner.planning.melange import melange_question
+from planner.planning.relax import slo_conflicts
+from planner.report.result import PlanResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from planner.planning.question import Question
+
+STDIN = "-"
+IN_MEMORY = "request"
+"""How errors call a request that was not read from a file."""
+
+
+def plan(
+    request: str | Path | Mapping[str, Any],
+    *,
+    base_dir: Path | None = None,
+    today: date | None = None,
+    settings: SolverSettings | None = None,
+    assignment: str = "fractional",
+    slice_factor: int | None = None,
+    strict: bool = False,
+) -> PlanResult:
+    """Return the cheapest verified plan for `request`, or the reasons why there is none.
+
+    Parameters
+    ----------
+    request : a file's path, or the same document as a mapping.
+    base_dir : where relative paths in the request start; default: the file's folder, else the working directory.
+    today : date that price ages count to; default: today.
+    settings : solver, time limit (s), relative gap, seed and threads.
+    assignment : "fractional" (a bucket may be split between options) or "sliced" (Mélange's binary slices).
+    slice_factor : slices per bucket for "sliced"; default: what the request says, else 1.
+    strict : refuse stale prices instead of warning of them.
+
+    Raises
+    ------
+    InputError: if the request, or a file that it names, is wrong.
+    DataMissingError: if it names something that is not known.
+    """
+    document = read_request(request)
+    today = today or date.today()
+    folder = base_dir or (Path(document.path).parent if isinstance(request, str | Path) else Path())
+    question = read_question(document, base_dir=folder, today=today, strict=strict)
+    settings = settings or SolverSettings()
+    chosen = _assignment(assignment, slice_factor or question.slice_factor)
+    inputs = {
+        "request_path": document.path,
+        "request_sha256": document.sha256,
+        "gpuplan_version": version("gpuplan"),
+        "as_of": today.isoformat(),
+        "slice_factor": chosen.slice_factor,
+        **question.inputs,
+        "reproduce": _reproduce(document.path, today, settings, chosen, strict=strict),
+        "request": document.data,
+    }
+    found = replace(answer(question, settings=settings, assignment=chosen), inputs=inputs)
+    return PlanResult(plan=found, today=today)
+
+
+def answer(question: Question, *, settings: SolverSettings, assignment: Assignment) -> Plan:
+    """Return the plan for `question` with its baselines, or with the conflicts that leave none."""
+    found = solve(question.problem, settings=settings, assignment=assignment)
+    found = replace(
+        found,
+        name=question.name,
+        warnings=question.warnings + found.warnings,
+        assumptions=question.assumptions + found.assumptions,
+    )
+    if found.status is PlanStatus.INFEASIBLE:
+        conflicts = find_conflicts(question.problem, settings=settings)
+        return replace(found, conflicts=conflicts + slo_conflicts(question, settings=settings))
+    if found.cost_usd_per_hour is None:
+        return found
+    baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
+    return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
+
+
+def read_request(request: str | Path | Mapping[str, Any]) -> Document:
+    """Return the request as a document; "-" is standard input."""
+    if isinstance(request, str | Path):
+        if str(request) == STDIN:
+            return parse_document(sys.stdin.buffer.read(), name=STDIN)
+        return load_document(Path(request))
+    try:
+        text = json.dumps(request, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The request is not a plain document: {error}.", hint=_KINDS) from error
+    return parse_document(text.encode(), name=IN_MEMORY)
+
+
+def read_question(document: Document, *, base_dir: Path, today: date, strict: bool) -> Question:
+    """Return the question that `document` asks; Mélange's form is told from a PlanRequest by its keys.
+
+    Raises
+    ------
+    InputError: if it is neither, or wrong.
+    """
+    from pydantic import ValidationError  # noqa: PLC0415 - costs a tenth of a second
+
+    data = document.data
+    if not isinstance(data, dict):
+        raise InputError("A request is a mapping of keys to values.", hint=_KINDS, where=document.where())
+    try:
+        if "gpu_info" in data and "kind" not in data:
+            from planner.files.melange import MelangeConfig as Model  # noqa: PLC0415 - one form per run
+
+            return melange_question(Model.model_validate(data))
+        return _fleet_question(document, base_dir=base_dir, today=today, strict=strict)
+    except ValidationError as error:
+        from planner.files.melange import MelangeConfig  # noqa: PLC0415
+        from planner.files.request import PlanRequest  # noqa: PLC0415
+
+        model = MelangeConfig if error.title == MelangeConfig.__name__ else PlanRequest
+        raise validation_error(error, model, document) from error
+    except InputError as error:
+        if error.where is not None and error.where.path is None and error.where.field:
+            error.where = document.where(*_location(error.where.field))
+        raise
+
+
+_KINDS = "Give a PlanRequest (`gpuplan init` writes one) or a Mélange config."
+
+
+def _fleet_question(document: Document, *, base_dir: Path, today: date, strict: bool) -> Question:
+    from planner.files.request import PlanRequest  # noqa: PLC0415 - one form per run
+
+    kind = document.data.get("kind")
+    if kind != "PlanRequest":
+        found = f"kind is {kind!r}" if kind is not None else "there is no `kind`"
+        raise InputError(f"This is not a request: {found}.", hint=_KINDS, where=document.where())
+    request = PlanRequest.model_validate(document.data)
+    from planner.planning.fleet import fleet_question  # noqa: PLC0415 - Mélange's form never pays for it
+
+    return fleet_question(request, base_dir=base_dir, today=today, strict=strict)
+
+
+def _location(dotted: str) -> tuple[str | int, ...]:
+    parts = dotted.replace("[", ".[").split(".")
+    return tuple(int(part[1:-1]) if part.startswith("[") else part for part in parts)
+
+
+def _assignment(kind: str, slice_factor: int) -> Assignment:
+    if kind == "fractional":
+        return Assignment.fractional()
+    if kind == "sliced":
+        return Assignment.sliced(slice_factor)
+    raise InputError(f"{kind!r} is not a way to assign requests.", hint="Use fractional or sliced.")
+
+
+def _reproduce(path: str, today: date, settings: SolverSettings, assignment: Assignment, *, strict: bool) -> str:
+    """Return the command that gives this plan again, from the same folder and files."""
+    parts = ["gpuplan", "plan", path, "--as-of", today.isoformat(), "--solver", settings.solver]
+    parts += ["--gap", f"{settings.relative_gap * 100:g}%", "--seed", str(settings.seed)]
+    if assignment.slice_factor is not None:
+        parts += ["--assignment", "sliced", "--slice-factor", str(assignment.slice_factor)]
+    if strict:
+        parts.append("--strict")
+    return shlex.join(parts)

@@ -1,0 +1,310 @@
+"""A PlanRequest as a question: reads the catalog, the traffic, the models and the profiles that it names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from planner.catalog.files import read_offers_file
+from planner.catalog.gpus import GpuCatalog, load_gpus
+from planner.catalog.models import load_model
+from planner.catalog.offers import load_offers
+from planner.catalog.select import OfferFilter, plannable, select_offers
+from planner.domain.hardware import EngineConfig, Market, Offer
+from planner.domain.problem import FleetProblem, Limit, Resource, Scope, ServingOption
+from planner.errors import DataMissingError, InputError, PlannerError, Where
+from planner.files.request import WHOLE_FLEET, CatalogChoice, Constraints, PlanRequest, Service
+from planner.planning.question import Question, Relaxation
+from planner.planning.traffic import TrafficSource, read_demand
+from planner.profilers.measured import MeasuredStore, load_measured, read_profile_file
+from planner.profilers.options import OptionProfile, profile_option
+from planner.units import UsdPerInstanceHour
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import date
+    from pathlib import Path
+
+    from planner.domain.model import ModelArchitecture
+    from planner.domain.provenance import Warning_
+    from planner.domain.slo import Slo
+    from planner.domain.workload import Demand
+
+SECONDS_PER_DAY = 86400.0
+
+ASSUMPTIONS = (
+    "A replica's load is the sum of its buckets' loads (rate / largest rate of that bucket alone within the SLO).",
+    "The SLO enters through each GPU's throughput; this plan has not been replayed request by request.",
+    "A replica stays within one instance; its power is the TDP of its GPUs.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedService:
+    """A service with everything read that it names."""
+
+    request: Service
+    model: ModelArchitecture
+    demand: Demand
+    traffic: TrafficSource
+    configs: tuple[EngineConfig, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A request with everything read that it names; from it the problem is built for any objectives."""
+
+    services: tuple[PreparedService, ...]
+    offers: tuple[Offer, ...]
+    gpus: GpuCatalog
+    store: MeasuredStore
+    limits: tuple[Limit, ...]
+    headroom_fraction: float
+
+    def problem(self, slos: Mapping[str, Sequence[Slo]]) -> FleetProblem:
+        """Return the problem in which each service has the objectives `slos[its name]`."""
+        options = tuple(
+            option for service in self.services for option in self._options(service, slos[service.request.name])
+        )
+        return FleetProblem(
+            demands=tuple(service.demand for service in self.services),
+            options=options,
+            limits=self.limits,
+            headroom_fraction=self.headroom_fraction,
+        )
+
+    def _options(self, service: PreparedService, slos: Sequence[Slo]) -> Iterator[ServingOption]:
+        profiles: dict[tuple[str, EngineConfig], OptionProfile] = {}
+        shown_zero: set[tuple[str, EngineConfig]] = set()
+        for offer in self.offers:
+            for config in service.configs:
+                if config.gpus_per_replica > offer.gpus_per_instance:
+                    continue
+                key = (offer.gpu, config)
+                if key not in profiles:
+                    profiles[key] = self._profile(service, offer.gpu, config, slos)
+                profile = profiles[key]
+                if not profile.throughput_rps.any():
+                    if key in shown_zero:
+                        continue  # one offer is enough to carry the reason why this GPU cannot serve
+                    shown_zero.add(key)
+                yield ServingOption(
+                    service=service.request.name,
+                    offer=offer,
+                    gpus_per_replica=config.gpus_per_replica,
+                    throughput_rps=profile.throughput_rps,
+                    config=config,
+                    power_w=profile.power_w,
+                    provenance=profile.provenance,
+                    limiting=profile.limiting,
+                )
+
+    def _profile(self, service: PreparedService, gpu: str, config: EngineConfig, slos: Sequence[Slo]) -> OptionProfile:
+        return profile_option(service.model, self.gpus.get(gpu), config, service.demand.buckets, slos, store=self.store)
+
+
+def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict: bool = False) -> Question:
+    """Return the question that `request` asks.
+
+    Parameters
+    ----------
+    base_dir : folder that relative paths in the request start from, the request file's own.
+    today : the date that price ages are counted to.
+    strict : refuse stale prices instead of warning of them.
+
+    Raises
+    ------
+    InputError: if something that the request names is wrong.
+    DataMissingError: if something that it names is not known, or prices are stale and `strict` is set.
+    """
+    gpus = load_gpus()
+    offers, catalog_warnings = read_catalog(request.catalog, gpus=gpus, base_dir=base_dir, today=today, strict=strict)
+    services = tuple(
+        _prepare_service(service, index, base_dir=base_dir) for index, service in enumerate(request.services)
+    )
+    prepared = Prepared(
+        services=services,
+        offers=offers,
+        gpus=gpus,
+        store=_measured(request, base_dir),
+        limits=tuple(_limits(request.constraints, gpus, offers)),
+        headroom_fraction=request.constraints.headroom,
+    )
+    slos = {service.name: tuple(service.slo) for service in request.services}
+    return Question(
+        problem=prepared.problem(slos),
+        name=request.name,
+        warnings=catalog_warnings + tuple(warning for service in services for warning in service.demand.warnings),
+        assumptions=tuple(_assumptions(request, services)),
+        inputs={
+            "files": {service.traffic.name: service.traffic.sha256 for service in services if service.traffic.sha256}
+        },
+        relaxations=tuple(_relaxations(prepared, slos)),
+    )
+
+
+def read_catalog(
+    choice: CatalogChoice, *, gpus: GpuCatalog, base_dir: Path, today: date, strict: bool
+) -> tuple[tuple[Offer, ...], tuple[Warning_, ...]]:
+    """Return the offers that the request allows, and warnings about their prices."""
+    offers = load_offers() if choice.bundled else ()
+    for name in choice.files:
+        offers += read_offers_file(base_dir / name, gpus=gpus)
+    offers += tuple(_owned(choice, gpus))
+    if not offers:
+        raise InputError(
+            "There is nothing to rent.",
+            hint="Set catalog.bundled, catalog.files or catalog.owned.",
+            where=_at("catalog"),
+        )
+    wanted = OfferFilter(
+        providers=_with_owned(choice.providers, choice),
+        regions=_with_owned_regions(choice),
+        gpus_include=choice.gpus.include,
+        gpus_exclude=choice.gpus.exclude,
+        markets=choice.markets,
+        max_price_age_days=choice.max_price_age / SECONDS_PER_DAY,
+    )
+    selection = select_offers(offers, wanted, today=today, gpus=gpus)
+    usable, more_warnings = plannable(selection.offers)
+    warnings = tuple(selection.warnings) + tuple(more_warnings)
+    stale = [warning for warning in warnings if warning.code == "W201"]
+    if strict and stale:
+        raise DataMissingError(
+            stale[0].message, hint="Raise catalog.max_price_age, bring newer prices in catalog.files, or drop --strict."
+        )
+    return tuple(usable), warnings
+
+
+def _at(field: str) -> Where:
+    return Where(field=field)
+
+
+def _with_owned(providers: list[str] | None, choice: CatalogChoice) -> list[str] | None:
+    return [*providers, OWNED_PROVIDER] if providers is not None and choice.owned else providers
+
+
+def _with_owned_regions(choice: CatalogChoice) -> list[str] | None:
+    if choice.regions is None:
+        return None
+    return [*choice.regions, *(owned.region for owned in choice.owned)]
+
+
+OWNED_PROVIDER = "owned"
+"""Provider name of the user's own machines."""
+
+
+def _owned(choice: CatalogChoice, gpus: GpuCatalog) -> Iterator[Offer]:
+    for index, owned in enumerate(choice.owned):
+        gpu = gpus.get(owned.gpu).name
+        instance = f"{owned.gpus_per_instance}x{gpu}" + (f"-{index}" if index else "")
+        yield Offer(
+            name=f"{OWNED_PROVIDER}/{instance}/{owned.region}/{Market.OWNED}",
+            provider=OWNED_PROVIDER,
+            instance_type=instance,
+            region=owned.region,
+            market=Market.OWNED,
+            gpu=gpu,
+            gpus_per_instance=owned.gpus_per_instance,
+            price_usd_per_hour=UsdPerInstanceHour(owned.price * owned.gpus_per_instance),
+            available=owned.count // owned.gpus_per_instance,
+            source="catalog.owned of the request",
+        )
+
+
+def _prepare_service(service: Service, index: int, *, base_dir: Path) -> PreparedService:
+    try:
+        model = load_model(service.model, base_dir=base_dir)
+        demand, traffic = read_demand(service, base_dir=base_dir)
+        configs = tuple(engine_configs(service, model))
+    except PlannerError as error:
+        if error.where is None:
+            error.where = _at(f"services[{index}]")
+        raise
+    return PreparedService(request=service, model=model, demand=demand, traffic=traffic, configs=configs)
+
+
+def engine_configs(service: Service, model: ModelArchitecture) -> Iterator[EngineConfig]:
+    """Yield the engine configurations that compete for `service`.
+
+    A tensor-parallel degree must divide the model's query heads; others are left out, as engines refuse them.
+    """
+    heads = {group.n_query_heads for group in model.layers if group.n_query_heads}
+    degrees = [tp for tp in sorted(set(service.parallelism.tp)) if all(count % tp == 0 for count in heads)]
+    if not degrees:
+        raise InputError(
+            f"None of the tensor-parallel degrees {service.parallelism.tp} divides the {sorted(heads)} attention heads"
+            f" of {model.name}.",
+            hint="Set parallelism.tp.",
+        )
+    for precision in service.precision or [model.native_precision]:
+        for pp in sorted(set(service.parallelism.pp)):
+            for tp in degrees:
+                yield EngineConfig(
+                    engine=service.engine.name,
+                    engine_version=service.engine.version,
+                    precision=precision,
+                    tensor_parallel=tp,
+                    pipeline_parallel=pp,
+                    max_num_seqs=service.engine.max_num_seqs,
+                    max_num_batched_tokens=service.engine.max_num_batched_tokens,
+                )
+
+
+def _measured(request: PlanRequest, base_dir: Path) -> MeasuredStore:
+    if request.profiles.prefer == "estimated":
+        return MeasuredStore.empty()
+    rows = [row for name in request.profiles.files for row in read_profile_file(base_dir / name)]
+    return load_measured().with_rows(rows)
+
+
+def _limits(constraints: Constraints, gpus: GpuCatalog, offers: Sequence[Offer]) -> Iterator[Limit]:
+    if constraints.budget is not None:
+        yield Limit(name="budget", resource=Resource.USD_PER_HOUR, bound=constraints.budget)
+    regions = {offer.region for offer in offers}
+    for site, watts in constraints.power.items():
+        if site != WHOLE_FLEET and site not in regions:
+            raise InputError(
+                f"There is no region {site!r} to limit the power of.",
+                hint=f"Regions with offers: {', '.join(sorted(regions)[:20])}.",
+                where=_at(f"constraints.power.{site}"),
+            )
+        scope = Scope() if site == WHOLE_FLEET else Scope(region=site)
+        yield Limit(name=f"power {site}", resource=Resource.WATTS, bound=watts, scope=scope)
+    for name, count in constraints.available.items():
+        gpu = gpus.get(name).name
+        yield Limit(name=f"available {gpu}", resource=Resource.GPUS, bound=count, scope=Scope(gpu=gpu))
+    for quota in constraints.quotas:
+        gpu_name = gpus.get(quota.gpu).name if quota.gpu else None
+        scope = Scope(provider=quota.provider, region=quota.region, gpu=gpu_name, market=quota.market)
+        parts = [part for part in (quota.provider, quota.region, gpu_name, quota.market) if part]
+        for resource in (Resource.GPUS, Resource.VCPUS, Resource.INSTANCES):
+            bound = getattr(quota, resource.value)
+            if bound is not None:
+                yield Limit(name=f"quota {' '.join([*parts, resource])}", resource=resource, bound=bound, scope=scope)
+
+
+def _assumptions(request: PlanRequest, services: Sequence[PreparedService]) -> Iterator[str]:
+    for service in services:
+        formats = ", ".join(dict.fromkeys(config.precision for config in service.configs))
+        engine = service.request.engine.name
+        yield f"{service.request.name}: {service.demand.basis}; weights in {formats}; engine {engine}."
+    yield f"{request.constraints.headroom:.0%} headroom above the planned rate."
+    yield from ASSUMPTIONS
+
+
+def _relaxations(prepared: Prepared, slos: Mapping[str, tuple[Slo, ...]]) -> Iterator[Relaxation]:
+    for service, objectives in slos.items():
+        for index, slo in enumerate(objectives):
+            with_bound = partial(_problem_with_bound, prepared, slos, service, index)
+            yield Relaxation(service=service, slo=slo, problem_with_bound=with_bound)
+
+
+def _problem_with_bound(
+    prepared: Prepared, slos: Mapping[str, tuple[Slo, ...]], service: str, index: int, bound_s: float
+) -> FleetProblem:
+    """Return the problem with the bound of one service's objective number `index` changed to `bound_s`."""
+    objectives = list(slos[service])
+    objectives[index] = replace(objectives[index], bound_s=bound_s)
+    return prepared.problem({**slos, service: tuple(objectives)})

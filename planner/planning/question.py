@@ -1,0 +1,37 @@
+"""A request, read and ready to be solved: the meeting point of all request forms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from planner.domain.problem import FleetProblem
+    from planner.domain.provenance import Warning_
+    from planner.domain.slo import Slo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relaxation:
+    """A service-level objective that could be given up a little, and the problem that results."""
+
+    service: str
+    slo: Slo
+    problem_with_bound: Callable[[float], FleetProblem]
+    """Bound in seconds -> the same problem with this one objective loosened or tightened to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A problem, and what the answer must say about where it came from."""
+
+    problem: FleetProblem
+    name: str = ""
+    warnings: tuple[Warning_, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    relaxations: tuple[Relaxation, ...] = ()
+    slice_factor: int = 1
+    """Slices per bucket that the request itself asks for, should the assignment be sliced."""
