@@ -1,0 +1,133 @@
+"""How much of a GPU's data-sheet rates an engine reaches: the few numbers that were fitted, read from a data file.
+
+`profiles/efficiency.csv` holds every value with its source and reason; nothing here is a constant of its own.
+docs/explanation/throughput.md tells how they were fitted and how far the estimates are off.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+from planner.errors import DataMissingError
+from planner.files.bundled import bundled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from planner.domain.hardware import GpuSpec
+
+DEFAULT_SCOPE = "default"
+
+ENGINE_FAMILIES = {
+    "trtllm": "tensorrt-llm",
+    "trt-llm": "tensorrt-llm",
+    "tensorrtllm": "tensorrt-llm",
+    "lmdeploy-turbomind": "lmdeploy",
+    "turbomind": "lmdeploy",
+    "slora": "s-lora",
+}
+"""Other spellings of an engine's family; measurements count for the same family only."""
+
+
+def engine_family(engine: str) -> str:
+    """Return the name under which measurements and efficiency of `engine` are kept.
+
+    Examples
+    --------
+    >>> engine_family("LMDeploy-TurboMind"), engine_family("vllm")
+    ('lmdeploy', 'vllm')
+    """
+    name = engine.strip().lower().replace("_", "-")
+    return ENGINE_FAMILIES.get(name, name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """Shares of the peak rates and fixed times that one engine reaches on one kind of GPU."""
+
+    gemm_fraction: Mapping[str, float]
+    """Of the dense peak, by number format, for large matrix products of the linear layers."""
+    bandwidth_fraction: float
+    """Of the data-sheet bandwidth while weights are read."""
+    kv_bandwidth_fraction: float
+    """Of the data-sheet bandwidth while the KV cache is read in decoding."""
+    attention_fraction: float
+    """Of the dense bf16 peak in the attention of prefills."""
+    step_overhead_s: float
+    """Per engine step: scheduling, launches, sampling of the first sequence."""
+    sequence_overhead_s: float
+    """Per step and running sequence: sampling, detokenising, bookkeeping."""
+    memory_fraction: float
+    """Of a GPU's memory that the engine may fill (vLLM: gpu_memory_utilization)."""
+    activation_factor: float
+    """Activation memory in units of (batched tokens x hidden size x 2 bytes)."""
+    allreduce_latency_s: float
+    """Fixed time of one all-reduce between two GPUs; grows with log2(tp)."""
+    link_fraction: float
+    """Of the link's data-sheet rate in an all-reduce."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimatorParams:
+    """Everything numeric that the estimator assumes beside the model's and the GPU's own facts."""
+
+    table: Mapping[tuple[str, str], float]
+    """(parameter, scope) -> value, from profiles/efficiency.csv."""
+    arrival_scv: float
+    """Squared coefficient of variation of inter-arrival times; 1 = Poisson."""
+    service_scv: float
+    """Squared coefficient of variation of the prompts' service times at the prefill server."""
+    is_context_enforced: bool = True
+    """Refuse requests longer than the model's context; off only to compare with benchmarks that ignore it."""
+
+    def value(self, parameter: str, scope: str) -> float:
+        """Return a parameter for `scope`, or its default.
+
+        Raises
+        ------
+        DataMissingError: if the table has neither.
+        """
+        found = self.table.get((parameter, scope.lower()), self.table.get((parameter, DEFAULT_SCOPE)))
+        if found is None:
+            raise DataMissingError(
+                f"The efficiency table has no {parameter!r} for {scope!r} and no default.",
+                hint="Add a row to profiles/efficiency.csv.",
+            )
+        return found
+
+    def efficiency(self, gpu: GpuSpec, engine: str, *, link_kind: str) -> Efficiency:
+        """Return the parameters of `engine` on `gpu` with its GPUs joined by `link_kind`."""
+        family = engine_family(engine)
+        formats = ("bf16", "fp8", "int8", "fp4")
+        return Efficiency(
+            gemm_fraction={name: self.value(f"gemm_fraction_{name}", gpu.architecture) for name in formats},
+            bandwidth_fraction=self.value("bandwidth_fraction", gpu.architecture),
+            kv_bandwidth_fraction=self.value("kv_bandwidth_fraction", gpu.architecture),
+            attention_fraction=self.value("attention_fraction", gpu.architecture),
+            step_overhead_s=self.value("step_overhead_s", family),
+            sequence_overhead_s=self.value("sequence_overhead_s", family),
+            memory_fraction=self.value("memory_fraction", family),
+            activation_factor=self.value("activation_factor", family),
+            allreduce_latency_s=self.value("allreduce_latency_s", link_kind),
+            link_fraction=self.value("link_fraction", link_kind),
+        )
+
+    def with_values(self, **values: float) -> EstimatorParams:
+        """Return a copy in which the defaults of the named parameters are overridden for every scope."""
+        kept = {key: value for key, value in self.table.items() if key[0] not in values}
+        return replace(self, table=kept | {(name, DEFAULT_SCOPE): value for name, value in values.items()})
+
+
+@cache
+def default_params() -> EstimatorParams:
+    """Return the bundled parameters (profiles/efficiency.csv)."""
+    text = bundled("profiles", "efficiency.csv").read_text(encoding="utf-8")
+    table = {(row["parameter"], row["scope"].lower()): float(row["value"]) for row in csv.DictReader(text.splitlines())}
+    return EstimatorParams(
+        table=table,
+        arrival_scv=table["arrival_scv", DEFAULT_SCOPE],
+        service_scv=table["service_scv", DEFAULT_SCOPE],
+    )

@@ -1,0 +1,198 @@
+"""Measured figures as files: the CSV schema of `profiles/` and its reader, for bundled and for users' files alike."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING
+
+from planner.errors import InputError, Where
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+REQUIRED_COLUMNS = (
+    "model",
+    "gpu",
+    "gpu_count",
+    "tp",
+    "pp",
+    "engine",
+    "precision",
+    "input_tokens",
+    "output_tokens",
+    "load_kind",
+)
+STATISTICS = ("mean", "median", "p90", "p95", "p99")
+OPTIONAL_COLUMNS = (
+    "engine_version",
+    "length_dist",
+    "concurrency_or_rate",
+    "throughput_req_s",
+    "throughput_output_tok_s",
+    *(f"{metric}_{statistic}_ms" for metric in ("ttft", "tpot") for statistic in STATISTICS),
+    "date",
+    "source",
+    "source_ref",
+    "licence",
+    "sanity",
+    "notes",
+)
+LOAD_KINDS = ("offline_max", "static_batch", "concurrency", "request_rate", "poisson_max_under_slo")
+USABLE_SANITY = frozenset({"", "ok", "unchecked"})
+"""Rows with any other verdict are left out; unchecked ones are decided by our own floor check."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredPoint:
+    """One measured operating point of a whole replica (not per GPU)."""
+
+    model: str
+    """As the source names it."""
+    gpu: str
+    tensor_parallel: int
+    pipeline_parallel: int
+    engine: str
+    engine_version: str
+    precision: str
+    """As the source names it; fp16 counts as bf16 in look-ups. "" = not stated."""
+    input_tokens: float
+    output_tokens: float
+    load_kind: str
+    load: float | None
+    """Concurrency, batch size or rate, by `load_kind`."""
+    rate_rps: float | None
+    output_tokens_per_s: float | None
+    ttft_s: Mapping[str, float]
+    """By statistic."""
+    tpot_s: Mapping[str, float]
+    as_of: date | None
+    source: str
+    where: Where
+    """File and line."""
+
+    @property
+    def n_gpus(self) -> int:
+        """GPUs of the replica."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def size(self) -> str:
+        """Input x output tokens, for people."""
+        return f"{self.input_tokens:g}x{self.output_tokens:g}"
+
+
+def _number(row: Mapping[str, str], column: str, where: Where) -> float | None:
+    text = (row.get(column) or "").strip()
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise InputError(f"{text!r} is not a number in column {column}.", where=where) from error
+    if math.isnan(value) or value < 0:
+        raise InputError(f"{text!r} in column {column} must not be negative.", where=where)
+    return value
+
+
+def _positive(row: Mapping[str, str], column: str, where: Where) -> float:
+    value = _number(row, column, where)
+    if value is None or value <= 0 or math.isinf(value):
+        raise InputError(f"Column {column} must be a positive number, not {row.get(column)!r}.", where=where)
+    return value
+
+
+def _count(row: Mapping[str, str], column: str, where: Where) -> int:
+    value = _positive(row, column, where)
+    if value != int(value):
+        raise InputError(f"Column {column} must be a whole number, not {value:g}.", where=where)
+    return int(value)
+
+
+def _date(text: str, where: Where) -> date | None:
+    parts = [part for part in text.strip().split("-") if part]
+    if not parts:
+        return None
+    try:
+        year, month, day = (*map(int, parts), 1, 1)[:3]
+        return date(year, month, day)
+    except ValueError as error:
+        raise InputError(f"{text!r} is not a date.", hint="Write it as 2025-02 or 2025-02-28.", where=where) from error
+
+
+def _latencies_s(row: Mapping[str, str], metric: str, where: Where) -> dict[str, float]:
+    found = {statistic: _number(row, f"{metric}_{statistic}_ms", where) for statistic in STATISTICS}
+    return {statistic: value / 1e3 for statistic, value in found.items() if value}
+
+
+def _point(row: Mapping[str, str], where: Where) -> MeasuredPoint:
+    kind = row["load_kind"].strip()
+    if kind not in LOAD_KINDS:
+        raise InputError(f"{kind!r} is not a load_kind.", hint=f"Use one of {', '.join(LOAD_KINDS)}.", where=where)
+    tp, pp = _count(row, "tp", where), _count(row, "pp", where)
+    n_gpus = _count(row, "gpu_count", where)
+    if n_gpus != tp * pp:
+        raise InputError(
+            f"gpu_count {n_gpus} is not tp {tp} x pp {pp}.", hint="Give one replica per row.", where=where
+        )
+    output = _positive(row, "output_tokens", where)
+    tokens_per_s = _number(row, "throughput_output_tok_s", where)
+    rate = _number(row, "throughput_req_s", where)
+    if rate is None and tokens_per_s:
+        rate = tokens_per_s / output
+    return MeasuredPoint(
+        model=row["model"].strip(),
+        gpu=row["gpu"].strip(),
+        tensor_parallel=tp,
+        pipeline_parallel=pp,
+        engine=row["engine"].strip(),
+        engine_version=(row.get("engine_version") or "").strip(),
+        precision=row["precision"].strip().lower(),
+        input_tokens=_positive(row, "input_tokens", where),
+        output_tokens=output,
+        load_kind=kind,
+        load=_number(row, "concurrency_or_rate", where),
+        rate_rps=rate or None,
+        output_tokens_per_s=tokens_per_s or (rate * output if rate else None),
+        ttft_s=_latencies_s(row, "ttft", where),
+        tpot_s=_latencies_s(row, "tpot", where),
+        as_of=_date(row.get("date") or "", where),
+        source=(row.get("source") or "").strip(),
+        where=where,
+    )
+
+
+def parse_points(text: str, path: str) -> tuple[MeasuredPoint, ...]:
+    """Return the usable rows of a profile file; `path` is what errors name.
+
+    Raises
+    ------
+    InputError: if a required column is missing, a column is not known, or a value is not what its column holds.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    columns = tuple(reader.fieldnames or ())
+    missing = [column for column in REQUIRED_COLUMNS if column not in columns]
+    if missing:
+        raise InputError(
+            f"The profile has no column {', '.join(missing)}.",
+            hint="docs/explanation/throughput.md lists the columns.",
+            where=Where(path=path, line=1),
+        )
+    unknown = [column for column in columns if column not in REQUIRED_COLUMNS + OPTIONAL_COLUMNS]
+    if unknown:
+        raise InputError(
+            f"The profile has columns that are not known: {', '.join(unknown)}.",
+            hint=f"Known: {', '.join(REQUIRED_COLUMNS + OPTIONAL_COLUMNS)}.",
+            where=Where(path=path, line=1),
+        )
+    points = []
+    for row in reader:
+        where = Where(path=path, line=reader.line_num)
+        if None in row or None in row.values():
+            raise InputError(f"The row does not have {len(columns)} columns.", where=where)
+        if (row.get("sanity") or "").strip() in USABLE_SANITY:
+            points.append(_point(row, where))
+    return tuple(points)
