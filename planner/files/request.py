@@ -16,6 +16,9 @@ from planner.units import parse_duration_s
 DEFAULT_HEADROOM_FRACTION = 0.10
 """Capacity kept above the planned rate; Mélange (arXiv 2404.14527) suggests over-provisioning by about 10%."""
 
+DEFAULT_MAX_PRICE_AGE = "180d"
+"""Half a year: cloud GPU prices have been cut once or twice a year since 2023."""
+
 _SLO_TEXT = re.compile(r"\s*(\w+)\s+(mean|p\d{1,2}(?:\.\d+)?)\s*(?:<=|<|≤)\s*(.+?)\s*", re.IGNORECASE)
 
 
@@ -253,7 +256,9 @@ class CatalogChoice(Strict):
         default=[Market.ON_DEMAND, Market.OWNED], min_length=1, description="Markets to buy on."
     )
     max_price_age: DurationS = Field(
-        default=180 * 86400.0, description="Older prices are warned of, and refused with --strict."
+        default=parse_duration_s(DEFAULT_MAX_PRICE_AGE),
+        description="Older prices are warned of, and refused with --strict.",
+        json_schema_extra={"default": DEFAULT_MAX_PRICE_AGE},
     )
     files: list[str] = Field(default=[], description="Your own offers: gpuplan, gpuhunt or SkyPilot CSV, or YAML.")
     owned: list[Owned] = Field(default=[], description="GPUs that you have.")
@@ -316,7 +321,10 @@ class Constraints(Strict):
     )
     quotas: list[Quota] = Field(default=[], description="Limits by provider, region, GPU type or market.")
     headroom: Fraction = Field(
-        default=DEFAULT_HEADROOM_FRACTION, le=10.0, description="Capacity kept free above the planned rate."
+        default=DEFAULT_HEADROOM_FRACTION,
+        le=10.0,
+        json_schema_extra={"default": f"{DEFAULT_HEADROOM_FRACTION:.0%}"},
+        description="Capacity kept free above the planned rate.",
     )
 
 

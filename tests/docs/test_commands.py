@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-
 from tests_support import REPO, copy_user_files
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
