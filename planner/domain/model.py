@@ -72,6 +72,10 @@ class ModelArchitecture:
     max_context_tokens: int
     native_precision: str
     """Number format that the weights are published in: "bf16", "fp8", "nvfp4", "mxfp4", ..."""
+    native_mixer_bytes: float | None = None
+    """Bytes per parameter, scales included, of token mixers in the published quantised weights; None = not known."""
+    native_mlp_bytes: float | None = None
+    """The same of MLPs and experts."""
     source: str = ""
     confidence: str = ""
     """"read", "computed" or "recalled" for library models, "user" for a user's file, "assumed" for a user's file
