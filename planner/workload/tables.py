@@ -1,0 +1,296 @@
+"""The containers of a trace: CSV, JSON lines and Parquet, each handing out its rows in chunks of a few columns.
+
+CSV has two ways. The fast one is pandas' parser, which neither tells the lines of rows nor notices a row with too many
+fields; its result is used only if nothing about the file is suspicious. The exact one knows every row's line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+from planner.errors import InputError, UnsupportedFormatError
+from planner.workload.formats.base import Container
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import pandas as pd
+
+    from planner.workload.formats.base import TraceFormat
+    from planner.workload.source import ByteFacts, SourceFile
+
+CHUNK_ROWS = 50_000
+"""Bounds memory, and is faster than larger chunks: a chunk's columns stay in the processor's cache."""
+_DELIMITERS = (",", ";", "\t")
+_FIRST_ROW_CHARS = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Some consecutive rows of a file."""
+
+    numbers: Mapping[str, pd.Series[Any]]
+    """By column name; not converted yet."""
+    hashes: Sequence[object] | None = None
+    lines: Sequence[int] | None = None
+    """1-based line (Parquet: row) of each row; None = not known, the fast way."""
+    broken: Mapping[int, str] = field(default_factory=dict)
+    """What is wrong with a row as a whole, by its position in the chunk."""
+
+
+class Table(Protocol):
+    """A file whose columns are known and whose rows can be read."""
+
+    @property
+    def container(self) -> Container:
+        """The container."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns, or keys of the first object."""
+
+    def sample(self, column: str) -> object:
+        """Return the first row's value of a column, None if there is none."""
+
+    def exact_chunks(self, layout: TraceFormat) -> Iterator[Chunk]:
+        """Return chunks with line numbers."""
+
+
+class SuspiciousError(Exception):
+    """The fast way cannot vouch for what it read; take the exact one. Never leaves this package."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CsvTable:
+    """A CSV file with a header."""
+
+    source: SourceFile
+    delimiter: str
+    columns: tuple[str, ...]
+    first_row: tuple[str, ...]
+    container: Container = Container.CSV
+
+    def sample(self, column: str) -> object:
+        """Return the first row's value of a column, None if there is none."""
+        index = self.columns.index(column)
+        return self.first_row[index] if index < len(self.first_row) else None
+
+    def fast_chunks(self, layout: TraceFormat, facts: ByteFacts) -> Iterator[Chunk]:
+        """Return chunks by pandas' parser, without line numbers, or raise `SuspiciousError`.
+
+        A row with too many fields passes unnoticed there; the file's total of delimiters tells that there is one.
+        """
+        import pandas as pd  # noqa: PLC0415
+
+        if facts.has_quotes:
+            raise SuspiciousError
+        wanted = sorted({self.columns.index(name) for name in layout.numbers})
+        n_rows = 0
+        try:
+            with (
+                self.source.open_binary() as stream,
+                pd.read_csv(
+                    stream,
+                    sep=self.delimiter,
+                    usecols=wanted,
+                    chunksize=CHUNK_ROWS,
+                    low_memory=False,
+                    encoding="utf-8-sig",
+                    encoding_errors="replace",
+                ) as frames,
+            ):
+                for frame in frames:
+                    n_rows += len(frame)
+                    yield Chunk(numbers={self.columns[i]: frame.iloc[:, at] for at, i in enumerate(wanted)})
+        except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+            raise SuspiciousError from error
+        if facts.n_delimiters != (n_rows + 1) * (len(self.columns) - 1):
+            raise SuspiciousError
+
+    def exact_chunks(self, layout: TraceFormat) -> Iterator[Chunk]:
+        """Return chunks of strings with the line that each row starts at."""
+        with self.source.open_text() as text:
+            rows = numbered_rows(text, delimiter=self.delimiter, source=self.source)
+            next(rows, None)  # the header
+            while block := list(islice(rows, CHUNK_ROWS)):
+                yield self._chunk(block, layout)
+
+    def _chunk(self, block: list[tuple[int, list[str]]], layout: TraceFormat) -> Chunk:
+        import pandas as pd  # noqa: PLC0415
+
+        n_fields = len(self.columns)
+        broken = {
+            at: f"The row has {len(row)} fields, the header {n_fields}."
+            for at, (_, row) in enumerate(block)
+            if len(row) != n_fields
+        }
+        numbers = {}
+        for name in layout.numbers:
+            index = self.columns.index(name)
+            values = [row[index] if index < len(row) else "" for _, row in block]
+            numbers[name] = pd.Series(values, dtype=object)
+        return Chunk(numbers=numbers, lines=[line for line, _ in block], broken=broken)
+
+
+def numbered_rows(text: Iterator[str], *, delimiter: str, source: SourceFile) -> Iterator[tuple[int, list[str]]]:
+    """Return the rows that are not blank, each with the 1-based line that it starts at."""
+    reader = csv.reader(text, delimiter=delimiter)
+    line = 1
+    try:
+        for row in reader:
+            if row and (len(row) > 1 or row[0].strip()):
+                yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"Not readable as CSV: {error}.", where=source.where(line=line)) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonLinesTable:
+    """A file with one JSON object per line."""
+
+    source: SourceFile
+    first: Mapping[str, object]
+    container: Container = Container.JSON_LINES
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Keys of the first object."""
+        return tuple(self.first)
+
+    def sample(self, column: str) -> object:
+        """Return the first object's value."""
+        return self.first.get(column)
+
+    def exact_chunks(self, layout: TraceFormat) -> Iterator[Chunk]:
+        """Return chunks of values with their line."""
+        with self.source.open_text() as text:
+            lines = ((number, line) for number, line in enumerate(text, start=1) if not line.isspace())
+            while block := list(islice(lines, CHUNK_ROWS)):
+                yield _json_chunk(block, layout)
+
+
+def _json_chunk(block: list[tuple[int, str]], layout: TraceFormat) -> Chunk:
+    import pandas as pd  # noqa: PLC0415
+
+    broken: dict[int, str] = {}
+    objects: list[dict[str, object]] = []
+    for at, (_, line) in enumerate(block):
+        try:
+            parsed = json.loads(line)
+        except (ValueError, RecursionError):
+            parsed = None
+        if not isinstance(parsed, dict):
+            broken[at] = "The line is not a JSON object."
+            parsed = {}
+        objects.append(parsed)
+    numbers = {name: pd.Series([_scalar(item.get(name)) for item in objects], dtype=object) for name in layout.numbers}
+    hashes = [item.get(layout.hashes) for item in objects] if layout.hashes else None
+    return Chunk(numbers=numbers, hashes=hashes, lines=[number for number, _ in block], broken=broken)
+
+
+def _scalar(value: object) -> object:
+    """Return a JSON value if it can be a number or a time, else None (which every check refuses)."""
+    return value if type(value) in {int, float, str} else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParquetTable:
+    """A Parquet file; needs pyarrow."""
+
+    source: SourceFile
+    columns: tuple[str, ...]
+    first: Mapping[str, object]
+    container: Container = Container.PARQUET
+
+    def sample(self, column: str) -> object:
+        """Return the first row's value."""
+        return self.first.get(column)
+
+    def exact_chunks(self, layout: TraceFormat) -> Iterator[Chunk]:
+        """Return chunks with row numbers."""
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        start = 1
+        wanted = list(dict.fromkeys(layout.numbers))
+        with pq.ParquetFile(self.source.path) as stream:
+            for batch in stream.iter_batches(batch_size=CHUNK_ROWS, columns=wanted):
+                frame = batch.to_pandas()
+                lines = range(start, start + len(frame))
+                yield Chunk(numbers={name: frame[name] for name in wanted}, lines=lines)
+                start += len(frame)
+
+
+def open_table(source: SourceFile) -> CsvTable | JsonLinesTable | ParquetTable:
+    """Return the file as a table of named columns.
+
+    Raises
+    ------
+    InputError, UnsupportedFormatError: if it has no rows, no header, or is not what it begins like.
+    """
+    if source.is_parquet:
+        return _open_parquet(source)
+    if source.head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in {b"{", b"["}:
+        return _open_json_lines(source)
+    return _open_csv(source)
+
+
+def _open_csv(source: SourceFile) -> CsvTable:
+    with source.open_text() as text:
+        first_line = next(line for line in text if not line.isspace())
+    delimiter = max(_DELIMITERS, key=first_line.count)
+    with source.open_text() as text:
+        rows = numbered_rows(text, delimiter=delimiter, source=source)
+        line, header = next(rows)
+        first_row = next(rows, (0, []))[1]
+    columns = tuple(name.strip() for name in header)
+    if len(columns) < 2 or any(_is_number(name) for name in columns):
+        hint = "gpuplan reads CSV with a header, JSON lines and Parquet."
+        message = "The first line is not a header that names columns."
+        raise UnsupportedFormatError(message, hint=hint, where=source.where(line=line))
+    return CsvTable(source=source, delimiter=delimiter, columns=columns, first_row=tuple(first_row))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _open_json_lines(source: SourceFile) -> JsonLinesTable:
+    with source.open_text() as text:
+        lines = enumerate(iter(lambda: text.readline(_FIRST_ROW_CHARS), ""), start=1)
+        number, line = next((number, line) for number, line in lines if not line.isspace())
+    try:
+        first = json.loads(line)
+    except (ValueError, RecursionError):
+        first = None
+    if not isinstance(first, dict):
+        hint = "Write one JSON object per line and request, not an array or an object over several lines."
+        raise UnsupportedFormatError("The line is not a JSON object.", hint=hint, where=source.where(line=number))
+    return JsonLinesTable(source=source, first=first)
+
+
+def _open_parquet(source: SourceFile) -> ParquetTable:
+    where = source.where()
+    try:
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415
+    except ImportError as error:
+        hint = "Install it with `pip install 'gpuplan[parquet]'`, or convert the file to CSV."
+        raise InputError("Reading Parquet needs pyarrow, which is not installed.", hint=hint, where=where) from error
+    try:
+        with pq.ParquetFile(source.path) as stream:
+            columns = tuple(stream.schema_arrow.names)
+            head = next(stream.iter_batches(batch_size=1), None)
+    except (pa.ArrowInvalid, OSError) as error:
+        hint = "The file is cut short or damaged; fetch it again."
+        raise InputError("The file begins like Parquet but is not readable.", hint=hint, where=where) from error
+    first = head.to_pylist()[0] if head is not None and head.num_rows else {}
+    return ParquetTable(source=source, columns=columns, first=first)
