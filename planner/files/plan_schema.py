@@ -145,7 +145,8 @@ class ConflictDocument(_Part):
     explanation: str = Field(description="Why it cannot be met.")
     current: float | None = Field(None, description="What was asked, in `unit`.")
     relaxed: float | None = Field(
-        None, description="Smallest change of it alone that makes a plan possible; null = no value of it alone helps."
+        None,
+        description="The smallest value with which a plan exists, all else unchanged; null = no value of it alone helps.",
     )
     unit: str = Field("", description="Unit of `current` and `relaxed`.")
     suggestion: str = Field("", description="The change in words.")

@@ -1,0 +1,215 @@
+"""The plan as HTML: a fragment for notebooks, and a page in one file that needs no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from planner.report.serves import NEGLIGIBLE_WEIGHT
+from planner.report.summary import service_names, summarize, usd_per_million_output_tokens
+from planner.report.wording import clean, number, percent, plural, price
+from planner.units import format_power
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import date
+
+    from jinja2 import Environment
+
+    from planner.domain.plan import Plan, Route
+    from planner.report.summary import PlanSummary
+
+CHART_WIDTH = 480
+BAR_STEP = 42
+"""Height of one bar with its label and the gap below, in the chart's units, as all lengths here."""
+LABEL_CHARS = 68
+"""What fits above a bar at the chart's font size; a longer name keeps its beginning and its end."""
+VALUE_WIDTH = 90
+"""Room right of the longest bar for its figure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """One bar of a chart, placed."""
+
+    label: str
+    full_label: str
+    value: str
+    y: int
+    width: float
+    is_plan: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """A bar chart; lengths are in the units of its view box."""
+
+    name: str
+    """Prefix of the ids in the SVG."""
+    title: str
+    description: str
+    """What the chart shows, for those who cannot see it."""
+    bars: tuple[Bar, ...]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingTable:
+    """One service's routing weights: a row per bucket, a column per option."""
+
+    service: str
+    options: tuple[str, ...]
+    rows: tuple[tuple[str, str, str, tuple[float, ...]], ...]
+    """Input range, output range, req/s, and each option's share."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One of the large figures at the top of the page."""
+
+    label: str
+    value: str
+    unit: str
+
+
+def plan_html(plan: Plan, *, today: date) -> str:
+    """Return a compact HTML fragment of the plan, for notebooks."""
+    return _environment().get_template("fragment.html.j2").render(summary=summarize(plan, today=today))
+
+
+def report_html(plan: Plan, *, today: date) -> str:
+    """Return the plan as one HTML page with charts; it loads nothing from anywhere."""
+    summary = summarize(plan, today=today)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            summary=summary,
+            figures=tuple(_figures(plan, summary)),
+            charts=tuple(chart for chart in (_rental_chart(summary), _baseline_chart(summary, plan)) if chart),
+            routing=tuple(_routing_tables(plan)),
+            solver=f"{plan.solver.name} {plan.solver.version}".strip(),
+            inputs=_flat_inputs(plan),
+            version=metadata.version("gpuplan"),
+        )
+    )
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - only HTML pays for it
+
+    return Environment(
+        loader=PackageLoader("planner.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _figures(plan: Plan, summary: PlanSummary) -> Iterator[Figure]:
+    if plan.cost_usd_per_hour is None:
+        return
+    yield Figure(label="Cost", value=summary.usd_per_hour, unit="USD per hour")
+    yield Figure(label="Cost", value=summary.usd_per_month, unit="USD per month of 730 h")
+    if (per_token := usd_per_million_output_tokens(plan)) is not None:
+        yield Figure(label="Tokens", value=price(per_token), unit="USD per million output tokens")
+    gpus = sum(rental.instances * rental.gpus_per_instance for rental in plan.rentals)
+    yield Figure(label="GPUs", value=number(gpus), unit=f"rented, of {plural(len(plan.rentals), 'offer')}")
+    if plan.savings_vs_best_single is not None:
+        yield Figure(
+            label="Saving", value=percent(plan.savings_vs_best_single), unit="against the best single GPU type"
+        )
+    if plan.power_w is not None:
+        value, unit = format_power(plan.power_w).split(" ")
+        yield Figure(label="Power", value=value, unit=f"{unit} at peak")
+
+
+def _bars(items: Sequence[tuple[str, float | None, str, bool]]) -> tuple[Bar, ...]:
+    """Return placed bars of (label, length or None, figure shown, is it the plan)."""
+    longest = max((value for _, value, _, _ in items if value is not None), default=0.0) or 1.0
+    room = CHART_WIDTH - VALUE_WIDTH
+    return tuple(
+        Bar(
+            label=_shorten(label),
+            full_label=label,
+            value=shown,
+            y=index * BAR_STEP,
+            width=0.0 if value is None else round(room * value / longest, 1),
+            is_plan=is_plan,
+        )
+        for index, (label, value, shown, is_plan) in enumerate(items)
+    )
+
+
+def _shorten(label: str) -> str:
+    if len(label) <= LABEL_CHARS:
+        return label
+    half = LABEL_CHARS // 2 - 1
+    return f"{label[:half]}…{label[-half:]}"
+
+
+def _chart(name: str, title: str, items: Sequence[tuple[str, float | None, str, bool]]) -> Chart:
+    return Chart(
+        name=name,
+        title=title,
+        description="; ".join(f"{label}: {shown}" for label, _, shown, _ in items) + ".",
+        bars=_bars(items),
+        width=CHART_WIDTH,
+        height=len(items) * BAR_STEP,
+    )
+
+
+def _rental_chart(summary: PlanSummary) -> Chart | None:
+    items = [
+        (
+            f"{rental.count} x {rental.what}{', ' + rental.where if rental.where else ''}",
+            rental.cost_usd_per_hour,
+            rental.usd_per_hour,
+            True,
+        )
+        for rental in summary.rentals
+    ]
+    return _chart("rent", "Where the money goes, USD per hour", items) if items else None
+
+
+def _baseline_chart(summary: PlanSummary, plan: Plan) -> Chart | None:
+    if plan.cost_usd_per_hour is None or not summary.baselines:
+        return None
+    items: list[tuple[str, float | None, str, bool]] = [
+        ("This plan", plan.cost_usd_per_hour, summary.usd_per_hour, True)
+    ]
+    for baseline in summary.baselines:
+        cost = baseline.cost_usd_per_hour
+        label = f"{baseline.gpu} alone" + (f" ({baseline.replicas} replicas)" if cost is not None else "")
+        shown = baseline.versus if cost is None else baseline.usd_per_hour
+        items.append((label, cost, shown, False))
+    return _chart("baselines", "Against one GPU type alone, USD per hour", items)
+
+
+def _routing_tables(plan: Plan) -> Iterator[RoutingTable]:
+    for service in service_names(plan):
+        routes = [route for route in plan.routing if route.service == service]
+        used = {key for route in routes for key, weight in route.weights.items() if weight > NEGLIGIBLE_WEIGHT}
+        options = tuple(sorted(used))
+        rows = tuple((*_sizes(route), tuple(route.weights.get(option, 0.0) for option in options)) for route in routes)
+        if rows:
+            yield RoutingTable(service=clean(service), options=tuple(map(clean, options)), rows=rows)
+
+
+def _sizes(route: Route) -> tuple[str, str, str]:
+    texts = []
+    for tokens, position in ((route.input_tokens, f"row {route.row}"), (route.output_tokens, f"column {route.column}")):
+        texts.append(position if tokens is None else f"{tokens[0]:,} to < {tokens[1]:,}")
+    return texts[0], texts[1], number(route.rate_rps)
+
+
+def _flat_inputs(plan: Plan) -> tuple[tuple[str, str], ...]:
+    """Return hashes and dates of what was read; the echoed request, nested as it is, stays in plan.json."""
+    return tuple(
+        (clean(str(key)), clean(str(value)))
+        for key, value in plan.inputs.items()
+        if isinstance(value, str | int | float)
+    )

@@ -1,0 +1,469 @@
+"""What a person wants to know of a plan, in words and figures: computed here once, laid out by the other modules.
+
+Terminal, Markdown and HTML show the same `PlanSummary`; CSV and data frames the same `AllocationRow`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING
+
+from planner.domain.costs import usd_per_million_tokens, usd_per_month
+from planner.domain.plan import PlanStatus, Rental
+from planner.domain.provenance import ProvenanceKind
+from planner.report.serves import ServesIndex
+from planner.report.wording import age, clean, number, percent, plural, price, usd, whole_usd
+from planner.units import format_power
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from planner.domain.plan import Allocation, Baseline, Conflict, Plan
+
+SLO_NOTE = "not simulated. SLOs enter through the throughput of each GPU; not yet replayed by a simulator."
+MAX_BASELINES = 5
+"""Baselines that a table shows; plan.json has all."""
+MAX_NAMED_SERVICES = 3
+UNNAMED_SERVICE = "default"
+"""What the one service of a request without names is called; a headline need not repeat it."""
+SAME_COST_FRACTION = 5e-4
+"""Costs that differ by less print alike, so they are called equal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationRow:
+    """One line of plan.csv and of the data frame. None = not known; docs/reference/plan.md describes the columns."""
+
+    service: str
+    offer: str
+    option: str
+    provider: str
+    region: str
+    market: str
+    instance_type: str
+    instances: int
+    gpu: str
+    gpus_per_replica: int
+    replicas: int
+    gpus: int
+    engine: str
+    precision: str
+    tensor_parallel: int
+    pipeline_parallel: int
+    serves: str
+    request_share_fraction: float | None
+    utilization_fraction: float
+    rate_rps: float
+    output_tokens_per_s: float | None
+    power_w: float | None
+    cost_usd_per_hour: float
+    cost_usd_per_month: float
+    usd_per_million_output_tokens: float | None
+    provenance: str
+    provenance_note: str
+    price_as_of: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingView:
+    """One option's replicas, in words."""
+
+    service: str
+    option: str
+    replicas: int
+    engine: str
+    """E.g. "TP2 fp8"; empty where only throughputs were given."""
+    serves: str
+    busy: str
+    usd_per_hour: str
+    usd_per_month: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RentalView:
+    """Instances to rent and what runs on them, in words."""
+
+    offer: str
+    count: int
+    what: str
+    """Instance type, or the offer's name where there is none."""
+    gpus: str
+    """GPUs of one instance, e.g. "2x A100-80GB"."""
+    where: str
+    """Provider, region and market."""
+    cost_usd_per_hour: float
+    usd_per_hour: str
+    usd_per_month: str
+    serving: tuple[ServingView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineView:
+    """A plan with one GPU type, in words."""
+
+    gpu: str
+    replicas: str
+    cost_usd_per_hour: float | None
+    usd_per_hour: str
+    versus: str
+    """Against the plan, e.g. "+28%"; or why this GPU type cannot serve the demand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConflictView:
+    """What stands in the way, and what would help."""
+
+    requirement: str
+    explanation: str
+    suggestion: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """One labelled remark below the tables."""
+
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSummary:
+    """Everything that a report of a plan says."""
+
+    title: str
+    headline: str
+    status: PlanStatus
+    has_plan: bool
+    usd_per_hour: str
+    usd_per_month: str
+    rentals: tuple[RentalView, ...]
+    baselines: tuple[BaselineView, ...]
+    n_baselines_left_out: int
+    conflicts: tuple[ConflictView, ...]
+    notes: tuple[Note, ...]
+    warnings: tuple[Note, ...]
+    assumptions: tuple[str, ...]
+
+
+def summarize(plan: Plan, *, today: date) -> PlanSummary:
+    """Return everything that a report of `plan` says; `today` is what the age of prices is counted to."""
+    shown = sorted(plan.baselines, key=_baseline_order)[:MAX_BASELINES]
+    return PlanSummary(
+        title=clean(plan.name),
+        headline=headline(plan),
+        status=plan.status,
+        has_plan=plan.cost_usd_per_hour is not None,
+        usd_per_hour=usd(plan.cost_usd_per_hour),
+        usd_per_month=whole_usd(cost_per_month_usd(plan)),
+        rentals=rental_views(plan),
+        baselines=tuple(_baseline_view(baseline, plan.cost_usd_per_hour) for baseline in shown),
+        n_baselines_left_out=len(plan.baselines) - len(shown),
+        conflicts=tuple(_conflict_view(conflict) for conflict in plan.conflicts),
+        notes=notes(plan, today=today),
+        warnings=tuple(Note(label=clean(warning.code), text=clean(warning.message)) for warning in plan.warnings),
+        assumptions=tuple(clean(assumption) for assumption in plan.assumptions),
+    )
+
+
+def cost_per_month_usd(plan: Plan) -> float | None:
+    """Return the plan's cost of a month of 730 hours in USD; None if there is no plan."""
+    return usd_per_month(plan.cost_usd_per_hour)
+
+
+def usd_per_million_output_tokens(plan: Plan) -> float | None:
+    """Return the plan's cost per million generated tokens in USD; None where token counts are not known."""
+    return usd_per_million_tokens(plan.cost_usd_per_hour, plan.output_tokens_per_s)
+
+
+def allocation_rows(plan: Plan) -> tuple[AllocationRow, ...]:
+    """Return the plan as flat rows, one per allocation, figures unrounded."""
+    index = ServesIndex(plan.routing)
+    return tuple(_allocation_row(allocation, index) for allocation in plan.allocation)
+
+
+def _allocation_row(row: Allocation, index: ServesIndex) -> AllocationRow:
+    return AllocationRow(
+        service=row.service,
+        offer=row.offer,
+        option=row.option,
+        provider=row.provider,
+        region=row.region,
+        market=row.market,
+        instance_type=row.instance_type,
+        instances=row.instances,
+        gpu=row.gpu,
+        gpus_per_replica=row.gpus_per_replica,
+        replicas=row.replicas,
+        gpus=row.gpus_per_replica * row.replicas,
+        engine=row.engine,
+        precision=row.precision,
+        tensor_parallel=row.tensor_parallel,
+        pipeline_parallel=row.pipeline_parallel,
+        serves=index.text(row.service, row.option),
+        request_share_fraction=index.request_share(row.service, row.option),
+        utilization_fraction=row.utilization,
+        rate_rps=row.rate_rps,
+        output_tokens_per_s=row.output_tokens_per_s,
+        power_w=row.power_w,
+        cost_usd_per_hour=row.cost_usd_per_hour,
+        cost_usd_per_month=usd_per_month(row.cost_usd_per_hour) or 0.0,
+        usd_per_million_output_tokens=usd_per_million_tokens(row.cost_usd_per_hour, row.output_tokens_per_s),
+        provenance=row.provenance.value,
+        provenance_note=row.provenance_note,
+        price_as_of=row.price_as_of,
+    )
+
+
+def service_names(plan: Plan) -> tuple[str, ...]:
+    """Return the names of the plan's services, in the plan's order."""
+    rows: Iterable[str] = [route.service for route in plan.routing] + [row.service for row in plan.allocation]
+    return tuple(dict.fromkeys(rows))
+
+
+def headline(plan: Plan) -> str:
+    """Return one sentence: who is served, with how many GPU types, at what price, and how good that is."""
+    services = service_names(plan)
+    named = " + ".join(map(clean, services)) if len(services) <= MAX_NAMED_SERVICES else f"{len(services)} services"
+    named = "" if services == (UNNAMED_SERVICE,) else named
+    who = ", ".join(part for part in (named, f"{number(plan.rate_rps)} req/s" if plan.rate_rps else "") if part)
+    prefix = f"{who}: " if who else ""
+    if plan.cost_usd_per_hour is None:
+        return prefix + _no_plan_text(plan)
+    per_month = f"{whole_usd(cost_per_month_usd(plan))} USD a month"
+    per_token = usd_per_million_output_tokens(plan)
+    tokens = "" if per_token is None else f", {price(per_token)} USD per million output tokens"
+    n_types = len({row.gpu for row in plan.allocation})
+    return (
+        f"{prefix}{plural(n_types, 'GPU type')}, {usd(plan.cost_usd_per_hour)} USD/h"
+        f" ({per_month}{tokens}), {optimality_text(plan)}"
+    )
+
+
+def _no_plan_text(plan: Plan) -> str:
+    if plan.status is PlanStatus.INFEASIBLE:
+        return "no feasible plan exists."
+    bound = (
+        "" if plan.bound_usd_per_hour is None else f" No plan can cost less than {usd(plan.bound_usd_per_hour)} USD/h."
+    )
+    return f"no plan was found before a limit was reached ({clean(plan.solver.termination)}).{bound}"
+
+
+def optimality_text(plan: Plan) -> str:
+    """Return in words how far the plan's cost can be from the least possible one."""
+    if plan.status is PlanStatus.OPTIMAL:
+        if plan.gap is None or plan.gap <= 1e-9:
+            return "proven optimal"
+        return f"proven within {percent(plan.gap, up=True)} of the optimum"
+    if plan.gap is None or plan.bound_usd_per_hour is None:
+        return "a limit stopped the search before anything was proven"
+    return (
+        f"not proven optimal: a limit stopped the search at a gap of {percent(plan.gap, up=True)}"
+        f" (no plan can cost less than {usd(plan.bound_usd_per_hour)} USD/h)"
+    )
+
+
+def saving_text(plan: Plan) -> str:
+    """Return how the plan compares with the best single GPU type; empty if nothing is known."""
+    feasible = [item for item in plan.baselines if item.feasible and item.cost_usd_per_hour is not None]
+    if plan.cost_usd_per_hour is None or not plan.baselines:
+        return ""
+    if not feasible:
+        return "No single GPU type can serve this demand."
+    best = min(feasible, key=_baseline_order)
+    name = f"the best single GPU type ({clean(best.offer)}, {usd(best.cost_usd_per_hour)} USD/h)"
+    saving = plan.savings_vs_best_single
+    if saving is None:
+        saving = 1 - plan.cost_usd_per_hour / best.cost_usd_per_hour if best.cost_usd_per_hour else 0.0
+    if abs(saving) < SAME_COST_FRACTION:
+        return f"As cheap as {name}: a mix saves nothing here."
+    return f"{percent(abs(saving))} {'below' if saving > 0 else 'above'} {name}."
+
+
+def rental_views(plan: Plan) -> tuple[RentalView, ...]:
+    """Return what to rent and what runs on it, dearest first, in words."""
+    index = ServesIndex(plan.routing)
+    by_offer: dict[str, list[Allocation]] = defaultdict(list)
+    for row in plan.allocation:
+        by_offer[row.offer].append(row)
+    known = {rental.offer for rental in plan.rentals}
+    rentals = [*plan.rentals, *(_rental_of(offer, rows) for offer, rows in by_offer.items() if offer not in known)]
+    rentals.sort(key=lambda rental: (-rental.cost_usd_per_hour, rental.offer))
+    return tuple(_rental_view(rental, by_offer[rental.offer], index) for rental in rentals)
+
+
+def _rental_of(offer: str, rows: Sequence[Allocation]) -> Rental:
+    """Return the rental that `rows` imply, for a plan.json that lists none."""
+    first = rows[0]
+    gpus = sum(row.gpus_per_replica * row.replicas for row in rows)
+    instances = first.instances or sum(row.replicas for row in rows)
+    return Rental(
+        offer=offer,
+        provider=first.provider,
+        instance_type=first.instance_type,
+        region=first.region,
+        market=first.market,
+        gpu=first.gpu,
+        gpus_per_instance=gpus / instances if instances else first.gpus_per_replica,
+        instances=instances,
+        cost_usd_per_hour=sum(row.cost_usd_per_hour for row in rows),
+        price_as_of=first.price_as_of,
+    )
+
+
+def _rental_view(rental: Rental, rows: Sequence[Allocation], index: ServesIndex) -> RentalView:
+    place = " ".join(part for part in (rental.provider, rental.region) if part)
+    return RentalView(
+        offer=clean(rental.offer),
+        count=rental.instances,
+        what=clean(rental.instance_type or rental.offer),
+        gpus=f"{number(rental.gpus_per_instance)}x {clean(rental.gpu)}",
+        where=clean(", ".join(part for part in (place, rental.market) if part)),
+        cost_usd_per_hour=rental.cost_usd_per_hour,
+        usd_per_hour=usd(rental.cost_usd_per_hour),
+        usd_per_month=whole_usd(usd_per_month(rental.cost_usd_per_hour)),
+        serving=tuple(_serving_view(row, index) for row in rows),
+    )
+
+
+def _serving_view(row: Allocation, index: ServesIndex) -> ServingView:
+    return ServingView(
+        service=clean(row.service),
+        option=clean(row.option),
+        replicas=row.replicas,
+        engine=engine_text(row),
+        serves=index.text(row.service, row.option),
+        busy=f"{100 * row.utilization:.0f}%",
+        usd_per_hour=usd(row.cost_usd_per_hour),
+        usd_per_month=whole_usd(usd_per_month(row.cost_usd_per_hour)),
+    )
+
+
+def engine_text(row: Allocation) -> str:
+    """Return the engine configuration in short: "TP2 PP2 fp8"; empty where only throughputs were given."""
+    is_known = bool(row.engine or row.precision) or row.tensor_parallel > 1 or row.pipeline_parallel > 1
+    tensor = f"TP{row.tensor_parallel}" if is_known else ""
+    pipeline = f"PP{row.pipeline_parallel}" if row.pipeline_parallel > 1 else ""
+    return " ".join(part for part in (tensor, pipeline, clean(row.precision)) if part)
+
+
+def _baseline_order(baseline: Baseline) -> tuple[bool, float, str]:
+    cost = baseline.cost_usd_per_hour
+    return (cost is None or not baseline.feasible, cost or 0.0, baseline.offer)
+
+
+def _baseline_view(baseline: Baseline, plan_cost: float | None) -> BaselineView:
+    cost = baseline.cost_usd_per_hour if baseline.feasible else None
+    if cost is None:
+        versus = clean(baseline.reason) or "cannot serve the demand"
+    elif not plan_cost:
+        versus = ""
+    elif abs(cost / plan_cost - 1) < SAME_COST_FRACTION:
+        versus = "the same"
+    else:
+        versus = f"{'+' if cost > plan_cost else '-'}{percent(abs(cost / plan_cost - 1))}"
+    return BaselineView(
+        gpu=clean(baseline.offer),
+        replicas="" if cost is None else str(baseline.replicas),
+        cost_usd_per_hour=cost,
+        usd_per_hour="" if cost is None else usd(cost),
+        versus=versus,
+    )
+
+
+def _conflict_view(conflict: Conflict) -> ConflictView:
+    suggestion = clean(conflict.suggestion)
+    if not suggestion and conflict.relaxed is not None:
+        now = "" if conflict.current is None else f"{number(conflict.current)} -> "
+        suggestion = f"{now}{number(conflict.relaxed)} {clean(conflict.unit)}".strip()
+    return ConflictView(
+        requirement=clean(conflict.requirement),
+        explanation=clean(conflict.explanation),
+        suggestion=suggestion or "changing this alone does not help",
+    )
+
+
+def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
+    """Return the labelled remarks below the tables, in the order in which they are read."""
+    if plan.cost_usd_per_hour is None:
+        texts = [("Binding", binding_text(plan))]
+    else:
+        texts = [
+            ("Saving", saving_text(plan)),
+            ("SLO", SLO_NOTE if plan.allocation else ""),
+            ("Binding", binding_text(plan)),
+            ("Idle", idle_text(plan)),
+            ("Power", power_text(plan)),
+            ("Throughput", provenance_text(plan)),
+            ("Prices", price_age_text(plan, today=today)),
+        ]
+    return tuple(Note(label=label, text=text) for label, text in texts if text)
+
+
+def binding_text(plan: Plan) -> str:
+    """Return the limits that hold the cost up, as one sentence; empty if none does."""
+    return "; ".join(clean(text).rstrip(".") for text in plan.binding) + "." if plan.binding else ""
+
+
+def idle_text(plan: Plan) -> str:
+    """Return how many rented GPUs no replica occupies; empty if all are in use."""
+    rented = sum(rental.instances * rental.gpus_per_instance for rental in plan.rentals)
+    used = sum(row.gpus_per_replica * row.replicas for row in plan.allocation)
+    if rented - used < 1e-6:
+        return ""
+    return f"{number(rented - used)} of {number(rented)} rented GPUs run no replica: whole instances are rented."
+
+
+def power_text(plan: Plan) -> str:
+    """Return the plan's peak power, or of how many rows it is not known."""
+    if plan.power_w is not None:
+        return f"{format_power(plan.power_w)} at peak, all replicas together."
+    unknown = sum(row.power_w is None for row in plan.allocation)
+    if unknown in {0, len(plan.allocation)}:
+        return ""
+    known_w = sum(row.power_w or 0.0 for row in plan.allocation)
+    return f"{format_power(known_w)} at peak without {plural(unknown, 'option')} whose power is not known."
+
+
+def provenance_text(plan: Plan) -> str:
+    """Return on how many measured, calibrated, estimated and given throughputs the plan rests."""
+    counts = Counter(row.provenance for row in plan.allocation)
+    used = [kind for kind in ProvenanceKind if counts[kind]]
+    if not used:
+        return ""
+    if used == [ProvenanceKind.GIVEN]:
+        return "as given in the request."
+    options = ", ".join(f"{counts[kind]} {kind.value}" for kind in used)
+    by_rate: dict[ProvenanceKind, float] = defaultdict(float)
+    for route in plan.routing:
+        for option, kind in route.provenance.items():
+            by_rate[kind] += route.rate_rps * route.weights.get(option, 0.0)
+    total = sum(by_rate.values())
+    kinds = [kind for kind in ProvenanceKind if by_rate[kind] > 0]
+    if len(kinds) < 2:
+        return f"of {plural(len(plan.allocation), 'option')} {options}."
+    shares = ", ".join(f"{percent(by_rate[kind] / total)} {kind.value}" for kind in kinds)
+    return f"of {plural(len(plan.allocation), 'option')} {options}; by requests {shares}."
+
+
+def price_age_text(plan: Plan, *, today: date) -> str:
+    """Return how old each provider's oldest price in the plan is."""
+    oldest: dict[str, date | None] = {}
+    for rental in sorted(plan.rentals, key=lambda rental: rental.provider):
+        as_of = _parse_date(rental.price_as_of)
+        seen = oldest.get(rental.provider, as_of)
+        oldest[rental.provider] = None if as_of is None or seen is None else min(as_of, seen)
+    if not oldest:
+        return ""
+    if set(oldest) == {""} and oldest[""] is None:
+        return "as given in the request."
+    texts = [f"{clean(provider) or 'given'} {age(as_of, today=today)}" for provider, as_of in oldest.items()]
+    return ", ".join(texts) + "."
+
+
+def _parse_date(text: str | None) -> date | None:
+    try:
+        return None if text is None else date.fromisoformat(text)
+    except ValueError:
+        return None

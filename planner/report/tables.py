@@ -1,0 +1,152 @@
+"""The plan as CSV, as a data frame and as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import astuple, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from planner.report.summary import AllocationRow, allocation_rows, summarize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from datetime import date
+
+    import pandas as pd
+
+    from planner.domain.plan import Plan
+    from planner.report.summary import PlanSummary
+
+PLAN_COLUMNS = tuple(field.name for field in fields(AllocationRow))
+"""Header of plan.csv; columns are only ever added at the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingRow:
+    """One line of routing.csv: what share of one bucket's requests goes to one option."""
+
+    service: str
+    row: int
+    column: int
+    input_tokens_from: int | None
+    input_tokens_to: int | None
+    output_tokens_from: int | None
+    output_tokens_to: int | None
+    rate_rps: float
+    option: str
+    weight_fraction: float
+    option_rate_rps: float
+    provenance: str
+
+
+ROUTING_COLUMNS = tuple(field.name for field in fields(RoutingRow))
+
+
+def plan_csv(plan: Plan) -> str:
+    """Return plan.csv: one row per allocation, units in the header, empty = not known."""
+    return _csv(PLAN_COLUMNS, (astuple(row) for row in allocation_rows(plan)))
+
+
+def routing_csv(plan: Plan) -> str:
+    """Return routing.csv: one row per bucket and option with a positive weight."""
+    return _csv(ROUTING_COLUMNS, (astuple(row) for row in _routing_rows(plan)))
+
+
+def plan_frame(plan: Plan) -> pd.DataFrame:
+    """Return the plan as a pandas data frame with the columns and rows of plan.csv."""
+    import pandas as pd  # noqa: PLC0415 - only those who ask for a frame pay for pandas
+
+    frame = pd.DataFrame([astuple(row) for row in allocation_rows(plan)], columns=list(PLAN_COLUMNS))
+    types = {"str": "string", "int": "int64", "float": "float64"}  # None in a column must not make it one of objects
+    return frame.astype({field.name: types[str(field.type).split(" ", 1)[0]] for field in fields(AllocationRow)})
+
+
+def _routing_rows(plan: Plan) -> Iterator[RoutingRow]:
+    for route in plan.routing:
+        inputs, outputs = route.input_tokens or (None, None), route.output_tokens or (None, None)
+        for option, weight in sorted(route.weights.items()):
+            if weight <= 0:
+                continue
+            origin = route.provenance.get(option)
+            yield RoutingRow(
+                service=route.service,
+                row=route.row,
+                column=route.column,
+                input_tokens_from=inputs[0],
+                input_tokens_to=inputs[1],
+                output_tokens_from=outputs[0],
+                output_tokens_to=outputs[1],
+                rate_rps=route.rate_rps,
+                option=option,
+                weight_fraction=weight,
+                option_rate_rps=weight * route.rate_rps,
+                provenance="" if origin is None else origin.value,
+            )
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow([f"{value:.12g}" if isinstance(value, float) else value for value in row])
+    return stream.getvalue()
+
+
+def plan_markdown(plan: Plan, *, today: date) -> str:
+    """Return the plan as GitHub-flavoured Markdown, e.g. for a pull request."""
+    summary = summarize(plan, today=today)
+    blocks = [f"## {_md(summary.title or 'GPU plan')}", f"**{_md(summary.headline)}**"]
+    if summary.rentals:
+        blocks.append(_rent_markdown(summary))
+    if summary.conflicts:
+        rows = [(item.requirement, item.explanation, item.suggestion) for item in summary.conflicts]
+        blocks += ["### What stands in the way", _md_table(("requirement", "why", "way out"), rows)]
+    if summary.baselines:
+        blocks += ["### One GPU type alone", _baseline_markdown(summary)]
+    blocks += _list_markdown("", [(note.label, note.text) for note in summary.notes])
+    blocks += _list_markdown("### Warnings", [(warning.label, warning.text) for warning in summary.warnings])
+    blocks += _list_markdown("### Assumed", [("", text) for text in summary.assumptions])
+    return "\n\n".join(blocks) + "\n"
+
+
+def _rent_markdown(summary: PlanSummary) -> str:
+    header = ("rent", "each has", "where", "service", "replicas", "engine", "serves", "busy", "USD/h", "USD/month")
+    rows: list[Sequence[Any]] = []
+    for rental in summary.rentals:
+        head: tuple[str, ...] = (f"{rental.count} x {rental.what}", rental.gpus, rental.where)
+        for item in rental.serving:
+            costs = (item.usd_per_hour, item.usd_per_month)
+            rows.append((*head, item.service, item.replicas, item.engine, item.serves, item.busy, *costs))
+            head = ("", "", "")
+        if not rental.serving:
+            rows.append((*head, "nothing", "", "", "", "", rental.usd_per_hour, rental.usd_per_month))
+    rows.append(("total", *[""] * 7, summary.usd_per_hour, summary.usd_per_month))
+    return _md_table(header, rows, right=(4, 7, 8, 9))
+
+
+def _baseline_markdown(summary: PlanSummary) -> str:
+    rows = [(item.gpu, item.replicas, item.usd_per_hour or "-", item.versus) for item in summary.baselines]
+    table = _md_table(("GPU type", "replicas", "USD/h", "vs plan"), rows, right=(1, 2))
+    return table + (f"\n\n{summary.n_baselines_left_out} more in plan.json." if summary.n_baselines_left_out else "")
+
+
+def _list_markdown(heading: str, items: Sequence[tuple[str, str]]) -> list[str]:
+    if not items:
+        return []
+    lines = [f"- **{_md(label)}**: {_md(text)}" if label else f"- {_md(text)}" for label, text in items]
+    return ([heading] if heading else []) + ["\n".join(lines)]
+
+
+def _md_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()) -> str:
+    rule = ["---:" if index in right else "---" for index in range(len(header))]
+    lines = [header, rule, *([_md(str(cell)) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _md(text: str) -> str:
+    """Return `text` so that Markdown shows it as it is: no markup, no HTML, no end of a table cell."""
+    escaped = re.sub(r"([\\`*\[\]<>|~])", r"\\\1", text.replace("&", "&amp;"))
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)

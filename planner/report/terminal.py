@@ -1,0 +1,239 @@
+"""The plan on a terminal, from 60 columns up. Names are folded, never cut: two offers must not look alike.
+
+Everything is built from Text, not from rich's markup, so a service called "[red]" stays what it is.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from planner.domain.plan import PlanStatus
+from planner.report.serves import NEGLIGIBLE_WEIGHT, tokens_text
+from planner.report.summary import service_names, summarize
+from planner.report.wording import clean, number, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import date
+
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+
+    from planner.domain.plan import Plan, Route
+    from planner.report.summary import ConflictView, Note, PlanSummary, RentalView
+
+WIDE_COLUMNS = 116
+"""From here on every figure has a column of its own."""
+NARROW_COLUMNS = 76
+"""Below, a table's columns would be narrower than the names in them: rentals are listed instead."""
+
+STATUS_STYLES = {
+    PlanStatus.OPTIMAL: "bold green",
+    PlanStatus.FEASIBLE: "bold yellow",
+    PlanStatus.INFEASIBLE: "bold red",
+    PlanStatus.UNKNOWN: "bold red",
+}
+
+
+def plan_renderables(plan: Plan, *, today: date, verbose: bool = False) -> list[RenderableType]:
+    """Return what to print of `plan`, in order; `verbose` adds the routing weights of every bucket.
+
+    today : what the age of prices is counted to.
+    """
+    summary = summarize(plan, today=today)
+    parts: list[RenderableType] = [_headline(summary)]
+    if summary.rentals:
+        parts.append(RentTable(summary))
+    if verbose and plan.routing:
+        parts += _routing_tables(plan)
+    if summary.conflicts:
+        parts += _conflicts(summary.conflicts)
+    if summary.baselines:
+        parts += [Text("One GPU type alone", style="bold"), _baseline_table(summary)]
+    parts += [_labelled(note, style="bold") for note in summary.notes]
+    parts += [_labelled(warning, style="bold yellow") for warning in summary.warnings]
+    parts += _assumptions(summary.assumptions)
+    if plan.routing and not verbose:
+        parts.append(Text(f"Routing: {plural(len(plan.routing), 'bucket')}; -v shows each one's weights.", style="dim"))
+    return parts
+
+
+def _headline(summary: PlanSummary) -> Text:
+    title = f"{summary.title}\n" if summary.title else ""
+    return Text.assemble((title, "bold"), (summary.headline, STATUS_STYLES[summary.status]))
+
+
+def _labelled(note: Note, *, style: str) -> Text:
+    return Text.assemble((f"{note.label}: ", style), note.text)
+
+
+class RentTable:
+    """What to rent and what runs on it, laid out for the width that there is."""
+
+    def __init__(self, summary: PlanSummary) -> None:
+        self.summary = summary
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield a wide table, a compact one or a list."""
+        if options.max_width >= WIDE_COLUMNS:
+            yield _wide_table(self.summary)
+        elif options.max_width >= NARROW_COLUMNS:
+            yield _compact_table(self.summary)
+        else:
+            yield from _rent_list(self.summary)
+
+
+def _table(*columns: tuple[str, str, int | None]) -> Table:
+    """Return an empty table; columns are (header, "left" or "right", ratio or None for as wide as its content)."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, expand=False, header_style="bold")
+    for header, justify, ratio in columns:
+        table.add_column(
+            Text(header),
+            justify="right" if justify == "right" else "left",
+            overflow="fold",
+            no_wrap=justify == "right",
+            ratio=ratio,
+        )
+    return table
+
+
+def _rent_cell(rental: RentalView) -> Text:
+    return Text.assemble(
+        (f"{rental.count} x {rental.what}", "bold cyan"), (f"\n{rental.where}" if rental.where else "", "dim")
+    )
+
+
+def _wide_table(summary: PlanSummary) -> Table:
+    table = _table(
+        ("rent", "left", None),
+        ("each has", "left", None),
+        ("service", "left", None),
+        ("replicas", "right", None),
+        ("engine", "left", None),
+        ("serves", "left", None),
+        ("busy", "right", None),
+        ("USD/h", "right", None),
+        ("USD/month", "right", None),
+    )
+    for rental in summary.rentals:
+        head = (_rent_cell(rental), Text(rental.gpus))
+        for serving in rental.serving:
+            table.add_row(
+                *head,
+                Text(serving.service),
+                Text(str(serving.replicas)),
+                Text(serving.engine),
+                Text(serving.serves),
+                Text(serving.busy),
+                Text(serving.usd_per_hour),
+                Text(serving.usd_per_month),
+            )
+            head = (Text(), Text())
+        if not rental.serving:
+            costs = (Text(rental.usd_per_hour), Text(rental.usd_per_month))
+            table.add_row(*head, Text("nothing"), *[Text()] * 4, *costs)
+    table.add_section()
+    costs = (Text(summary.usd_per_hour, style="bold"), Text(summary.usd_per_month, style="bold"))
+    table.add_row(Text("total", style="bold"), *[Text()] * 6, *costs)
+    return table
+
+
+def _runs_lines(rental: RentalView) -> list[Text]:
+    """Return one line per option: who is served by how many replicas, how, and how busy they are."""
+    lines = []
+    for serving in rental.serving:
+        replicas = plural(serving.replicas, "replica") + (f" {serving.engine}" if serving.engine else "")
+        details = ", ".join(part for part in (replicas, f"{serving.busy} busy") if part)
+        serves = f": {serving.serves}" if serving.serves else ""
+        lines.append(Text.assemble((serving.service, "bold"), f" {details}{serves}"))
+    return lines or [Text("nothing")]
+
+
+def _compact_table(summary: PlanSummary) -> Table:
+    table = _table(("rent", "left", None), ("runs", "left", None), ("USD/h", "right", None))
+    for rental in summary.rentals:
+        head = Text.assemble((f"{rental.count} x {rental.what}", "bold cyan"), f"\n{rental.gpus} each")
+        if rental.where:
+            head.append(f"\n{rental.where}", style="dim")
+        cost = Text(rental.usd_per_hour)
+        table.add_row(head, Text("\n").join(_runs_lines(rental)), cost)
+    table.add_section()
+    month = Text(f"{summary.usd_per_month} USD a month")
+    table.add_row(Text("total", style="bold"), month, Text(summary.usd_per_hour, style="bold"))
+    return table
+
+
+def _rent_list(summary: PlanSummary) -> RenderResult:
+    yield Text("Rent", style="bold")
+    for rental in summary.rentals:
+        where = f", {rental.where}" if rental.where else ""
+        head = Text.assemble((f"{rental.count} x {rental.what}", "bold cyan"), f" ({rental.gpus} each){where}")
+        yield Padding(Text.assemble(head, f": {rental.usd_per_hour} USD/h"), (0, 0, 0, 2), expand=False)
+        for line in _runs_lines(rental):
+            yield Padding(line, (0, 0, 0, 4), expand=False)
+    total = f"  total {summary.usd_per_hour} USD/h, {summary.usd_per_month} USD a month"
+    yield Text(total, style="bold")
+
+
+def _baseline_table(summary: PlanSummary) -> Table:
+    table = _table(
+        ("GPU type", "left", None), ("replicas", "right", None), ("USD/h", "right", None), ("vs plan", "left", None)
+    )
+    for baseline in summary.baselines:
+        table.add_row(*map(Text, (baseline.gpu, baseline.replicas, baseline.usd_per_hour or "-", baseline.versus)))
+    if summary.n_baselines_left_out:
+        table.caption = Text(f"{summary.n_baselines_left_out} more in plan.json", style="dim")
+        table.caption_justify = "left"
+    return table
+
+
+def _conflicts(conflicts: Sequence[ConflictView]) -> list[RenderableType]:
+    parts: list[RenderableType] = [Text("What stands in the way", style="bold")]
+    for conflict in conflicts:
+        parts.append(Padding(Text(conflict.requirement, style="bold red"), (0, 0, 0, 2), expand=False))
+        if conflict.explanation:
+            parts.append(Padding(Text(conflict.explanation), (0, 0, 0, 4), expand=False))
+        parts.append(Padding(Text.assemble(("Way out: ", "bold"), conflict.suggestion), (0, 0, 0, 4), expand=False))
+    return parts
+
+
+def _assumptions(assumptions: Sequence[str]) -> list[RenderableType]:
+    if not assumptions:
+        return []
+    bullets = [Padding(Text(f"- {text}"), (0, 0, 0, 2), expand=False) for text in assumptions]
+    return [Text("Assumed", style="bold"), *bullets]
+
+
+def _routing_tables(plan: Plan) -> list[RenderableType]:
+    by_service: dict[str, list[Route]] = defaultdict(list)
+    for route in plan.routing:
+        by_service[route.service].append(route)
+    parts: list[RenderableType] = []
+    for service in service_names(plan):
+        parts.append(Text(f"Routing of {clean(service)}", style="bold"))
+        table = _table(
+            ("input", "left", None), ("output", "left", None), ("req/s", "right", None), ("goes to", "left", None)
+        )
+        for route in by_service[service]:
+            table.add_row(
+                Text(_range(route.input_tokens, f"row {route.row}")),
+                Text(_range(route.output_tokens, f"column {route.column}")),
+                Text(number(route.rate_rps)),
+                Text(_weights_text(route)),
+            )
+        parts.append(table)
+    return parts
+
+
+def _range(tokens: tuple[int, int] | None, position: str) -> str:
+    return position if tokens is None else f"{tokens_text(tokens[0])} to < {tokens_text(tokens[1])}"
+
+
+def _weights_text(route: Route) -> str:
+    weights = sorted(route.weights.items(), key=lambda item: (-item[1], item[0]))
+    return "\n".join(f"{100 * weight:.3g}% {clean(option)}" for option, weight in weights if weight > NEGLIGIBLE_WEIGHT)
