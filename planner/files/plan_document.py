@@ -3,8 +3,8 @@
 Same plan, same bytes: keys stand in one order, mappings keyed by option are sorted, floats carry 12 significant
 digits, and there is no time stamp. `solver.seconds` is the one field that differs between two runs on the same input.
 
-Writing does without pydantic, which would cost more to import than planning a small fleet takes; reading checks
-everything against `planner.files.plan_schema`.
+This module only writes, and does so without pydantic, which would cost more to import than planning a small fleet
+takes; `planner.files.plan_schema` reads, and checks everything.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.domain.costs import usd_per_million_tokens, usd_per_month
-from planner.errors import InputError, PlannerError, UnsupportedFormatError
-from planner.files.documents import load_document, validation_error
+from planner.errors import PlannerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from planner.domain.plan import Plan
-    from planner.files.documents import Document
 
 SCHEMA_VERSION = "1"
-SUPPORTED_VERSIONS = (SCHEMA_VERSION,)
 KIND = "Plan"
 
 SIGNIFICANT_DIGITS = 12
@@ -66,60 +63,6 @@ def plan_to_document(plan: Plan) -> dict[str, Any]:
     body["usd_per_million_output_tokens"] = _round(usd_per_million_tokens(cost, tokens))
     head = {"schema_version": SCHEMA_VERSION, "kind": KIND} | {key: body.pop(key) for key in HEAD}
     return head | body
-
-
-def read_plan(path: Path) -> Plan:
-    """Return the plan in the file `path`, JSON or YAML.
-
-    Raises
-    ------
-    InputError: if it cannot be read, is no plan, or breaks the schema; names the field.
-    UnsupportedFormatError: if its `schema_version` is none that this gpuplan reads.
-    """
-    return plan_from_document(load_document(path))
-
-
-def plan_from_document(document: Document) -> Plan:
-    """Return the plan in a parsed document; raises as `read_plan`."""
-    _check_kind(document)
-    from pydantic import ValidationError  # noqa: PLC0415 - see the module's docstring
-
-    from planner.files.plan_schema import PlanDocument  # noqa: PLC0415
-
-    try:
-        model = PlanDocument.model_validate(document.data)
-    except ValidationError as error:
-        raise validation_error(error, PlanDocument, document) from error
-    return model.to_plan()
-
-
-def plan_json_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of plan.json."""
-    from planner.files.plan_schema import PlanDocument  # noqa: PLC0415
-
-    schema = PlanDocument.model_json_schema(mode="validation")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
-
-
-def _check_kind(document: Document) -> None:
-    data = document.data
-    if not isinstance(data, dict):
-        raise InputError(
-            "This is not a plan.", hint="`gpuplan plan REQUEST -o plan.json` writes one.", where=document.where()
-        )
-    kind = data.get("kind")
-    if kind != KIND:
-        found = f"Its kind is {kind!r}." if kind else "It has no `kind`."
-        hint = f"{found} `gpuplan plan REQUEST -o plan.json` makes a plan of a request."
-        raise InputError("This is not a plan.", hint=hint, where=document.where("kind"))
-    version = data.get("schema_version")
-    if version not in SUPPORTED_VERSIONS:
-        supported = ", ".join(f'"{known}"' for known in SUPPORTED_VERSIONS)
-        raise UnsupportedFormatError(
-            f"A plan of schema_version {version!r} cannot be read.",
-            hint=f"Supported: {supported}. Make the plan again with this gpuplan, or use the one that wrote it.",
-            where=document.where("schema_version"),
-        )
 
 
 def _encode_dataclass(item: Any, at: str) -> dict[str, Any]:  # noqa: ANN401 - any of the plan's dataclasses

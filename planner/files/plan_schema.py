@@ -1,11 +1,12 @@
-"""The schema of plan.json, version 1. Field for field the dataclasses of `planner.domain.plan`; a test compares them.
+"""Reading plan.json, and its schema: field for field the dataclasses of `planner.domain.plan`; a test compares them.
 
 Units stand in the names; a null means "not known", never "failed".
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from planner.domain.plan import (
     Allocation,
@@ -18,8 +19,11 @@ from planner.domain.plan import (
     SolverInfo,
 )
 from planner.domain.provenance import ProvenanceKind, Warning_
-from planner.errors import InputError
+from planner.errors import InputError, UnsupportedFormatError
+from planner.files.documents import Document, load_document, validation_error
+from planner.files.plan_document import DERIVED, KIND, SCHEMA_VERSION
 
+SUPPORTED_VERSIONS = (SCHEMA_VERSION,)
 WEIGHT_TOLERANCE = 1e-6
 """How far a route's weights may sum from 1; rounding to 12 digits moves them by far less."""
 
@@ -146,7 +150,7 @@ class ConflictDocument(_Part):
     current: float | None = Field(None, description="What was asked, in `unit`.")
     relaxed: float | None = Field(
         None,
-        description="The smallest value with which a plan exists, all else unchanged; null = no value of it alone helps.",
+        description="Smallest value with which a plan exists, all else unchanged; null = no value of it alone helps.",
     )
     unit: str = Field("", description="Unit of `current` and `relaxed`.")
     suggestion: str = Field("", description="The change in words.")
@@ -218,7 +222,7 @@ class PlanDocument(_Part):
     def to_plan(self) -> Plan:
         """Return the domain's plan; the derived fields are dropped."""
         plain = dict(self)
-        for name in ("schema_version", "kind", "cost_usd_per_month", "usd_per_million_output_tokens"):
+        for name in ("schema_version", "kind", *DERIVED):
             del plain[name]
         parts: dict[str, Any] = {
             "solver": SolverInfo(**dict(self.solver)),
@@ -232,3 +236,51 @@ class PlanDocument(_Part):
             "assumptions": tuple(self.assumptions),
         }
         return Plan(**(plain | parts))
+
+
+def read_plan(path: Path) -> Plan:
+    """Return the plan in the file `path`, JSON or YAML.
+
+    Raises
+    ------
+    InputError: if it cannot be read, is no plan, or breaks the schema; names the field.
+    UnsupportedFormatError: if its `schema_version` is none that this gpuplan reads.
+    """
+    return plan_from_document(load_document(path))
+
+
+def plan_from_document(document: Document) -> Plan:
+    """Return the plan in a parsed document; raises as `read_plan`."""
+    _check_kind(document)
+    try:
+        model = PlanDocument.model_validate(document.data)
+    except ValidationError as error:
+        raise validation_error(error, PlanDocument, document) from error
+    return model.to_plan()
+
+
+def plan_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of plan.json."""
+    schema = PlanDocument.model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+def _check_kind(document: Document) -> None:
+    data = document.data
+    if not isinstance(data, dict):
+        raise InputError(
+            "This is not a plan.", hint="`gpuplan plan REQUEST -o plan.json` writes one.", where=document.where()
+        )
+    kind = data.get("kind")
+    if kind != KIND:
+        found = f"Its kind is {kind!r}." if kind else "It has no `kind`."
+        hint = f"{found} `gpuplan plan REQUEST -o plan.json` makes a plan of a request."
+        raise InputError("This is not a plan.", hint=hint, where=document.where("kind"))
+    version = data.get("schema_version")
+    if version not in SUPPORTED_VERSIONS:
+        supported = ", ".join(f'"{known}"' for known in SUPPORTED_VERSIONS)
+        raise UnsupportedFormatError(
+            f"A plan of schema_version {version!r} cannot be read.",
+            hint=f"Supported: {supported}. Make the plan again with this gpuplan, or use the one that wrote it.",
+            where=document.where("schema_version"),
+        )

@@ -6,7 +6,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planner.errors import InputError, Where
 from planner.files.output import write_text
@@ -32,9 +32,13 @@ class PlanResult:
     plan: Plan
     today: date
 
+    def to_document(self) -> dict[str, Any]:
+        """Return plan.json's content (docs/reference/plan.md) as dicts, lists, text and numbers."""
+        return plan_to_document(self.plan)
+
     def to_json(self) -> str:
-        """Return plan.json (docs/reference/plan.md)."""
-        return json.dumps(plan_to_document(self.plan), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        """Return plan.json as text."""
+        return json.dumps(self.to_document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_yaml(self) -> str:
         """Return plan.json's content as YAML 1.2."""
@@ -46,7 +50,7 @@ class PlanResult:
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.allow_unicode = True
         yaml.width = 4096
-        yaml.dump(plan_to_document(self.plan), stream)
+        yaml.dump(self.to_document(), stream)
         return stream.getvalue()
 
     def to_frame(self) -> pd.DataFrame:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SLO_NOTE = "not simulated. SLOs enter through the throughput of each GPU; not yet replayed by a simulator."
 MAX_BASELINES = 5
 """Baselines that a table shows; plan.json has all."""
+MAX_BINDING = 8
+"""Binding limits that a report names; plan.json has all."""
 MAX_NAMED_SERVICES = 3
 UNNAMED_SERVICE = "default"
 """What the one service of a request without names is called; a headline need not repeat it."""
@@ -92,7 +94,7 @@ class RentalView:
     gpus: str
     """GPUs of one instance, e.g. "2x A100-80GB"."""
     where: str
-    """Provider, region and market."""
+    """Provider, region and market; empty for a price that was given without a place."""
     cost_usd_per_hour: float
     usd_per_hour: str
     usd_per_month: str
@@ -319,7 +321,7 @@ def _rental_view(rental: Rental, rows: Sequence[Allocation], index: ServesIndex)
         count=rental.instances,
         what=clean(rental.instance_type or rental.offer),
         gpus=f"{number(rental.gpus_per_instance)}x {clean(rental.gpu)}",
-        where=clean(", ".join(part for part in (place, rental.market) if part)),
+        where=clean(", ".join(part for part in (place, rental.market) if part) if place else ""),
         cost_usd_per_hour=rental.cost_usd_per_hour,
         usd_per_hour=usd(rental.cost_usd_per_hour),
         usd_per_month=whole_usd(usd_per_month(rental.cost_usd_per_hour)),
@@ -403,7 +405,11 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
 
 def binding_text(plan: Plan) -> str:
     """Return the limits that hold the cost up, as one sentence; empty if none does."""
-    return "; ".join(clean(text).rstrip(".") for text in plan.binding) + "." if plan.binding else ""
+    if not plan.binding:
+        return ""
+    more = len(plan.binding) - MAX_BINDING
+    shown = [clean(text).rstrip(".") for text in plan.binding[:MAX_BINDING]]
+    return "; ".join([*shown, f"and {more} more"] if more > 0 else shown) + "."
 
 
 def idle_text(plan: Plan) -> str:

@@ -109,6 +109,9 @@ def plan_markdown(plan: Plan, *, today: date) -> str:
     blocks += _list_markdown("", [(note.label, note.text) for note in summary.notes])
     blocks += _list_markdown("### Warnings", [(warning.label, warning.text) for warning in summary.warnings])
     blocks += _list_markdown("### Assumed", [("", text) for text in summary.assumptions])
+    reproduce = plan.inputs.get("reproduce")
+    if isinstance(reproduce, str) and reproduce.isprintable() and "```" not in reproduce:
+        blocks += ["Made with:", f"```sh\n{reproduce}\n```"]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -59,7 +59,9 @@ def plan_renderables(plan: Plan, *, today: date, verbose: bool = False) -> list[
     parts += [_labelled(warning, style="bold yellow") for warning in summary.warnings]
     parts += _assumptions(summary.assumptions)
     if plan.routing and not verbose:
-        parts.append(Text(f"Routing: {plural(len(plan.routing), 'bucket')}; -v shows each one's weights.", style="dim"))
+        parts.append(
+            Text(f"Routing: {plural(len(plan.routing), 'bucket')}; --routes shows each one's weights.", style="dim")
+        )
     return parts
 
 

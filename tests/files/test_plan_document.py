@@ -26,13 +26,8 @@ from planner.domain.provenance import ProvenanceKind, Warning_
 from planner.errors import InputError, PlannerError, UnsupportedFormatError
 from planner.files import plan_schema
 from planner.files.documents import parse_document
-from planner.files.plan_document import (
-    DERIVED,
-    plan_from_document,
-    plan_json_schema,
-    plan_to_document,
-    read_plan,
-)
+from planner.files.plan_document import DERIVED, plan_to_document
+from planner.files.plan_schema import plan_from_document, plan_json_schema, read_plan
 
 SOLVER = SolverInfo(name="highs", version="1.12.0", seconds=0.12, termination="optimal")
 

@@ -117,7 +117,7 @@ def catalog():
         return Allocation(
             service=service,
             offer=A100_OFFER,
-            option=f"{A100_OFFER} tp{tp} {precision}",
+            option=f"{A100_OFFER}[{precision} tp{tp}]",
             gpu="A100-80GB",
             gpus_per_replica=tp,
             replicas=replicas,
@@ -161,7 +161,7 @@ def catalog():
         provenance_note="vLLM 0.6.3, L4, 2025-02",
         price_as_of="2026-07-10",
     )
-    a100_tp1, a100_tp2 = f"{A100_OFFER} tp1 bf16", f"{A100_OFFER} tp2 bf16"
+    a100_tp1, a100_tp2 = f"{A100_OFFER}[bf16 tp1]", f"{A100_OFFER}[bf16 tp2]"
     return Plan(
         name="q1-fleet",
         status=PlanStatus.OPTIMAL,
@@ -231,7 +231,12 @@ def catalog():
             ),
         ),
         assumptions=("10% headroom is kept above the planned rate.", "Requests arrive as a Poisson process."),
-        inputs={"request_sha256": "b" * 64, "catalog_date": "2026-08-20", "request": {"kind": "PlanRequest"}},
+        inputs={
+            "request_sha256": "b" * 64,
+            "catalog_date": "2026-08-20",
+            "reproduce": "gpuplan plan q1.yaml --as-of 2026-11-21",
+            "request": {"kind": "PlanRequest"},
+        },
         rate_rps=150.0,
         output_tokens_per_s=41000.0,
         power_w=2576.0,

@@ -8,7 +8,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from planner.errors import InputError, OutputExistsError
-from planner.files.plan_document import plan_to_document, read_plan
+from planner.files.plan_document import plan_to_document
+from planner.files.plan_schema import read_plan
 from planner.report.result import SUFFIXES, PlanResult
 
 
@@ -23,7 +24,8 @@ def test_is_frozen(result):
 
 
 def test_json_is_the_document(result, catalog):
-    assert json.loads(result.to_json()) == plan_to_document(catalog)
+    assert result.to_document() == plan_to_document(catalog)
+    assert json.loads(result.to_json()) == result.to_document()
     assert result.to_json().endswith("}\n")
 
 

@@ -117,7 +117,7 @@ def test_verbose_shows_each_bucket_and_its_weights(catalog, melange, today):
     text = rendered(catalog, today, verbose=True)
     assert "Routing of chat" in text
     assert "50% aws/g6.xlarge/us-east-1/on-demand" in text
-    assert "50% gcp/a2-ultragpu-2g/us-central1/on-demand tp1 bf16" in text
+    assert "50% gcp/a2-ultragpu-2g/us-central1/on-demand[bf16 tp1]" in text
     assert "250 to < 2k" in text
     assert "row 1  column 0" in rendered(melange, today, verbose=True)
     assert "Routing of" not in rendered(catalog, today)
