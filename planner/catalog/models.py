@@ -256,21 +256,11 @@ def _did_you_mean(key: str, library: _Library) -> str:
 
 def _user_record(text: str, path: Path) -> ModelRecord:
     """Return the model in a user's config.json, or in a folder that holds one."""
-    where = Where(path=str(path))
+    file = path / CONFIG_NAME if os.path.isdir(path) else path  # noqa: PTH112 - Path.is_dir fails on impossible names
+    where = Where(path=str(file))
+    content = _content(file, where)
     try:
-        file = path / CONFIG_NAME if path.is_dir() else path
-        where = Where(path=str(file))
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise InputError(
-                f"The file has {file.stat().st_size:,} bytes; a config.json has a few thousand.", where=where
-            )
-        config = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise InputError(
-            "There is no such file.", hint=f"A model is its name or its config.json. {WAY_OUT}", where=where
-        ) from error
-    except OSError as error:
-        raise InputError(f"The file cannot be read: {error.strerror}.", where=where) from error
+        config = json.loads(content)
     except json.JSONDecodeError as error:
         place = Where(path=str(file), line=error.lineno, column=error.colno)
         raise InputError(
@@ -282,3 +272,18 @@ def _user_record(text: str, path: Path) -> ModelRecord:
         raise InputError("A config.json is one JSON object.", hint="Download it again.", where=where)
     model = architecture_from_config(config, name=text, source=str(file), confidence="user")
     return ModelRecord(architecture=model, family=family_of(config))
+
+
+def _content(file: Path, where: Where) -> bytes:
+    """Return the bytes of a user's file, unless it is too large to be a config.json."""
+    try:
+        size = file.stat().st_size
+        if size <= MAX_CONFIG_BYTES:
+            return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        hint = f"A model is its name or its config.json. {WAY_OUT}"
+        raise InputError("There is no such file.", hint=hint, where=where) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"The file cannot be read: {reason}.", where=where) from error
+    raise InputError(f"The file has {size:,} bytes; a config.json has a few thousand.", where=where)

@@ -23,6 +23,8 @@ app = typer.Typer(add_completion=False)
 
 CONTEXTS_TOKENS = (1024, 8192, 32768)
 """Sequence lengths that `show` gives the KV cache for."""
+WIDE_COLUMNS = 90
+"""Narrower terminals get fewer columns, so that no number is cut off."""
 BILLION = 1e9
 
 
@@ -47,7 +49,8 @@ def list_command(
         console.print_json({"models": [asdict(model) for model in models]})
         return
     console.print_result(_list_table(models))
-    console.note(f"{len(models)} models. KV: bytes per token of context at bf16, before attention windows are full.")
+    count = "1 model" if len(models) == 1 else f"{len(models)} models"
+    console.note(f"{count}. KV: bytes per token of context at bf16, before attention windows are full.")
 
 
 def _is_wanted(model: ModelSummary, family: str, search: str) -> bool:
@@ -59,22 +62,21 @@ def _list_table(models: Iterable[ModelSummary]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
+    is_wide = console.result_console().width >= WIDE_COLUMNS
     table.add_column("model", overflow="fold")
-    table.add_column("family", overflow="fold")
-    for title in ("params", "active", "layers", "context", "KV/token"):
-        table.add_column(title, justify="right")
-    table.add_column("format")
+    for title in ("params", "active", "context", "KV/token"):
+        table.add_column(title, justify="right", overflow="fold")
+    for title in ("layers", "format", "family") if is_wide else ():
+        table.add_column(title, justify="right" if title == "layers" else "left", overflow="fold")
     for model in models:
-        table.add_row(
-            model.name,
-            model.family,
+        numbers = (
             _billions(model.total_params),
             _billions(model.active_params),
-            str(model.n_layers),
             f"{model.max_context_tokens:,}",
             f"{model.kv_bytes_per_token:,.0f}",
-            model.native_precision,
         )
+        more = (str(model.n_layers), model.native_precision, model.family) if is_wide else ()
+        table.add_row(model.name, *numbers, *more)
     return table
 
 
@@ -186,9 +188,9 @@ def _layer_table(layers: Iterable[dict[str, Any]]) -> Table:
 
     table = Table(box=None, pad_edge=False, title="layers", title_justify="left")
     for title in ("count", "mixer", "heads", "KV heads", "head dim", "window", "experts", "params"):
-        table.add_column(title, justify="left" if title == "mixer" else "right")
+        table.add_column(title, justify="left" if title == "mixer" else "right", overflow="fold")
     for group in layers:
-        experts = f"{group['active_experts']} of {group['experts']}" if group["experts"] else "-"
+        experts = f"{group['active_experts']}/{group['experts']}" if group["experts"] else "-"
         has_heads = group["query_heads"] > 0
         table.add_row(
             str(group["count"]),
