@@ -1,10 +1,10 @@
 """The largest steady rate that one replica serves within its SLOs, under continuous batching.
 
 The load is described by `a`, the mean number of requests that arrive per engine step. Everything else follows from it
-without iteration: a request decodes for D = output - 1 steps, so by Little's law B = a D sequences decode in each step,
-which also carries a x input prompt tokens; that fixes the step's time t, the rate X = a / t, and the waiting times of
-the queues in front. Every metric grows with `a`, so the answer is the largest feasible `a`. The derivation, the queueing
-formulas and their sources: docs/explanation/throughput.md.
+without iteration: a request decodes for D = output - 1 steps, so by Little's law B = a D sequences decode in each
+step, which also carries a x input prompt tokens; that fixes the step's time t, the rate X = a / t, and the waiting
+times of the queues in front. Every metric grows with `a`, so the answer is the largest feasible `a`. The derivation,
+the queueing formulas and their sources: docs/explanation/throughput.md.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from planner.units import format_duration
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from planner.domain.hardware import EngineConfig, GpuSpec
     from planner.domain.model import ModelArchitecture
     from planner.domain.slo import Slo
     from planner.profilers.efficiency import EstimatorParams
-    from numpy.typing import NDArray
-
     from planner.profilers.roofline import Array, StepModel
 
 
@@ -92,12 +92,15 @@ class Replica:
     """Tokens that one step may carry (max_num_batched_tokens)."""
     arrival_scv: float
     service_scv: float
+    speed: Array
+    """How many times as fast as the bare estimate every step is; 1 where nothing was measured."""
 
     def step_s(self, sequences: Array, prefill: Array) -> Array:
         """Return the time of a step with so many decoding sequences and prompt tokens."""
-        return self.steps.step_s(
+        bare = self.steps.step_s(
             sequences=sequences, prefill=prefill, decode_s=self.decode_s, attention_s=self.attention_s
         )
+        return bare / self.speed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +150,7 @@ def make_replica(
     input_tokens: Array,
     output_tokens: Array,
     params: EstimatorParams,
+    speed: Array | None = None,
 ) -> Replica:
     """Return the replica's step model and what depends on the requests' sizes."""
     steps = roofline.step_model(model, gpu, config, params)
@@ -161,6 +165,7 @@ def make_replica(
         token_budget=float(config.max_num_batched_tokens),
         arrival_scv=params.arrival_scv,
         service_scv=params.service_scv,
+        speed=np.ones_like(input_tokens) if speed is None else speed,
     )
 
 
@@ -177,9 +182,7 @@ def step_mix(replica: Replica, sequences: Array, arrivals_per_step: Array) -> St
     share = np.minimum(1.0, per_step / chunk)
     mixed = replica.step_s(sequences, np.minimum(np.maximum(per_step, chunk), room))
     alone = replica.step_s(sequences, np.zeros_like(chunk))
-    return StepMix(
-        mean_s=share * mixed + (1.0 - share) * alone, mixed_s=mixed, decode_only_s=alone, chunk_tokens=chunk
-    )
+    return StepMix(mean_s=share * mixed + (1.0 - share) * alone, mixed_s=mixed, decode_only_s=alone, chunk_tokens=chunk)
 
 
 def prefill_s(replica: Replica, mix: StepMix) -> Array:
@@ -383,6 +386,7 @@ def estimate_buckets(
     output_tokens: Array,
     slos: Sequence[Slo],
     params: EstimatorParams,
+    speed: Array | None = None,
 ) -> BucketEstimates:
     """Return the largest steady rate of each request size on ONE replica such that every SLO holds.
 
@@ -391,10 +395,7 @@ def estimate_buckets(
     Parameters
     ----------
     input_tokens, output_tokens : shape (buckets,), in tokens; output counts the first token.
-
-    Examples
-    --------
-    See docs/explanation/throughput.md.
+    speed : shape (buckets,), factor by which measurements say that the replica is faster than the bare estimate.
     """
     prompt, output = (np.maximum(np.asarray(tokens, dtype=np.float64), 1.0) for tokens in (input_tokens, output_tokens))
     reasons = refusals(model, gpu, config, input_tokens=prompt, output_tokens=output, params=params)
@@ -404,16 +405,20 @@ def estimate_buckets(
     limiting = list(reasons)
     if len(served):
         replica = make_replica(
-            model, gpu, config, input_tokens=prompt[served], output_tokens=output[served], params=params
+            model,
+            gpu,
+            config,
+            input_tokens=prompt[served],
+            output_tokens=output[served],
+            params=params,
+            speed=None if speed is None else speed[served],
         )
         found = _largest_rates(replica, slos, config)
         rate[served], batch[served] = found.rate_rps, found.batch
         ttft[served], tpot[served], e2e[served] = found.ttft_s, found.tpot_s, found.e2e_s
         for i, text in zip(served, found.limiting, strict=True):
             limiting[i] = text
-    return BucketEstimates(
-        rate_rps=rate, limiting=tuple(limiting), ttft_s=ttft, tpot_s=tpot, e2e_s=e2e, batch=batch
-    )
+    return BucketEstimates(rate_rps=rate, limiting=tuple(limiting), ttft_s=ttft, tpot_s=tpot, e2e_s=e2e, batch=batch)
 
 
 def _largest_rates(replica: Replica, slos: Sequence[Slo], config: EngineConfig) -> BucketEstimates:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from planner.domain.hardware import GpuSpec
     from planner.domain.model import ModelArchitecture
-    from planner.profilers.points_file import MeasuredPoint
+    from planner.profilers.schema import MeasuredPoint
 
 TOLERANCE_FRACTION = 0.02
 """Rounding of data sheets and of published figures; a profile may beat the floor by so much."""

@@ -13,6 +13,7 @@ from planner.errors import InputError, Where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 REQUIRED_COLUMNS = (
     "model",
@@ -28,6 +29,7 @@ REQUIRED_COLUMNS = (
 )
 STATISTICS = ("mean", "median", "p90", "p95", "p99")
 OPTIONAL_COLUMNS = (
+    "published_as",
     "engine_version",
     "length_dist",
     "concurrency_or_rate",
@@ -51,7 +53,7 @@ class MeasuredPoint:
     """One measured operating point of a whole replica (not per GPU)."""
 
     model: str
-    """As the source names it."""
+    """Canonical id in the model library; any other spelling of it in users' files."""
     gpu: str
     tensor_parallel: int
     pipeline_parallel: int
@@ -135,9 +137,7 @@ def _point(row: Mapping[str, str], where: Where) -> MeasuredPoint:
     tp, pp = _count(row, "tp", where), _count(row, "pp", where)
     n_gpus = _count(row, "gpu_count", where)
     if n_gpus != tp * pp:
-        raise InputError(
-            f"gpu_count {n_gpus} is not tp {tp} x pp {pp}.", hint="Give one replica per row.", where=where
-        )
+        raise InputError(f"gpu_count {n_gpus} is not tp {tp} x pp {pp}.", hint="Give one replica per row.", where=where)
     output = _positive(row, "output_tokens", where)
     tokens_per_s = _number(row, "throughput_output_tok_s", where)
     rate = _number(row, "throughput_req_s", where)
@@ -163,6 +163,22 @@ def _point(row: Mapping[str, str], where: Where) -> MeasuredPoint:
         source=(row.get("source") or "").strip(),
         where=where,
     )
+
+
+def read_profile_file(path: Path) -> tuple[MeasuredPoint, ...]:
+    """Return the rows of a user's profile file. `floor.check_points` refuses impossible ones once their GPU is known.
+
+    Raises
+    ------
+    InputError: if the file cannot be read, or as `parse_points`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"Cannot read the profile: {error.strerror}.", where=Where(path=str(path))) from error
+    except UnicodeDecodeError as error:
+        raise InputError("The profile is not UTF-8 text.", where=Where(path=str(path))) from error
+    return parse_points(text, str(path))
 
 
 def parse_points(text: str, path: str) -> tuple[MeasuredPoint, ...]:

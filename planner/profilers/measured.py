@@ -1,0 +1,259 @@
+"""Measured tables: what was measured of a model on a GPU, and how it corrects the estimate.
+
+The same-engine policy: a measurement corrects estimates of the same engine family only, on the same GPU, parallelism
+and precision. TensorRT-LLM figures say nothing certain of vLLM, so a plan for vLLM is not sped up by them.
+Between measured sizes the correction is interpolated; outside of them there is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.files.bundled import bundled
+from planner.profilers import capacity, points
+from planner.profilers.efficiency import engine_family
+from planner.profilers.schema import parse_points, read_profile_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from planner.domain.hardware import EngineConfig, GpuSpec
+    from planner.domain.model import ModelArchitecture
+    from planner.profilers.efficiency import EstimatorParams
+    from planner.profilers.roofline import Array
+    from planner.profilers.schema import MeasuredPoint
+
+__all__ = [
+    "Correction",
+    "MeasuredStore",
+    "MeasuredTable",
+    "convex_hull",
+    "correct",
+    "estimated_rate_rps",
+    "load_measured",
+    "measured_config",
+    "read_profile_file",
+]
+
+LORA_FOLDER = "lora"
+"""Adapter measurements have a schema of their own."""
+
+BENCHMARK_MAX_NUM_SEQS = 2048
+"""Batch limit assumed of published maximum-throughput runs, which do not state it (TensorRT-LLM's build default)."""
+
+SAME_SIZE_TOLERANCE = 0.01
+"""Sizes whose logarithms differ by less count as the measured size."""
+
+FP8_KV_FAMILIES = frozenset({"tensorrt-llm"})
+"""Engines whose published fp8 figures come with an fp8 KV cache (TensorRT-LLM performance overview)."""
+
+
+def _precision_key(precision: str) -> str:
+    return "bf16" if precision == "fp16" else precision
+
+
+def _name_key(name: str) -> str:
+    """Return a model's name without its organisation, in lower case."""
+    return name.strip().rsplit("/", maxsplit=1)[-1].lower()
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version.split("."))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredTable:
+    """Throughput of one configuration at several request sizes, one point per size."""
+
+    points: tuple[MeasuredPoint, ...]
+
+    @property
+    def log_sizes(self) -> Array:
+        """Logarithms of (input, output) tokens, shape (points, 2)."""
+        return np.log([[point.input_tokens, point.output_tokens] for point in self.points])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredStore:
+    """All measured points that a plan may use."""
+
+    points: tuple[MeasuredPoint, ...] = ()
+
+    @classmethod
+    def empty(cls) -> MeasuredStore:
+        """Return a store without measurements: everything is then estimated."""
+        return cls()
+
+    @property
+    def n_rows(self) -> int:
+        """Number of measured points."""
+        return len(self.points)
+
+    def with_rows(self, more: Iterable[MeasuredPoint]) -> MeasuredStore:
+        """Return a store with the user's points too; at equal sizes and versions they win over bundled ones."""
+        return MeasuredStore(points=(*self.points, *more))
+
+    def _matching(self, names: Iterable[str], gpu: str, config: EngineConfig) -> list[MeasuredPoint]:
+        wanted = {_name_key(name) for name in names}
+        return [
+            point
+            for point in self.points
+            if point.gpu == gpu
+            and point.tensor_parallel == config.tensor_parallel
+            and point.pipeline_parallel == config.pipeline_parallel
+            and _precision_key(point.precision) == _precision_key(config.precision)
+            and _name_key(point.model) in wanted
+        ]
+
+    def engines(self, names: Iterable[str], gpu: str, config: EngineConfig) -> tuple[str, ...]:
+        """Return the engine families with any figure for this model, GPU, parallelism and precision."""
+        return tuple(sorted({engine_family(point.engine) for point in self._matching(names, gpu, config)}))
+
+    def lookup(self, names: Iterable[str], gpu: str, config: EngineConfig) -> MeasuredTable | None:
+        """Return the throughput table for a configuration, or None.
+
+        Parameters
+        ----------
+        names : the model's canonical name and its aliases; case and organisation do not matter.
+
+        Notes
+        -----
+        Of several points of one size the wanted engine version wins if it was measured, then the newest version, then
+        an offline run over a closed loop, then the larger concurrency. Static batches and open-loop runs are left out.
+        """
+        family = engine_family(config.engine)
+        best: dict[tuple[float, float], tuple[tuple[object, ...], MeasuredPoint]] = {}
+        for index, point in enumerate(self._matching(names, gpu, config)):
+            if engine_family(point.engine) != family or not point.rate_rps:
+                continue
+            if point.load_kind not in {"offline_max", "concurrency"}:
+                continue
+            rank = (
+                bool(config.engine_version) and point.engine_version.startswith(config.engine_version),
+                _version_key(point.engine_version),
+                point.load_kind == "offline_max",
+                point.load or 0.0,
+                index,
+            )
+            size = (point.input_tokens, point.output_tokens)
+            if size not in best or rank > best[size][0]:
+                best[size] = (rank, point)
+        return MeasuredTable(points=tuple(point for _, (_, point) in sorted(best.items()))) if best else None
+
+
+@cache
+def load_measured() -> MeasuredStore:
+    """Return the bundled measurements (profiles/, one folder per model; origins in profiles/SOURCES.md)."""
+    found: list[MeasuredPoint] = []
+    for folder in sorted(bundled("profiles").iterdir(), key=lambda entry: entry.name):
+        if not folder.is_dir() or folder.name == LORA_FOLDER:
+            continue
+        for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
+            if file.name.endswith(".csv"):
+                text = file.read_text(encoding="utf-8")
+                found.extend(parse_points(text, f"profiles/{folder.name}/{file.name}"))
+    return MeasuredStore(points=tuple(found))
+
+
+def measured_config(point: MeasuredPoint, config: EngineConfig) -> EngineConfig:
+    """Return the configuration under which `point` was taken, as far as it is stated, else `config`'s."""
+    is_fp8_cache = point.precision == "fp8" and engine_family(point.engine) in FP8_KV_FAMILIES
+    return replace(
+        config,
+        kv_precision="fp8" if is_fp8_cache else "bf16",
+        max_num_seqs=max(config.max_num_seqs, BENCHMARK_MAX_NUM_SEQS),
+    )
+
+
+def estimated_rate_rps(
+    point: MeasuredPoint, model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, params: EstimatorParams
+) -> float:
+    """Return the bare estimate of a measured point's rate under the point's own load; 0 if it does not fit."""
+    own = measured_config(point, config)
+    open_ended = replace(params, is_context_enforced=False)
+    sizes = (point.input_tokens, point.output_tokens)
+    prompt, output = np.array([sizes[0]]), np.array([sizes[1]])
+    if any(capacity.refusals(model, gpu, own, input_tokens=prompt, output_tokens=output, params=open_ended)):
+        return 0.0
+    if point.load_kind == "static_batch" and point.load:
+        return points.static_batch(model, gpu, own, sizes=sizes, batch=point.load, params=params).rate_rps
+    if point.load_kind == "concurrency" and point.load:
+        return points.closed_loop(model, gpu, own, sizes=sizes, concurrency=point.load, params=params).rate_rps
+    found = capacity.estimate_buckets(
+        model, gpu, own, input_tokens=prompt, output_tokens=output, slos=(), params=open_ended
+    )
+    return float(found.rate_rps[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """How measurements correct the estimate at some sizes; arrays of shape (sizes,)."""
+
+    speed: Array
+    """Measured over estimated rate; 1 outside of the measured sizes."""
+    nearest: tuple[int, ...]
+    """Index of the nearest measured point."""
+    is_exact: tuple[bool, ...]
+    """The size is a measured one."""
+    is_inside: tuple[bool, ...]
+    """The size lies within the measured ones."""
+
+
+def _cross(origin: Array, first: Array, second: Array) -> float:
+    one, two = first - origin, second - origin
+    return float(one[0] * two[1] - one[1] * two[0])
+
+
+def convex_hull(corners: Array) -> Array:
+    """Return the corners of the convex hull of points of shape (n, 2), counter-clockwise (Andrew's monotone chain)."""
+    ordered = np.unique(corners, axis=0)
+    if len(ordered) < 3:
+        return ordered
+    halves = []
+    for sequence in (ordered, ordered[::-1]):
+        half: list[Array] = []
+        for corner in sequence:
+            while len(half) >= 2 and _cross(half[-2], half[-1], corner) <= 0:
+                half.pop()
+            half.append(corner)
+        halves += half[:-1]
+    return np.array(halves)
+
+
+def _is_inside(hull: Array, place: Array) -> bool:
+    if len(hull) < 3:
+        return False
+    edges = zip(hull, np.roll(hull, -1, axis=0), strict=True)
+    return all(_cross(start, end, place) >= -1e-9 for start, end in edges)
+
+
+def correct(sizes: Array, table: MeasuredTable, ratios: Sequence[float]) -> Correction:
+    """Return the correction at `sizes` (tokens, shape (n, 2)) from the table's measured / estimated `ratios`.
+
+    Inside the convex hull of the measured (log input, log output) the logarithm of the ratio is the mean of the
+    measured ones, weighted by 1 / distance^2 (Shepard's interpolation): exact at the measured sizes, never beyond
+    the smallest and largest ratio.
+    """
+    known, places = table.log_sizes, np.log(sizes)
+    hull = convex_hull(known)
+    logs = np.log(ratios)
+    speed = np.ones(len(sizes))
+    nearest, exact, inside = [], [], []
+    for i, place in enumerate(places):
+        distance = np.sqrt(np.square(known - place).sum(axis=1))
+        closest = int(distance.argmin())
+        is_same = bool(np.abs(known[closest] - place).max() <= SAME_SIZE_TOLERANCE)
+        is_in = is_same or _is_inside(hull, place)
+        if is_same:
+            speed[i] = float(np.exp(logs[closest]))
+        elif is_in:
+            weight = 1.0 / np.square(distance)
+            speed[i] = float(np.exp((weight * logs).sum() / weight.sum()))
+        nearest.append(closest)
+        exact.append(is_same)
+        inside.append(is_in)
+    return Correction(speed=speed, nearest=tuple(nearest), is_exact=tuple(exact), is_inside=tuple(inside))

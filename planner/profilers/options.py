@@ -1,0 +1,193 @@
+"""What the planner asks: the throughput of every request size on one engine configuration, with its provenance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.provenance import Provenance, ProvenanceKind
+from planner.profilers import capacity, floor, measured
+from planner.profilers.capacity import ESTIMATE_SOURCE, BucketEstimates
+from planner.profilers.efficiency import default_params, engine_family
+from planner.units import WattsPerReplica
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from planner.domain.hardware import EngineConfig, GpuSpec
+    from planner.domain.model import ModelArchitecture
+    from planner.domain.slo import Slo
+    from planner.domain.workload import Bucket
+    from planner.profilers.efficiency import EstimatorParams
+    from planner.profilers.measured import Correction, MeasuredStore, MeasuredTable
+    from planner.profilers.roofline import Array
+
+PEAK_POWER_FRACTION = 1.0
+"""Peak power of a replica as a share of its GPUs' TDP. 1 is on the safe side: inference rows peak at 0.79 of what is
+provisioned (POLCA, ASPLOS 2024)."""
+
+UNLIMITED_MARGIN = 0.02
+"""A measured maximum stands for a configuration whose own limits cost it at most this share of the estimate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionProfile:
+    """One engine configuration on one kind of GPU, for every bucket; arrays of shape (buckets,)."""
+
+    throughput_rps: Array
+    provenance: tuple[Provenance, ...]
+    limiting: tuple[str, ...]
+    power_w: WattsPerReplica | None
+    estimates: BucketEstimates
+    """Latencies and batch at that rate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measurements:
+    table: MeasuredTable
+    correction: Correction
+
+
+def peak_power_w(gpu: GpuSpec, config: EngineConfig) -> WattsPerReplica:
+    """Return the peak power of one replica's GPUs in W."""
+    return WattsPerReplica(gpu.tdp_w * config.gpus_per_replica * PEAK_POWER_FRACTION)
+
+
+def _sizes(buckets: Sequence[Bucket]) -> Array:
+    if any(bucket.input_tokens is None or bucket.output_tokens is None for bucket in buckets):
+        msg = "buckets without token counts cannot be profiled: their throughput must be given"
+        raise ValueError(msg)
+    return np.array([[bucket.input_tokens, bucket.output_tokens] for bucket in buckets], dtype=np.float64).reshape(
+        -1, 2
+    )
+
+
+def _measurements(
+    model: ModelArchitecture,
+    gpu: GpuSpec,
+    config: EngineConfig,
+    *,
+    sizes: Array,
+    table: MeasuredTable | None,
+    params: EstimatorParams,
+) -> _Measurements | None:
+    if table is None or not len(sizes):
+        return None
+    floor.check_points(table.points, model, gpu)
+    rates = [measured.estimated_rate_rps(point, model, gpu, config, params) for point in table.points]
+    pairs = [(point, point.rate_rps / rate) for point, rate in zip(table.points, rates, strict=True)
+             if rate > 0 and point.rate_rps]  # fmt: skip
+    if not pairs:
+        return None
+    usable = measured.MeasuredTable(points=tuple(point for point, _ in pairs))
+    correction = measured.correct(np.maximum(sizes, 1.0), usable, [ratio for _, ratio in pairs])
+    return _Measurements(table=usable, correction=correction)
+
+
+def _is_free(estimates: BucketEstimates, unlimited: BucketEstimates, index: int) -> bool:
+    """Return whether neither an SLO nor the configuration's own limits keep a bucket from its saturation rate."""
+    return bool(estimates.rate_rps[index] >= unlimited.rate_rps[index] * (1.0 - UNLIMITED_MARGIN))
+
+
+def profile_option(
+    model: ModelArchitecture,
+    gpu: GpuSpec,
+    config: EngineConfig,
+    buckets: Sequence[Bucket],
+    slos: Sequence[Slo],
+    *,
+    store: MeasuredStore,
+    params: EstimatorParams | None = None,
+    aliases: Sequence[str] = (),
+) -> OptionProfile:
+    """Return the largest steady rate of every bucket on ONE replica within `slos`, and where each figure comes from.
+
+    Never raises for a configuration that cannot run: its rates are 0 and `limiting` says why.
+
+    Parameters
+    ----------
+    params : the estimator's numbers; None = the bundled ones (profiles/efficiency.csv).
+    aliases : other names under which the model was measured.
+
+    Raises
+    ------
+    ValueError: if a bucket has no token counts.
+    InputError: if a measurement that would be used is faster than physics allows.
+    """
+    params = params or default_params()
+    sizes = _sizes(buckets)
+    names = (model.name, *aliases)
+    found = _measurements(model, gpu, config, sizes=sizes, table=store.lookup(names, gpu.name, config), params=params)
+
+    def estimate(engine_config: EngineConfig, bounds: Sequence[Slo]) -> BucketEstimates:
+        return capacity.estimate_buckets(
+            model,
+            gpu,
+            engine_config,
+            input_tokens=sizes[:, 0],
+            output_tokens=sizes[:, 1],
+            slos=bounds,
+            params=params,
+            speed=None if found is None else found.correction.speed,
+        )
+
+    estimates = estimate(config, slos)
+    rates = estimates.rate_rps.copy()
+    if found is None:
+        origin = _why_estimated(store.engines(names, gpu.name, config), config)
+        provenance = (origin,) * len(buckets)
+    else:
+        unlimited = estimate(measured.measured_config(found.table.points[0], config), ())
+        free = [_is_free(estimates, unlimited, i) for i in range(len(buckets))]
+        for i in _measured_indices(found, free):
+            rates[i] = found.table.points[found.correction.nearest[i]].rate_rps
+        provenance = tuple(_provenance(found, i, is_free=free[i]) for i in range(len(buckets)))
+    return OptionProfile(
+        throughput_rps=rates,
+        provenance=provenance,
+        limiting=estimates.limiting,
+        power_w=peak_power_w(gpu, config),
+        estimates=estimates,
+    )
+
+
+def _measured_indices(found: _Measurements, free: Sequence[bool]) -> list[int]:
+    correction, table = found.correction, found.table
+    return [
+        i
+        for i, is_exact in enumerate(correction.is_exact)
+        if is_exact and free[i] and table.points[correction.nearest[i]].load_kind == "offline_max"
+    ]
+
+
+def _why_estimated(engines: Sequence[str], config: EngineConfig) -> Provenance:
+    family = engine_family(config.engine)
+    others = [engine for engine in engines if engine != family]
+    note = f"no measurement of this model, GPU, parallelism and precision with {family}"
+    if others:
+        note += f"; those with {', '.join(others)} are not used for it (same-engine policy)"
+    return Provenance(kind=ProvenanceKind.ESTIMATED, source=ESTIMATE_SOURCE, note=note)
+
+
+def _provenance(found: _Measurements, index: int, *, is_free: bool) -> Provenance:
+    correction = found.correction
+    point = found.table.points[correction.nearest[index]]
+    version = f"{point.engine} {point.engine_version}".strip()
+    source = f"{point.where.path}: {point.source}"
+    factor = f"x {correction.speed[index]:.2f} (measured / estimated)"
+    if not correction.is_inside[index]:
+        note = f"outside the sizes measured with {version} (nearest: {point.size})"
+        return Provenance(kind=ProvenanceKind.ESTIMATED, source=ESTIMATE_SOURCE, note=note)
+    if correction.is_exact[index] and is_free and point.load_kind == "offline_max":
+        return Provenance(
+            kind=ProvenanceKind.MEASURED, source=source, as_of=point.as_of, note=f"{version} at {point.size}"
+        )
+    where = f"at {point.size}" if correction.is_exact[index] else f"interpolated, nearest {point.size}"
+    return Provenance(
+        kind=ProvenanceKind.CALIBRATED,
+        source=source,
+        as_of=point.as_of,
+        note=f"estimate {factor}, {version}, {where}",
+    )
