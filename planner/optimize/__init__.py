@@ -1,1 +1,28 @@
-"""."""
+"""One mixed-integer programme: arrays in, a verified `Plan` out. Solvers live in `backends` alone."""
+
+from planner.optimize.backends.registry import BACK_ENDS
+from planner.optimize.baselines import savings_vs_best_single, single_gpu_baselines
+from planner.optimize.conflicts import find_conflicts
+from planner.optimize.explain import GpuPrice, price_of_gpu, price_of_limits
+from planner.optimize.plan_check import verify_plan
+from planner.optimize.settings import Assignment, SolverSettings
+from planner.optimize.solving import solve
+from planner.optimize.termination import Termination
+
+SOLVERS = tuple(BACK_ENDS)
+"""Names that `SolverSettings.solver` takes."""
+
+__all__ = [
+    "SOLVERS",
+    "Assignment",
+    "GpuPrice",
+    "SolverSettings",
+    "Termination",
+    "find_conflicts",
+    "price_of_gpu",
+    "price_of_limits",
+    "savings_vs_best_single",
+    "single_gpu_baselines",
+    "solve",
+    "verify_plan",
+]

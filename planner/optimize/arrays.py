@@ -1,0 +1,247 @@
+"""A `FleetProblem` as flat arrays in a canonical order, checked: what the row families index into.
+
+Demands, options and offers are sorted by name, so that the answer does not depend on the order of the request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.problem import Resource
+from planner.errors import InputError
+
+if TYPE_CHECKING:
+    from planner.domain.hardware import Offer
+    from planner.domain.problem import FleetProblem, Limit, ServingOption
+    from planner.domain.workload import Bucket
+    from planner.optimize.milp import FloatArray, IntArray
+    from planner.optimize.settings import Assignment
+
+_ROUNDING = 1e-9
+"""Relative; replicas needed are counted with this much forgiveness of floating-point sums."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetArrays:
+    """Index sets and data of the model. b: bucket, j: option, o: offer, p: pool (offer x chain of replica sizes)."""
+
+    options: tuple[ServingOption, ...]
+    offers: tuple[Offer, ...]
+    limits: tuple[Limit, ...]
+    buckets: tuple[tuple[str, Bucket], ...]
+    """(service, bucket), services by name, buckets in their demand's order."""
+    pair_bucket: IntArray
+    """Shape (pairs,): bucket of every eligible (bucket, option)."""
+    pair_option: IntArray
+    pair_load: FloatArray
+    """Replicas at the utilisation cap that the whole bucket keeps busy, headroom included: lam (1 + rho) / (X U)."""
+    option_offer: IntArray
+    option_gpus: IntArray
+    option_pool: IntArray
+    pool_offer: IntArray
+    replicas_upper: FloatArray
+    """Shape (options,): replicas that no plan needs more of."""
+    units_per_bucket: float
+    """What the x of one bucket sum to: 1, or the number of slices."""
+    is_sliced: bool
+    """Whether x is integer."""
+
+    @property
+    def unserved(self) -> tuple[tuple[str, Bucket], ...]:
+        """Buckets that no option can serve."""
+        served = set(self.pair_bucket.tolist())
+        return tuple(bucket for index, bucket in enumerate(self.buckets) if index not in served)
+
+
+def offer_gpus(offer: Offer) -> int:
+    """Return the number of GPUs of one instance of `offer`.
+
+    Raises
+    ------
+    InputError: if the offer is a share of a GPU; such offers can be listed but not planned on.
+    """
+    gpus = round(offer.gpus_per_instance)
+    if gpus < 1 or abs(gpus - offer.gpus_per_instance) > _ROUNDING:
+        raise InputError(
+            f"The offer {offer.name} has {offer.gpus_per_instance:g} GPUs, and only whole GPUs can be planned on.",
+            hint="Leave offers of parts of a GPU out.",
+        )
+    return gpus
+
+
+def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
+    """Return `problem` as arrays.
+
+    Raises
+    ------
+    InputError: if the problem contradicts itself or lacks a number that one of its limits counts.
+    """
+    _check(problem)
+    options = tuple(sorted(problem.options, key=option_sort_key))
+    offers = tuple(sorted({option.offer.name: option.offer for option in options}.values(), key=lambda o: o.name))
+    offer_index = {offer.name: index for index, offer in enumerate(offers)}
+    option_offer = np.array([offer_index[option.offer.name] for option in options], dtype=np.int64)
+    option_gpus = np.array([option.gpus_per_replica for option in options], dtype=np.int64)
+    demands = sorted(problem.demands, key=lambda demand: demand.service)
+    buckets = tuple((demand.service, bucket) for demand in demands for bucket in demand.buckets)
+    pair_bucket, pair_option, pair_load = _pairs(problem, options)
+    whole_load = np.bincount(pair_option, weights=pair_load, minlength=len(options))
+    option_pool, pool_offer = _pools(option_offer, option_gpus, n_offers=len(offers))
+    return FleetArrays(
+        options=options,
+        offers=offers,
+        limits=problem.limits,
+        buckets=buckets,
+        pair_bucket=pair_bucket,
+        pair_option=pair_option,
+        pair_load=pair_load,
+        option_offer=option_offer,
+        option_gpus=option_gpus,
+        option_pool=option_pool,
+        pool_offer=pool_offer,
+        replicas_upper=np.ceil(whole_load * (1 + _ROUNDING)),
+        units_per_bucket=assignment.units_per_bucket,
+        is_sliced=assignment.slice_factor is not None,
+    )
+
+
+def option_sort_key(option: ServingOption) -> tuple[str, str, int, str, str, bytes]:
+    """Return what options are ordered by: service, offer, size, configuration, then the throughput itself."""
+    return (
+        option.service,
+        option.offer.name,
+        option.gpus_per_replica,
+        option.config.precision if option.config else "",
+        repr(option.config) if option.config else "",
+        option.throughput_rps.tobytes(),
+    )
+
+
+def _pairs(problem: FleetProblem, options: tuple[ServingOption, ...]) -> tuple[IntArray, IntArray, FloatArray]:
+    """Return bucket, option and load of every eligible pair, ordered by bucket, then option."""
+    pressure = (1 + problem.headroom_fraction) / problem.utilization_cap
+    buckets: list[IntArray] = []
+    members: list[IntArray] = []
+    loads: list[FloatArray] = []
+    start = 0
+    for demand in sorted(problem.demands, key=lambda item: item.service):
+        mine = [index for index, option in enumerate(options) if option.service == demand.service]
+        size = len(demand.buckets)
+        if mine and size:
+            throughput = np.array([options[index].throughput_rps for index in mine]).T
+            rates = np.array([bucket.rate_rps for bucket in demand.buckets])
+            inner_bucket, inner_option = np.nonzero(throughput > 0)
+            buckets.append(inner_bucket + start)
+            members.append(np.array(mine, dtype=np.int64)[inner_option])
+            loads.append(rates[inner_bucket] * pressure / throughput[inner_bucket, inner_option])
+        start += size
+    if not buckets:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0)
+    return np.concatenate(buckets), np.concatenate(members), np.concatenate(loads)
+
+
+def chains(sizes: list[int]) -> list[list[int]]:
+    """Return `sizes` (distinct) split into chains in which every size divides the next larger one.
+
+    Largest first, each size goes to the first chain whose smallest member it divides: one chain for 1, 2, 4, 8.
+
+    Examples
+    --------
+    >>> chains([1, 2, 4, 8])
+    [[8, 4, 2, 1]]
+    >>> chains([2, 3, 6, 4])
+    [[6, 3], [4, 2]]
+    """
+    found: list[list[int]] = []
+    for size in sorted(set(sizes), reverse=True):
+        home = next((chain for chain in found if chain[-1] % size == 0), None)
+        if home is None:
+            found.append([size])
+        else:
+            home.append(size)
+    return found
+
+
+def _pools(option_offer: IntArray, option_gpus: IntArray, *, n_offers: int) -> tuple[IntArray, IntArray]:
+    """Return every option's pool and every pool's offer; instances of one pool hold one chain of replica sizes."""
+    option_pool = np.zeros(len(option_offer), dtype=np.int64)
+    pool_offer: list[int] = []
+    members: list[list[int]] = [[] for _ in range(n_offers)]
+    for option, offer in enumerate(option_offer.tolist()):
+        members[offer].append(option)
+    for offer, mine in enumerate(members):
+        for chain in chains([int(option_gpus[option]) for option in mine]):
+            for option in mine:
+                if int(option_gpus[option]) in chain:
+                    option_pool[option] = len(pool_offer)
+            pool_offer.append(offer)
+    return option_pool, np.array(pool_offer, dtype=np.int64)
+
+
+def _check(problem: FleetProblem) -> None:
+    if not 0 < problem.utilization_cap <= 1:
+        raise InputError(
+            f"The utilisation cap is {problem.utilization_cap!r}.", hint="It must be above 0 and at most 1."
+        )
+    if not problem.headroom_fraction >= 0:
+        raise InputError(f"The headroom is {problem.headroom_fraction!r}.", hint="It must not be negative.")
+    sizes = {demand.service: len(demand.buckets) for demand in problem.demands}
+    if len(sizes) != len(problem.demands):
+        raise InputError("Two demands are for the same service.", hint="Give every service a name of its own.")
+    for demand in problem.demands:
+        for bucket in demand.buckets:
+            if not (np.isfinite(bucket.rate_rps) and bucket.rate_rps > 0):
+                raise InputError(
+                    f"A bucket of {demand.service} has the rate {bucket.rate_rps!r} req/s.",
+                    hint="Leave buckets without requests out; rates must be finite.",
+                )
+    known: dict[str, Offer] = {}
+    for option in problem.options:
+        _check_option(option, sizes)
+        if known.setdefault(option.offer.name, option.offer) != option.offer:
+            raise InputError(f"Two different offers are called {option.offer.name}.", hint="Offer names are unique.")
+    for limit in problem.limits:
+        _check_limit(limit, problem)
+
+
+def _check_option(option: ServingOption, sizes: dict[str, int]) -> None:
+    name = option.offer.name
+    if option.service not in sizes:
+        raise InputError(f"An option on {name} serves {option.service!r}, for which there is no demand.")
+    if option.throughput_rps.shape != (sizes[option.service],):
+        raise InputError(
+            f"The throughput of {option.service} on {name} has the shape {option.throughput_rps.shape}, "
+            f"and the service has {sizes[option.service]} buckets."
+        )
+    if not np.all(np.isfinite(option.throughput_rps)) or np.any(option.throughput_rps < 0):
+        raise InputError(f"A throughput of {option.service} on {name} is negative or not finite.")
+    if not (np.isfinite(option.offer.price_usd_per_hour) and option.offer.price_usd_per_hour >= 0):
+        raise InputError(f"The price of {name} is {option.offer.price_usd_per_hour!r} USD/h.")
+    if not 1 <= option.gpus_per_replica <= offer_gpus(option.offer):
+        raise InputError(
+            f"A replica of {option.gpus_per_replica} GPUs does not fit {name}, "
+            f"which has {option.offer.gpus_per_instance:g}.",
+            hint="Leave such options out.",
+        )
+
+
+def _check_limit(limit: Limit, problem: FleetProblem) -> None:
+    if not limit.bound >= 0:
+        raise InputError(f"The limit {limit.name} is {limit.bound!r}.", hint="It must not be negative.")
+    for option in problem.options:
+        if not limit.scope.covers(option.offer):
+            continue
+        if limit.resource is Resource.WATTS and option.power_w is None:
+            raise InputError(
+                f"The limit {limit.name} counts watts, and the power of {option.service} on {option.offer.name} is "
+                "not known.",
+                hint="Give power_w, or leave this GPU or the limit out.",
+            )
+        if limit.resource is Resource.VCPUS and option.offer.vcpus is None:
+            raise InputError(
+                f"The limit {limit.name} counts vCPUs, and {option.offer.name} does not say how many it has.",
+                hint="Leave this offer or the limit out.",
+            )

@@ -1,0 +1,298 @@
+"""From arrays back to what people read: a `Plan` of allocations, rentals and routing weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.plan import Allocation, Plan, PlanStatus, Rental, Route, SolverInfo
+from planner.domain.problem import Resource
+from planner.domain.provenance import ProvenanceKind
+from planner.optimize.naming import option_keys
+from planner.optimize.rows.limits import all_limits, instance_usage, limit_coefficients
+from planner.optimize.termination import Termination
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from planner.domain.hardware import Offer
+    from planner.domain.problem import FleetProblem, ServingOption
+    from planner.domain.provenance import Provenance, Warning_
+    from planner.domain.workload import Bucket
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.milp import FloatArray
+    from planner.optimize.search import Fleet, SearchResult
+    from planner.optimize.settings import SolverSettings
+
+BINDING_TOLERANCE = 1e-6
+"""Relative: a limit or a replica this close to full binds."""
+_WORST_FIRST = tuple(reversed(ProvenanceKind))
+
+
+def assemble(
+    problem: FleetProblem,
+    fleet: FleetArrays,
+    chosen: Fleet,
+    result: SearchResult,
+    *,
+    settings: SolverSettings,
+    warnings: tuple[Warning_, ...] = (),
+) -> Plan:
+    """Return the plan that `chosen` is, in the order of the request's demands.
+
+    Parameters
+    ----------
+    problem : the whole problem; `fleet` may be its pruned form.
+    """
+    names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
+    keys = [names[id(option)] for option in fleet.options]
+    order = {demand.service: index for index, demand in enumerate(problem.demands)}
+    allocation = _allocations(problem, fleet, chosen, keys)
+    allocation.sort(key=lambda item: (order[item.service], item.offer, item.option))
+    power = [item.power_w for item in allocation]
+    tokens = [demand.output_tokens_per_s for demand in problem.demands]
+    cost = chosen.cost_usd_per_hour
+    return Plan(
+        status=plan_status(result),
+        cost_usd_per_hour=cost,
+        bound_usd_per_hour=result.bound_usd_per_hour,
+        gap=relative_gap(cost, result.bound_usd_per_hour),
+        solver=solver_info(result, settings),
+        allocation=tuple(allocation),
+        rentals=_rentals(fleet, chosen),
+        routing=_routes(fleet, chosen, keys, order),
+        binding=binding(fleet, chosen, keys),
+        warnings=warnings,
+        rate_rps=float(sum(demand.total_rate_rps for demand in problem.demands)),
+        output_tokens_per_s=None if None in tokens else sum(value or 0.0 for value in tokens),
+        power_w=None if None in power else sum(value or 0.0 for value in power),
+    )
+
+
+def plan_status(result: SearchResult) -> PlanStatus:
+    """Return what is known of a plan from how its search ended."""
+    if result.fleet is not None:
+        return PlanStatus.OPTIMAL if result.termination is Termination.OPTIMAL else PlanStatus.FEASIBLE
+    return PlanStatus.INFEASIBLE if result.termination is Termination.INFEASIBLE else PlanStatus.UNKNOWN
+
+
+def relative_gap(cost: float | None, bound: float | None) -> float | None:
+    """Return (cost - bound) / cost; 0 for a plan that costs nothing, None where one of them is not known.
+
+    Examples
+    --------
+    >>> relative_gap(10.0, 9.0), relative_gap(0.0, 0.0), relative_gap(10.0, None)
+    (0.1, 0.0, None)
+    """
+    if cost is None or bound is None:
+        return None
+    return 0.0 if cost <= 0 else max(0.0, (cost - bound) / cost)
+
+
+def solver_info(result: SearchResult, settings: SolverSettings) -> SolverInfo:
+    """Return which solver said so."""
+    return SolverInfo(
+        name=result.solver,
+        version=result.version,
+        seconds=result.seconds,
+        termination=result.termination.value,
+        seed=settings.seed,
+        threads=settings.threads,
+    )
+
+
+def _allocations(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet, keys: list[str]) -> list[Allocation]:
+    instances = _instances_by_offer(fleet, chosen)
+    gpus_in_use = np.bincount(
+        fleet.option_offer, weights=fleet.option_gpus * _replicas(fleet, chosen), minlength=len(fleet.offers)
+    )
+    rates = np.array([bucket.rate_rps for _, bucket in fleet.buckets])
+    pressure = (1 + problem.headroom_fraction) / problem.utilization_cap
+    loads = np.bincount(fleet.pair_option, weights=fleet.pair_load * chosen.shares, minlength=len(fleet.options))
+    served = np.bincount(
+        fleet.pair_option, weights=rates[fleet.pair_bucket] * chosen.shares, minlength=len(fleet.options)
+    )
+    found = []
+    for j in np.flatnonzero(_replicas(fleet, chosen)).tolist():
+        option, replicas = fleet.options[j], int(chosen.replicas[j])
+        offer_index = int(fleet.option_offer[j])
+        shares = _bucket_shares(fleet, chosen, j)
+        part = float(fleet.option_gpus[j] * replicas / gpus_in_use[offer_index])
+        found.append(
+            _allocation(
+                option,
+                key=keys[j],
+                replicas=replicas,
+                instances=instances[offer_index],
+                cost=part * float(option.offer.price_usd_per_hour) * instances[offer_index],
+                utilization=float(loads[j]) / pressure / replicas,
+                rate_rps=float(served[j]),
+                shares=shares,
+                fleet=fleet,
+            )
+        )
+    return found
+
+
+def _allocation(
+    option: ServingOption,
+    *,
+    key: str,
+    replicas: int,
+    instances: int,
+    cost: float,
+    utilization: float,
+    rate_rps: float,
+    shares: dict[int, float],
+    fleet: FleetArrays,
+) -> Allocation:
+    offer, config = option.offer, option.config
+    worst = _worst(_provenance(option, bucket, fleet) for bucket in sorted(shares))
+    return Allocation(
+        service=option.service,
+        offer=offer.name,
+        option=key,
+        gpu=offer.gpu,
+        gpus_per_replica=option.gpus_per_replica,
+        replicas=replicas,
+        cost_usd_per_hour=round(cost, COST_DIGITS),
+        power_w=None if option.power_w is None else float(option.power_w) * replicas,
+        utilization=utilization,
+        provider=offer.provider,
+        region=offer.region,
+        market=str(offer.market),
+        instance_type=offer.instance_type,
+        instances=instances,
+        engine=config.engine if config else "",
+        precision=config.precision if config else "",
+        tensor_parallel=config.tensor_parallel if config else option.gpus_per_replica,
+        pipeline_parallel=config.pipeline_parallel if config else 1,
+        rate_rps=rate_rps,
+        output_tokens_per_s=_output_tokens(shares, fleet),
+        provenance=worst.kind if worst else ProvenanceKind.GIVEN,
+        provenance_note=(worst.note or worst.source) if worst else "",
+        price_as_of=_date(offer),
+    )
+
+
+COST_DIGITS = 9
+"""Decimals of an allocation's part of a price: cuts floating-point dust (3.0300000000000002), nothing more."""
+
+
+def _output_tokens(shares: dict[int, float], fleet: FleetArrays) -> float | None:
+    total = 0.0
+    for index, share in shares.items():
+        bucket = fleet.buckets[index][1]
+        if bucket.output_tokens is None:
+            return None
+        total += share * bucket.rate_rps * bucket.output_tokens
+    return float(total)
+
+
+def _replicas(fleet: FleetArrays, chosen: Fleet) -> FloatArray:
+    """Return replicas without those that serve nothing (spare GPUs of an instance can hold such at no cost)."""
+    used = np.bincount(fleet.pair_option, weights=chosen.shares, minlength=len(fleet.options)) > 0
+    return np.where(used, chosen.replicas, 0).astype(np.float64)
+
+
+def _instances_by_offer(fleet: FleetArrays, chosen: Fleet) -> list[int]:
+    counts = np.bincount(fleet.pool_offer, weights=chosen.instances, minlength=len(fleet.offers))
+    return [round(count) for count in counts.tolist()]
+
+
+def _bucket_shares(fleet: FleetArrays, chosen: Fleet, option: int) -> dict[int, float]:
+    mine = np.flatnonzero((fleet.pair_option == option) & (chosen.shares > 0))
+    return dict(zip(fleet.pair_bucket[mine].tolist(), chosen.shares[mine].tolist(), strict=True))
+
+
+def _rentals(fleet: FleetArrays, chosen: Fleet) -> tuple[Rental, ...]:
+    return tuple(
+        Rental(
+            offer=offer.name,
+            provider=offer.provider,
+            instance_type=offer.instance_type,
+            region=offer.region,
+            market=str(offer.market),
+            gpu=offer.gpu,
+            gpus_per_instance=offer.gpus_per_instance,
+            instances=count,
+            cost_usd_per_hour=round(float(offer.price_usd_per_hour) * count, COST_DIGITS),
+            price_as_of=_date(offer),
+            price_source=offer.source,
+        )
+        for offer, count in zip(fleet.offers, _instances_by_offer(fleet, chosen), strict=True)
+        if count
+    )
+
+
+def _routes(fleet: FleetArrays, chosen: Fleet, keys: list[str], order: dict[str, int]) -> tuple[Route, ...]:
+    weights: list[dict[str, float]] = [{} for _ in fleet.buckets]
+    provenance: list[dict[str, ProvenanceKind]] = [{} for _ in fleet.buckets]
+    for pair in np.flatnonzero(chosen.shares > 0).tolist():
+        bucket, option = int(fleet.pair_bucket[pair]), int(fleet.pair_option[pair])
+        weights[bucket][keys[option]] = float(chosen.shares[pair])
+        origin = _provenance(fleet.options[option], bucket, fleet)
+        provenance[bucket][keys[option]] = origin.kind if origin else ProvenanceKind.GIVEN
+    ranked = sorted(range(len(fleet.buckets)), key=lambda index: order[fleet.buckets[index][0]])
+    return tuple(
+        _route(*fleet.buckets[index], weights=weights[index], provenance=provenance[index]) for index in ranked
+    )
+
+
+def _route(service: str, bucket: Bucket, *, weights: dict[str, float], provenance: dict[str, ProvenanceKind]) -> Route:
+    return Route(
+        service=service,
+        input_tokens=bucket.input_range,
+        output_tokens=bucket.output_range,
+        row=bucket.row,
+        column=bucket.column,
+        rate_rps=float(bucket.rate_rps),
+        weights=weights,
+        provenance=provenance,
+    )
+
+
+def _provenance(option: ServingOption, bucket: int, fleet: FleetArrays) -> Provenance | None:
+    """Return where the option's throughput for a bucket comes from."""
+    if len(option.provenance) <= 1:
+        return option.provenance[0] if option.provenance else None
+    first = next(index for index, (service, _) in enumerate(fleet.buckets) if service == option.service)
+    return option.provenance[bucket - first]
+
+
+def _worst(found: Iterable[Provenance | None]) -> Provenance | None:
+    known = [item for item in found if item is not None]
+    return min(known, key=lambda item: _WORST_FIRST.index(item.kind)) if known else None
+
+
+def _date(offer: Offer) -> str | None:
+    return offer.as_of.isoformat() if offer.as_of else None
+
+
+def binding(fleet: FleetArrays, chosen: Fleet, keys: list[str]) -> tuple[str, ...]:
+    """Return what stands in the way of a cheaper plan: full limits, and options whose replicas are full.
+
+    A limit that counts whole things is full where one more instance of anything in its scope exceeds it.
+    """
+    names = [limit.name for index, limit in enumerate(all_limits(fleet)) if _is_full(index, fleet, chosen)]
+    loads = np.bincount(fleet.pair_option, weights=fleet.pair_load * chosen.shares, minlength=len(fleet.options))
+    full = (loads > 0) & (loads >= chosen.replicas * (1 - BINDING_TOLERANCE))
+    several = len({service for service, _ in fleet.buckets}) > 1
+    names += [
+        f"capacity {fleet.options[j].service} on {keys[j]}" if several else f"capacity {keys[j]}"
+        for j in np.flatnonzero(full).tolist()
+    ]
+    return tuple(dict.fromkeys(names))
+
+
+def _is_full(index: int, fleet: FleetArrays, chosen: Fleet) -> bool:
+    limit = all_limits(fleet)[index]
+    per_replica, per_instance = limit_coefficients(limit, fleet)
+    used = float(per_replica @ chosen.replicas + per_instance @ chosen.instances)
+    step = 0.0
+    if limit.resource in {Resource.INSTANCES, Resource.GPUS, Resource.VCPUS}:
+        usages = [instance_usage(limit.resource, offer) for offer in fleet.offers if limit.scope.covers(offer)]
+        step = min((usage for usage in usages if usage > 0), default=np.inf)
+        return used + step > limit.bound * (1 + BINDING_TOLERANCE) and step < np.inf
+    return used > 0 and used >= limit.bound * (1 - BINDING_TOLERANCE)

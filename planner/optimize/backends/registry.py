@@ -1,0 +1,182 @@
+"""The table of back ends, and the one function that the rest of `optimize` calls."""
+
+from __future__ import annotations
+
+import threading
+import time
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.errors import SolverUnavailableError
+from planner.optimize.backends.base import BackEnd, Capability, RawSolution
+from planner.optimize.termination import Termination
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from planner.optimize.backends.base import SolveFunction
+    from planner.optimize.milp import Milp
+    from planner.optimize.settings import SolverSettings
+
+INTERRUPT_GRACE_S = 3.0
+"""After Ctrl-C, how long a solver that can be interrupted gets to hand over its best solution."""
+
+BACK_ENDS: Mapping[str, BackEnd] = MappingProxyType(
+    {
+        back_end.name: back_end
+        for back_end in (
+            BackEnd(
+                name="highs",
+                title="HiGHS, inside ortools (MathOpt)",
+                module="planner.optimize.backends.mathopt",
+                capabilities=frozenset(
+                    {
+                        Capability.CONTINUOUS,
+                        Capability.NODE_LIMIT,
+                        Capability.TOLERANCE,
+                        Capability.FULL_PRECISION,
+                    }
+                ),
+            ),
+            BackEnd(
+                name="cbc",
+                title="CBC, through PuLP",
+                module="planner.optimize.backends.cbc",
+                capabilities=frozenset(
+                    {Capability.CONTINUOUS, Capability.NODE_LIMIT, Capability.TOLERANCE, Capability.INTERRUPT}
+                ),
+            ),
+            BackEnd(
+                name="scip",
+                title="SCIP, inside ortools (MathOpt)",
+                module="planner.optimize.backends.mathopt",
+                capabilities=frozenset(
+                    {
+                        Capability.CONTINUOUS,
+                        Capability.NODE_LIMIT,
+                        Capability.FULL_PRECISION,
+                        Capability.THREADS,
+                    }
+                ),
+            ),
+            BackEnd(
+                name="cp-sat",
+                title="CP-SAT, inside ortools (MathOpt): sliced assignment only",
+                module="planner.optimize.backends.mathopt",
+                capabilities=frozenset({Capability.INTERRUPT, Capability.FULL_PRECISION, Capability.THREADS}),
+            ),
+        )
+    }
+)
+
+
+def solve_milp(milp: Milp, settings: SolverSettings) -> RawSolution:
+    """Return the answer of the solver that `settings` names.
+
+    Rows without any variable are judged here, and programs that they make impossible are never handed to a solver:
+    back ends differ in what they make of an empty row.
+
+    Raises
+    ------
+    SolverUnavailableError: if there is no such solver, or it is not installed.
+    SolverError: if the solver refuses the program.
+    """
+    started = time.perf_counter()
+    back_end = find_back_end(settings.solver)
+    _check_abilities(back_end, milp, settings)
+    if _is_trivially_infeasible(milp):
+        return RawSolution(
+            values=None,
+            objective=None,
+            bound=None,
+            termination=Termination.INFEASIBLE,
+            seconds=time.perf_counter() - started,
+            solver=back_end.name,
+            version="",
+            detail="a row or a bound that no value satisfies",
+        )
+    solve: SolveFunction = import_module(back_end.module).solve
+    return _run_interruptibly(solve, milp, settings, back_end)
+
+
+def find_back_end(name: str) -> BackEnd:
+    """Return the back end called `name`.
+
+    Raises
+    ------
+    SolverUnavailableError: if there is none.
+    """
+    if name not in BACK_ENDS:
+        raise SolverUnavailableError(f"There is no solver {name!r}.", hint=f"Choose one of: {', '.join(BACK_ENDS)}.")
+    return BACK_ENDS[name]
+
+
+def _check_abilities(back_end: BackEnd, milp: Milp, settings: SolverSettings) -> None:
+    if Capability.CONTINUOUS not in back_end.capabilities and not milp.is_integer.all():
+        able = [other.name for other in BACK_ENDS.values() if Capability.CONTINUOUS in other.capabilities]
+        raise SolverUnavailableError(
+            f"The solver {back_end.name!r} cannot split buckets: it has integer variables only.",
+            hint=f"Use --assignment sliced with it, or choose one of: {', '.join(able)}.",
+        )
+    if settings.threads > 1 and Capability.THREADS not in back_end.capabilities:
+        able = [other.name for other in BACK_ENDS.values() if Capability.THREADS in other.capabilities]
+        raise SolverUnavailableError(
+            f"The solver {back_end.name!r} runs on one thread here, not on {settings.threads}.",
+            hint=f"Leave --threads at 1, or choose one of: {', '.join(able)}.",
+        )
+
+
+def _is_trivially_infeasible(milp: Milp) -> bool:
+    """Return whether a row without entries or a pair of bounds admits no value at all."""
+    empty = np.diff(milp.row_starts) == 0
+    return bool(
+        np.any(milp.row_lower[empty] > 0)
+        or np.any(milp.row_upper[empty] < 0)
+        or np.any(milp.col_lower > milp.col_upper)
+        or np.any(milp.row_lower > milp.row_upper)
+    )
+
+
+def _run_interruptibly(solve: SolveFunction, milp: Milp, settings: SolverSettings, back_end: BackEnd) -> RawSolution:
+    """Run the solver beside the main thread, so that Ctrl-C is heard while native code is at work."""
+    started = time.perf_counter()
+    interrupt, done = threading.Event(), threading.Event()
+    answers: list[RawSolution] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            answers.append(solve(milp, settings, interrupt))
+        except BaseException as error:  # noqa: BLE001 - handed over to the caller's thread, where it is raised again
+            failures.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=work, name=f"solver-{back_end.name}", daemon=True).start()
+    try:
+        done.wait()
+    except KeyboardInterrupt:
+        interrupt.set()
+        if Capability.INTERRUPT in back_end.capabilities:
+            done.wait(INTERRUPT_GRACE_S)
+        if not done.is_set():
+            return _interrupted(back_end, started)
+    if failures:
+        raise failures[0]
+    return answers[0]
+
+
+def _interrupted(back_end: BackEnd, started: float) -> RawSolution:
+    return RawSolution(
+        values=None,
+        objective=None,
+        bound=None,
+        termination=Termination.INTERRUPTED,
+        seconds=time.perf_counter() - started,
+        solver=back_end.name,
+        version="",
+        detail="interrupted before the solver handed over a solution",
+    )

@@ -1,0 +1,226 @@
+"""Why a request has no plan: which limit stands in the way, and by how little it would have to give.
+
+For each limit alone:  minimise  s  subject to the model with  usage <= bound + s  for this limit and all others kept.
+Where no single one is enough, the least sum of relative excesses over all limits together is reported.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.plan import Conflict
+from planner.domain.problem import Resource
+from planner.optimize.arrays import fleet_arrays
+from planner.optimize.model import Objective, build_model
+from planner.optimize.prune import prune
+from planner.optimize.rows.limits import all_limits, limit_coefficients
+from planner.optimize.search import run, settle
+from planner.optimize.settings import Assignment
+from planner.optimize.termination import Termination
+from planner.optimize.unserved import unserved_conflicts
+from planner.optimize.verify import verify
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from planner.domain.problem import FleetProblem, Limit
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.milp import FloatArray
+    from planner.optimize.settings import SolverSettings
+
+MAX_SINGLE_LIMITS = 40
+"""Limits that are relaxed one at a time; with more, those that the joint relaxation needs come first."""
+LARGEST_GAP = 1e-4
+"""Relative to the excess: below one instance in thousands, and below a cent in a hundred dollars."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Relaxed:
+    """Limits' use in the least relaxation found, shape (limits,); None in `usage` if there is none."""
+
+    usage: FloatArray | None
+    is_proven: bool
+
+
+def find_conflicts(
+    problem: FleetProblem, *, settings: SolverSettings, assignment: Assignment | None = None
+) -> tuple[Conflict, ...]:
+    """Return what makes `problem` infeasible, and for each limit the smallest relaxation of it alone that helps.
+
+    Buckets that nothing can serve come alone: no limit matters before they are served. An empty result means that the
+    problem is feasible, or that the time limit was reached before a way out was found.
+
+    Raises
+    ------
+    InputError, SolverError: as `solve`.
+    """
+    chosen = assignment or Assignment.fractional()
+    unserved = unserved_conflicts(problem)
+    if unserved:
+        return unserved
+    fleet = fleet_arrays(prune(problem), chosen)
+    limits = all_limits(fleet)
+    if not limits:
+        return ()
+    clock = _Clock(settings)
+    joint = _relax(fleet, np.ones(len(limits), dtype=np.bool_), clock)
+    if joint.usage is None:
+        return ()
+    exceeded = [index for index, limit in enumerate(limits) if _exceeds(limit, joint.usage[index])]
+    if not exceeded:
+        return ()
+    alone = {index: _relax(fleet, _only(index, len(limits)), clock) for index in _order(exceeded, len(limits))}
+    single = tuple(
+        _conflict(limits[index], float(relaxed.usage[index]), is_proven=relaxed.is_proven)
+        for index, relaxed in alone.items()
+        if relaxed.usage is not None and _exceeds(limits[index], relaxed.usage[index])
+    )
+    return single or _together(limits, exceeded, joint)
+
+
+class _Clock:
+    """The time that all relaxations share."""
+
+    def __init__(self, settings: SolverSettings) -> None:
+        self._settings = replace(settings, relative_gap=min(settings.relative_gap, LARGEST_GAP))
+        self._deadline = time.monotonic() + settings.time_limit_s
+
+    def settings(self) -> SolverSettings:
+        """Return the settings with what is left of the time."""
+        return replace(self._settings, time_limit_s=max(self._deadline - time.monotonic(), 0.0))
+
+
+def _only(index: int, size: int) -> NDArray[np.bool_]:
+    mask = np.zeros(size, dtype=np.bool_)
+    mask[index] = True
+    return mask
+
+
+def _order(exceeded: list[int], n_limits: int) -> list[int]:
+    """Return the limits to relax alone, at most 40: those of the joint relaxation have precedence."""
+    others = [index for index in range(n_limits) if index not in set(exceeded)]
+    return sorted([*exceeded, *others][:MAX_SINGLE_LIMITS])
+
+
+def _relax(fleet: FleetArrays, free: NDArray[np.bool_], clock: _Clock) -> _Relaxed:
+    """Return the limits' use in the fleet that exceeds the `free` ones least, relative to their size."""
+    limits = all_limits(fleet)
+    scale = np.array([max(limit.bound, 1.0) for limit in limits])
+    model = build_model(
+        fleet,
+        Objective(per_replica=np.zeros(len(fleet.options)), per_instance=np.zeros(len(fleet.pool_offer))),
+        slack_cost=1.0 / scale,
+        slack_upper=np.where(free, np.inf, 0.0),
+    )
+    milp = model.freeze()
+    raw = run(milp, clock.settings())
+    if raw.values is None:
+        return _Relaxed(usage=None, is_proven=raw.termination is Termination.INFEASIBLE)
+    verified = verify(milp, raw.values, stated_objective=raw.objective)
+    found = settle(
+        fleet,
+        replicas=verified.values[model.n].round().astype(np.int64),
+        instances=verified.values[model.m].round().astype(np.int64),
+        assigned=verified.values[model.x] / fleet.units_per_bucket,
+    )
+    if found is None:
+        return _Relaxed(usage=None, is_proven=False)
+    usage = []
+    for limit in limits:
+        per_replica, per_instance = limit_coefficients(limit, fleet)
+        usage.append(float(per_replica @ found.replicas + per_instance @ found.instances))
+    return _Relaxed(usage=np.array(usage), is_proven=raw.termination is Termination.OPTIMAL)
+
+
+def _exceeds(limit: Limit, usage: float) -> bool:
+    return usage > limit.bound + 1e-6 * max(limit.bound, 1.0)
+
+
+def _conflict(limit: Limit, usage: float, *, is_proven: bool) -> Conflict:
+    relaxed = round_up(limit.resource, usage)
+    least = "" if is_proven else " (the time limit was reached: less may do)"
+    return Conflict(
+        requirement=requirement(limit),
+        explanation=f"No plan keeps this limit together with all others; alone it would have to be raised{least}.",
+        current=limit.bound,
+        relaxed=relaxed,
+        unit=_UNITS[limit.resource],
+        suggestion=_change(limit, relaxed),
+    )
+
+
+def _together(limits: tuple[Limit, ...], exceeded: list[int], joint: _Relaxed) -> tuple[Conflict, ...]:
+    """Return one conflict per limit of the joint relaxation; none of them alone helps."""
+    if joint.usage is None:
+        return ()
+    changes = {
+        index: _change(limits[index], round_up(limits[index].resource, joint.usage[index])) for index in exceeded
+    }
+    return tuple(
+        Conflict(
+            requirement=requirement(limits[index]),
+            explanation="No plan keeps this limit, and raising it alone is not enough.",
+            current=limits[index].bound,
+            relaxed=None,
+            unit=_UNITS[limits[index].resource],
+            suggestion="all of: " + "; ".join(changes.values()),
+        )
+        for index in exceeded
+    )
+
+
+_UNITS = {
+    Resource.INSTANCES: "instances",
+    Resource.GPUS: "GPUs",
+    Resource.VCPUS: "vCPUs",
+    Resource.USD_PER_HOUR: "USD/h",
+    Resource.WATTS: "W",
+}
+
+
+def requirement(limit: Limit) -> str:
+    """Return a limit in words: "budget <= 20 USD/h"."""
+    return f"{limit.name} <= {format_amount(limit.resource, limit.bound)}"
+
+
+def round_up(resource: Resource, usage: float) -> float:
+    """Return the smallest bound that a person would write and that allows `usage`: whole things, watts, and cents.
+
+    Examples
+    --------
+    >>> round_up(Resource.USD_PER_HOUR, 27.3911), round_up(Resource.INSTANCES, 4.0), round_up(Resource.WATTS, 6100.2)
+    (27.4, 4.0, 6101.0)
+    """
+    step = 0.01 if resource is Resource.USD_PER_HOUR else 1.0
+    return round(math.ceil(usage / step - 1e-6) * step, 2)
+
+
+def format_amount(resource: Resource, amount: float) -> str:
+    """Return an amount of a resource with its unit, all digits that matter.
+
+    Examples
+    --------
+    >>> format_amount(Resource.WATTS, 6123.0), format_amount(Resource.USD_PER_HOUR, 27.4)
+    ('6.123 kW', '27.40 USD/h')
+    """
+    if resource is Resource.USD_PER_HOUR:
+        return f"{amount:.2f} USD/h"
+    if resource is Resource.WATTS:
+        return f"{amount / 1000:.10g} kW" if amount >= 1000 else f"{amount:.10g} W"
+    return f"{amount:.10g} {_UNITS[resource]}"
+
+
+def _change(limit: Limit, relaxed: float) -> str:
+    """Return a relaxation in words: "available H100-80GB: 2 -> 4 instances"."""
+    if limit.resource in {Resource.USD_PER_HOUR, Resource.WATTS}:
+        before = format_amount(limit.resource, limit.bound)
+        after = format_amount(limit.resource, relaxed)
+        before_value, before_unit = before.rsplit(" ", 1)
+        before = before_value if before_unit == after.rsplit(" ", 1)[1] else before
+        return f"{limit.name} {before} -> {after}"
+    return f"{limit.name}: {limit.bound:.10g} -> {format_amount(limit.resource, relaxed)}"

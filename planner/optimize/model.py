@@ -1,0 +1,124 @@
+"""The whole programme: variables, row families and the objective, put together.
+
+minimise  sum_p c[o(p)] m[p]     over  x[b, j] >= 0,  n[j] integer,  m[p] integer
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.optimize.arrays import offer_gpus
+from planner.optimize.milp import MilpBuilder
+from planner.optimize.rows.capacity import define_capacity
+from planner.optimize.rows.coverage import define_coverage
+from planner.optimize.rows.limits import all_limits, define_limits
+from planner.optimize.rows.packing import define_packing
+
+if TYPE_CHECKING:
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.milp import FloatArray, IntArray, Milp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetModel:
+    """A fleet as a programme that can still be added to, and where its variables stand."""
+
+    fleet: FleetArrays
+    builder: MilpBuilder
+    x: IntArray
+    """Columns of shares (or of slices), shape (pairs,)."""
+    n: IntArray
+    """Columns of replicas, shape (options,)."""
+    m: IntArray
+    """Columns of instances, shape (pools,)."""
+    slack: IntArray | None = None
+    """Columns by which limits are exceeded, shape (limits,); only in an elastic model."""
+
+    def freeze(self) -> Milp:
+        """Return the programme as it stands."""
+        return self.builder.freeze()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What to minimise: a coefficient per column family."""
+
+    per_replica: FloatArray
+    per_instance: FloatArray
+
+
+def pool_prices(fleet: FleetArrays) -> FloatArray:
+    """Return the price of one instance of every pool in USD/h."""
+    return np.array([float(fleet.offers[offer].price_usd_per_hour) for offer in fleet.pool_offer.tolist()])
+
+
+def cost_objective(fleet: FleetArrays) -> Objective:
+    """Return the objective of the model: what is rented, in USD/h."""
+    return Objective(per_replica=np.zeros(len(fleet.options)), per_instance=pool_prices(fleet))
+
+
+def build_model(
+    fleet: FleetArrays,
+    objective: Objective | None = None,
+    *,
+    slack_cost: FloatArray | None = None,
+    slack_upper: FloatArray | None = None,
+) -> FleetModel:
+    """Return the model of `fleet`, minimising its cost unless another `objective` is given.
+
+    Parameters
+    ----------
+    slack_cost, slack_upper : make limits elastic: the price of exceeding each by 1 and by how much it may be, shape
+        (limits,).
+    """
+    builder = MilpBuilder()
+    aim = objective or cost_objective(fleet)
+    x = builder.add_columns(
+        "x",
+        len(fleet.pair_bucket),
+        upper=fleet.units_per_bucket,
+        is_integer=fleet.is_sliced,
+        label=lambda i: f"{fleet.pair_bucket[i]},{fleet.pair_option[i]}",
+    )
+    n = builder.add_columns(
+        "n",
+        len(fleet.options),
+        upper=fleet.replicas_upper,
+        cost=aim.per_replica,
+        is_integer=True,
+        label=lambda j: f"{fleet.options[j].service} on {fleet.options[j].offer.name}",
+    )
+    m = builder.add_columns(
+        "m",
+        len(fleet.pool_offer),
+        upper=instances_upper(fleet),
+        cost=aim.per_instance,
+        is_integer=True,
+        label=lambda p: fleet.offers[int(fleet.pool_offer[p])].name,
+    )
+    slack = None
+    if slack_cost is not None:
+        slack = builder.add_columns(
+            "excess",
+            len(slack_cost),
+            upper=np.inf if slack_upper is None else slack_upper,
+            cost=slack_cost,
+            label=lambda i: all_limits(fleet)[i].name,
+        )
+    define_coverage(builder, fleet, x)
+    define_capacity(builder, fleet, x, n)
+    define_packing(builder, fleet, n, m)
+    define_limits(builder, fleet, n, m, slack=slack)
+    return FleetModel(fleet=fleet, builder=builder, x=x, n=n, m=m, slack=slack)
+
+
+def instances_upper(fleet: FleetArrays) -> FloatArray:
+    """Return the instances per pool that no plan needs more of, shape (pools,)."""
+    upper = np.zeros(len(fleet.pool_offer))
+    for option, pool in enumerate(fleet.option_pool.tolist()):
+        gpus = offer_gpus(fleet.options[option].offer)
+        upper[pool] += np.ceil(fleet.replicas_upper[option] / (gpus // fleet.option_gpus[option]))
+    return upper

@@ -1,0 +1,75 @@
+"""The names that a plan uses for options and buckets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from planner.optimize.arrays import option_sort_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from planner.domain.hardware import EngineConfig
+    from planner.domain.problem import ServingOption
+    from planner.domain.workload import Bucket
+
+_DETAILS: tuple[Callable[[EngineConfig], str], ...] = (
+    lambda config: f"kv {config.kv_precision}",
+    lambda config: f"{config.engine} {config.engine_version}".strip(),
+    lambda config: f"max_num_seqs {config.max_num_seqs}",
+    lambda config: f"max_num_batched_tokens {config.max_num_batched_tokens}",
+)
+"""What is added, one after the other, where precision and parallelism do not tell two options apart."""
+
+
+def option_keys(options: Sequence[ServingOption]) -> list[str]:
+    """Return each option's key in a plan, unique within its service.
+
+    The offer's name where the service has one option on that offer, else the name and the engine configuration:
+    "aws/p5/us-east-1/on-demand[fp8 tp2]".
+    """
+    alone = Counter((option.service, option.offer.name) for option in options)
+    keys = [
+        option.offer.name if alone[option.service, option.offer.name] == 1 else _key(option, n_details=0)
+        for option in options
+    ]
+    for n_details in range(1, len(_DETAILS) + 1):
+        count = Counter((option.service, key) for option, key in zip(options, keys, strict=True))
+        keys = [
+            key if count[option.service, key] == 1 else _key(option, n_details=n_details)
+            for option, key in zip(options, keys, strict=True)
+        ]
+    return _numbered(options, keys)
+
+
+def _key(option: ServingOption, *, n_details: int) -> str:
+    config = option.config
+    if config is None:
+        return f"{option.offer.name}[{option.gpus_per_replica} GPUs]"
+    words = [config.precision, f"tp{config.tensor_parallel}"]
+    if config.pipeline_parallel > 1:
+        words.append(f"pp{config.pipeline_parallel}")
+    words += [detail(config) for detail in _DETAILS[:n_details]]
+    return f"{option.offer.name}[{' '.join(words)}]"
+
+
+def _numbered(options: Sequence[ServingOption], keys: list[str]) -> list[str]:
+    """Return `keys` with what is still equal numbered, in the options' canonical order."""
+    count = Counter((option.service, key) for option, key in zip(options, keys, strict=True))
+    seen: Counter[tuple[str, str]] = Counter()
+    result = list(keys)
+    for index in sorted(range(len(options)), key=lambda i: option_sort_key(options[i])):
+        place = (options[index].service, keys[index])
+        if count[place] > 1:
+            seen[place] += 1
+            result[index] = f"{keys[index]}#{seen[place]}"
+    return result
+
+
+def bucket_name(service: str, bucket: Bucket) -> str:
+    """Return a bucket in words: "chat: input [0, 100), output [0, 25)", or by row and column."""
+    if bucket.input_range is None or bucket.output_range is None:
+        return f"{service}: bucket row {bucket.row}, column {bucket.column}"
+    (in_low, in_high), (out_low, out_high) = bucket.input_range, bucket.output_range
+    return f"{service}: input [{in_low}, {in_high}), output [{out_low}, {out_high}) tokens"

@@ -1,0 +1,174 @@
+"""The second, independent check: a finished plan against the problem, without the matrix, the solver or its arrays.
+
+Loads are added up request by request, replicas are really packed into instances, limits and cost are summed from the
+plan's own rentals.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from planner.domain.problem import Resource
+from planner.errors import SolverLiedError
+from planner.optimize.arrays import chains
+from planner.optimize.naming import bucket_name, option_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from planner.domain.hardware import Offer
+    from planner.domain.plan import Allocation, Plan
+    from planner.domain.problem import FleetProblem, Limit, ServingOption
+
+TOLERANCE = 1e-9
+"""Relative, for loads, weights, limits and cost."""
+LIMIT_TOLERANCE = 1e-6
+"""Relative, for limits: what solvers accept; a budget may be exceeded by a millionth of itself."""
+
+
+def verify_plan(problem: FleetProblem, plan: Plan) -> None:
+    """Return if `plan` serves `problem` as it claims.
+
+    Raises
+    ------
+    SolverLiedError: naming what does not hold. A plan without an allocation claims nothing and passes, unless it has a
+        cost.
+    """
+    if plan.cost_usd_per_hour is None:
+        return
+    by_key = {
+        (option.service, key): option for option, key in zip(problem.options, option_keys(problem.options), strict=True)
+    }
+    used = {(item.service, item.option): item for item in plan.allocation}
+    if len(used) != len(plan.allocation) or not set(used) <= set(by_key):
+        _fail("the plan allocates options twice or options that the problem does not have")
+    _check_loads(problem, plan, by_key, used)
+    _check_instances(plan, by_key)
+    _check_limits(problem, plan, by_key)
+    _check_cost(problem, plan)
+
+
+def _fail(what: str) -> None:
+    raise SolverLiedError(f"The plan does not hold: {what}.", hint="Try another solver with --solver.")
+
+
+def _check_loads(
+    problem: FleetProblem,
+    plan: Plan,
+    by_key: dict[tuple[str, str], ServingOption],
+    used: dict[tuple[str, str], Allocation],
+) -> None:
+    """Every bucket is served whole, by options that can serve it, and no replica is above the utilisation cap."""
+    routes = {(route.service, route.row, route.column): route for route in plan.routing}
+    loads: dict[tuple[str, str], float] = defaultdict(float)
+    for demand in problem.demands:
+        for index, bucket in enumerate(demand.buckets):
+            name = bucket_name(demand.service, bucket)
+            route = routes.get((demand.service, bucket.row, bucket.column))
+            if route is None or abs(sum(route.weights.values()) - 1) > TOLERANCE or min(route.weights.values()) < 0:
+                _fail(f"the routing weights of {name} are missing or do not sum to 1")
+                return
+            for key, weight in route.weights.items():
+                place = (demand.service, key)
+                if place not in used or not by_key[place].throughput_rps[index] > 0:
+                    _fail(f"{name} is sent to {key}, which is not in the plan or cannot serve it")
+                loads[place] += bucket.rate_rps * weight / float(by_key[place].throughput_rps[index])
+    for place, load in loads.items():
+        replicas = used[place].replicas
+        limit = problem.utilization_cap * replicas / (1 + problem.headroom_fraction)
+        if load > limit * (1 + 2 * TOLERANCE):
+            _fail(f"{place[0]} on {place[1]} has a load of {load!r} replicas, and {limit!r} may be used")
+        if abs(used[place].utilization * replicas - load) > max(TOLERANCE * load, TOLERANCE) * 10:
+            _fail(f"{place[0]} on {place[1]} is not utilised by {used[place].utilization!r}")
+
+
+def _check_instances(plan: Plan, by_key: dict[tuple[str, str], ServingOption]) -> None:
+    """The replicas on each offer really pack into the instances rented."""
+    rented = {rental.offer: rental.instances for rental in plan.rentals}
+    replicas: dict[str, list[int]] = defaultdict(list)
+    gpus: dict[str, int] = {}
+    for item in plan.allocation:
+        offer = by_key[item.service, item.option].offer
+        if item.replicas < 1:
+            _fail(f"{item.option} has {item.replicas!r} replicas")
+        replicas[offer.name] += [by_key[item.service, item.option].gpus_per_replica] * item.replicas
+        gpus[offer.name] = round(offer.gpus_per_instance)
+    for name, sizes in replicas.items():
+        needed = min(pack(sizes, gpus[name]), sum(pack(part, gpus[name]) for part in _by_chain(sizes)))
+        if needed > rented.get(name, 0):
+            _fail(f"the replicas on {name} need {needed} instances, and {rented.get(name, 0)} are rented")
+
+
+def _by_chain(sizes: list[int]) -> Iterable[list[int]]:
+    """Yield the replicas of each chain of dividing sizes: instances of their own, where sizes do not divide."""
+    return ([size for size in sizes if size in chain] for chain in chains(sizes))
+
+
+def pack(sizes: list[int], gpus_per_instance: int) -> int:
+    """Return the instances that replicas of these sizes fill, placed largest first wherever they fit.
+
+    Exact where each size divides the next larger one; an upper bound otherwise.
+
+    Examples
+    --------
+    >>> pack([4, 2, 2, 1], 8), pack([5, 5, 3, 3], 8), pack([3, 3], 4)
+    (2, 2, 2)
+    """
+    free: list[int] = []
+    for size in sorted(sizes, reverse=True):
+        home = next((index for index, room in enumerate(free) if room >= size), None)
+        if home is None:
+            free.append(gpus_per_instance - size)
+        else:
+            free[home] -= size
+    return len(free)
+
+
+def _check_limits(problem: FleetProblem, plan: Plan, by_key: dict[tuple[str, str], ServingOption]) -> None:
+    offers = {option.offer.name: option.offer for option in problem.options}
+    for rental in plan.rentals:
+        available = offers[rental.offer].available
+        if available is not None and rental.instances > available:
+            _fail(f"{rental.instances} instances of {rental.offer} are rented, and {available} are available")
+    for limit in problem.limits:
+        total = _usage(limit, plan, offers, by_key)
+        if total > limit.bound + LIMIT_TOLERANCE * max(limit.bound, 1.0):
+            _fail(f"the limit {limit.name} is {limit.bound:g}, and the plan uses {total!r}")
+
+
+def _usage(limit: Limit, plan: Plan, offers: dict[str, Offer], by_key: dict[tuple[str, str], ServingOption]) -> float:
+    """Return how much of a limit the plan uses."""
+    if limit.resource is Resource.WATTS:
+        running = [(by_key[item.service, item.option], item.replicas) for item in plan.allocation]
+        return sum(
+            float(option.power_w or 0.0) * count for option, count in running if limit.scope.covers(option.offer)
+        )
+    total = 0.0
+    for rental in plan.rentals:
+        offer = offers[rental.offer]
+        if not limit.scope.covers(offer):
+            continue
+        each = {
+            Resource.INSTANCES: 1.0,
+            Resource.GPUS: offer.gpus_per_instance,
+            Resource.VCPUS: offer.vcpus or 0.0,
+            Resource.USD_PER_HOUR: float(offer.price_usd_per_hour),
+        }[limit.resource]
+        total += each * rental.instances
+    return total
+
+
+def _check_cost(problem: FleetProblem, plan: Plan) -> None:
+    prices = {option.offer.name: option.offer.price_usd_per_hour for option in problem.options}
+    cost = float(sum((Decimal(str(prices[item.offer])) * item.instances for item in plan.rentals), Decimal()))
+    stated = plan.cost_usd_per_hour or 0.0
+    if abs(cost - stated) > TOLERANCE * max(cost, 1.0):
+        _fail(f"its rentals cost {cost!r} USD/h, and it says {stated!r}")
+    allocated = sum(item.cost_usd_per_hour for item in plan.allocation)
+    if plan.allocation and abs(allocated - cost) > 1e-6 * max(cost, 1.0):
+        _fail(f"its allocations cost {allocated!r} USD/h, and its rentals {cost!r}")
+    bound = plan.bound_usd_per_hour
+    if bound is not None and bound > stated + TOLERANCE * max(stated, 1.0):
+        _fail(f"it claims that nothing costs less than {bound!r} USD/h, and costs {stated!r} itself")

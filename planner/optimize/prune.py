@@ -1,0 +1,136 @@
+"""Leaves out what no cheapest plan needs: dominated options and dominated offers. Exact: the optimal cost stays.
+
+An option is dominated by another one of the same service on the same offer if it needs at least as many GPUs (a
+multiple, so that replicas still pack), serves no bucket faster, and draws no less power where watts are limited.
+
+An offer b is dominated by an offer a of which any number can be had if everything that runs on one instance of b also
+runs on r = G_b / G_a instances of a, for no more money and no more of anything that is limited. Real catalogs list the
+same machine in dozens of regions, and 8-GPU machines at 8 times the price of the 1-GPU machine beside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.problem import Resource
+from planner.optimize.arrays import chains, offer_gpus, option_sort_key
+from planner.optimize.rows.limits import instance_usage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from planner.domain.hardware import Offer
+    from planner.domain.problem import FleetProblem, Limit, ServingOption
+
+_PRICE_TOLERANCE = 1e-12
+"""Relative: 8 x 0.1 is not 0.8 in floating point, and such offers are equal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OfferGroup:
+    """An offer with its options and what decides whether it can replace another."""
+
+    offer: Offer
+    gpus: int
+    options: tuple[ServingOption, ...]
+    signature: tuple[bool, ...]
+    """Which limits cover the offer."""
+
+    @property
+    def is_unlimited(self) -> bool:
+        return self.offer.available is None
+
+    @property
+    def sizes(self) -> list[int]:
+        return sorted({option.gpus_per_replica for option in self.options})
+
+
+def prune(problem: FleetProblem, *, keep_apart: str | None = None) -> FleetProblem:
+    """Return `problem` without dominated options and offers; its cheapest plans cost the same.
+
+    Parameters
+    ----------
+    keep_apart : a GPU that offers of other GPUs must not replace (nor be replaced by), for questions about this GPU.
+    """
+    by_offer: dict[str, list[ServingOption]] = {}
+    for option in sorted(problem.options, key=option_sort_key):
+        if np.any(option.throughput_rps > 0):
+            by_offer.setdefault(option.offer.name, []).append(option)
+    groups = [
+        _OfferGroup(
+            offer=options[0].offer,
+            gpus=offer_gpus(options[0].offer),
+            options=_undominated(options, problem.limits),
+            signature=(
+                *(limit.scope.covers(options[0].offer) for limit in problem.limits),
+                options[0].offer.gpu == keep_apart,
+            ),
+        )
+        for options in by_offer.values()
+    ]
+    # Cheapest per GPU first, small instances before large ones, then by name: what is kept stands before what it
+    # replaces, and among equals the first name stays (which is also the tie-break between plans).
+    groups.sort(key=lambda group: (group.offer.price_usd_per_hour / group.gpus, group.gpus, group.offer.name))
+    kept: list[_OfferGroup] = []
+    for group in groups:
+        if not any(_replaces(better, group, problem.limits) for better in kept):
+            kept.append(group)
+    options = tuple(option for group in kept for option in group.options)
+    return replace(problem, options=options)
+
+
+def _undominated(options: Sequence[ServingOption], limits: tuple[Limit, ...]) -> tuple[ServingOption, ...]:
+    """Return the options of one offer without those that another one of them makes superfluous."""
+    watts = any(limit.resource is Resource.WATTS and limit.scope.covers(options[0].offer) for limit in limits)
+    # A smaller replica in its place can cut a chain of sizes in two (1, 2, 4 with 3), so sizes must already chain.
+    sizes_chain = len(chains([option.gpus_per_replica for option in options])) == 1
+    kept: list[ServingOption] = []
+    for option in sorted(options, key=lambda item: (item.gpus_per_replica, item.power_w or 0.0)):
+        if not any(_serves_as_well(better, option, watts=watts, same_size=not sizes_chain) for better in kept):
+            kept = [old for old in kept if not _serves_as_well(option, old, watts=watts, same_size=True)]
+            kept.append(option)
+    return tuple(sorted(kept, key=option_sort_key))
+
+
+def _serves_as_well(better: ServingOption, worse: ServingOption, *, watts: bool, same_size: bool) -> bool:
+    """Return whether each replica of `worse` can be swapped for one of `better`."""
+    if better.service != worse.service or better.gpus_per_replica > worse.gpus_per_replica:
+        return False
+    if same_size and better.gpus_per_replica != worse.gpus_per_replica:
+        return False
+    if watts and (better.power_w or 0.0) > (worse.power_w or 0.0):
+        return False
+    return bool(np.all(better.throughput_rps >= worse.throughput_rps))
+
+
+def _replaces(better: _OfferGroup, worse: _OfferGroup, limits: tuple[Limit, ...]) -> bool:
+    """Return whether any content of m instances of `worse` runs on r m instances of `better` at no more cost."""
+    if not better.is_unlimited or better.signature != worse.signature or worse.gpus % better.gpus:
+        return False
+    count = worse.gpus // better.gpus
+    if count * better.offer.price_usd_per_hour > worse.offer.price_usd_per_hour * (1 + _PRICE_TOLERANCE):
+        return False
+    watts = False
+    for limit, covered in zip(limits, better.signature, strict=False):
+        if not covered:
+            continue
+        watts = watts or limit.resource is Resource.WATTS
+        needed = count * instance_usage(limit.resource, better.offer)
+        if needed > instance_usage(limit.resource, worse.offer) * (1 + _PRICE_TOLERANCE):
+            return False
+    return _packs_alike(better, worse, count) and all(
+        any(_serves_as_well(mine, option, watts=watts, same_size=True) for mine in better.options)
+        for option in worse.options
+    )
+
+
+def _packs_alike(better: _OfferGroup, worse: _OfferGroup, count: int) -> bool:
+    """Return whether replicas that pack into an instance of `worse` pack into `count` instances of `better`."""
+    if len(chains(better.sizes)) > 1:
+        return count == 1 and better.sizes == worse.sizes
+    if count == 1:
+        return True
+    return all(better.gpus % size == 0 for size in worse.sizes) and max(worse.sizes) <= better.gpus

@@ -1,0 +1,100 @@
+"""Given the replicas, which share of each bucket goes where: the routing weights of the plan.
+
+    minimise  t    subject to    sum_j x[b, j] = 1,    sum_b load[b, j] x[b, j] <= t n[j],    x >= 0
+
+The most loaded option is as little loaded as possible. The solution is a vertex, so few buckets are split.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.optimize.backends import solve_milp
+from planner.optimize.milp import MilpBuilder
+from planner.optimize.settings import SolverSettings
+from planner.optimize.verify import PLAN_TOLERANCE
+
+if TYPE_CHECKING:
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.milp import FloatArray, IntArray
+
+LP_TOLERANCE = 1e-10
+"""HiGHS' smallest; its solutions of these small linear programmes are then exact to about 1e-14."""
+LP_TIME_LIMIT_S = 60.0
+"""The linear programme takes milliseconds; the limit only keeps a broken solver from hanging."""
+DUST = 1e-12
+"""Shares below this are rounding noise and become 0."""
+
+
+def balanced_shares(fleet: FleetArrays, replicas: IntArray, assigned: FloatArray) -> FloatArray | None:
+    """Return shares (shape (pairs,)) that these replicas serve, least utilisation first; None if there are none.
+
+    Parameters
+    ----------
+    replicas : n, shape (options,).
+    assigned : the search's shares; used as they are where buckets are sliced, and as a fallback.
+    """
+    if fleet.is_sliced:
+        exact = np.round(assigned * fleet.units_per_bucket) / fleet.units_per_bucket
+        return exact if holds(fleet, replicas, exact) else None
+    solved = _solve(fleet, replicas)
+    for shares in (solved, assigned):
+        if shares is not None:
+            clean = _normalised(fleet, shares)
+            if holds(fleet, replicas, clean):
+                return clean
+    return None
+
+
+def option_load(fleet: FleetArrays, shares: FloatArray) -> FloatArray:
+    """Return the replicas at the utilisation cap that each option's share keeps busy, shape (options,)."""
+    return np.bincount(fleet.pair_option, weights=fleet.pair_load * shares, minlength=len(fleet.options)).astype(
+        np.float64
+    )
+
+
+def holds(fleet: FleetArrays, replicas: IntArray, shares: FloatArray) -> bool:
+    """Return whether every bucket is served and no replica is overfull, within 1e-9."""
+    served = np.bincount(fleet.pair_bucket, weights=shares, minlength=len(fleet.buckets))
+    return bool(
+        np.all(np.abs(served - 1) <= PLAN_TOLERANCE)
+        and np.all(option_load(fleet, shares) <= replicas * (1 + PLAN_TOLERANCE))
+    )
+
+
+def _solve(fleet: FleetArrays, replicas: IntArray) -> FloatArray | None:
+    """Return the shares of the linear programme, or None if these replicas cannot serve everything at any load."""
+    live = np.flatnonzero(replicas[fleet.pair_option] > 0)
+    if len(np.unique(fleet.pair_bucket[live])) < len(fleet.buckets):
+        return None
+    n_buckets, n_options = len(fleet.buckets), len(fleet.options)
+    builder = MilpBuilder()
+    x = builder.add_columns("x", len(live), upper=1.0)
+    t = builder.add_columns("t", 1, cost=1.0)
+    ones = np.ones(n_buckets)
+    builder.add_rows("coverage", rows=fleet.pair_bucket[live], columns=x, values=1.0, lower=ones, upper=ones)
+    options = fleet.pair_option[live]
+    builder.add_rows(
+        "utilisation",
+        rows=np.concatenate([options, np.arange(n_options)]),
+        columns=np.concatenate([x, np.repeat(t, n_options)]),
+        values=np.concatenate([fleet.pair_load[live] / replicas[options], -np.ones(n_options)]),
+        upper=np.zeros(n_options),
+    )
+    settings = SolverSettings(solver="highs", time_limit_s=LP_TIME_LIMIT_S, feasibility_tolerance=LP_TOLERANCE)
+    raw = solve_milp(builder.freeze(), settings)
+    if raw.values is None:
+        return None
+    shares = np.zeros(len(fleet.pair_bucket))
+    shares[live] = raw.values[x]
+    return shares
+
+
+def _normalised(fleet: FleetArrays, shares: FloatArray) -> FloatArray:
+    """Return shares without dust, each bucket's summing to 1."""
+    clean = np.where(shares > DUST, shares, 0.0)
+    total = np.bincount(fleet.pair_bucket, weights=clean, minlength=len(fleet.buckets))
+    total[total == 0] = 1.0
+    return np.asarray(clean / total[fleet.pair_bucket], dtype=np.float64)

@@ -1,0 +1,28 @@
+"""Every request is served."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.milp import IntArray, MilpBuilder
+
+
+def define_coverage(builder: MilpBuilder, fleet: FleetArrays, x: IntArray) -> IntArray:
+    """For every bucket b:  sum_j x[b, j] = 1  (= k where buckets are cut into k slices).
+
+    x : columns of the eligible pairs, shape (pairs,); pairs with X[j, b] = 0 have none, which is eligibility.
+    """
+    whole = np.full(len(fleet.buckets), fleet.units_per_bucket)
+    return builder.add_rows(
+        "coverage",
+        rows=fleet.pair_bucket,
+        columns=x,
+        values=1.0,
+        lower=whole,
+        upper=whole,
+        label=lambda b: f"{fleet.buckets[b][0]} {fleet.buckets[b][1].row},{fleet.buckets[b][1].column}",
+    )

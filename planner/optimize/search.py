@@ -1,0 +1,169 @@
+"""The cost-minimising search: arrays to a verified number of replicas and instances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.errors import SolverError
+from planner.optimize.backends import solve_milp
+from planner.optimize.model import build_model
+from planner.optimize.routing import balanced_shares, option_load
+from planner.optimize.rows.packing import instances_needed
+from planner.optimize.termination import Termination
+from planner.optimize.verify import PLAN_TOLERANCE, verify
+
+if TYPE_CHECKING:
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.backends import RawSolution
+    from planner.optimize.milp import FloatArray, IntArray, Milp
+    from planner.optimize.model import FleetModel
+    from planner.optimize.settings import SolverSettings
+
+STRICT_MARGIN = 5e-6
+"""Solvers may overfill a replica by their tolerance (1e-6). Where the fleet that they return does not hold the demand
+exactly, the search is repeated with loads this much larger, relative; the bound stays that of the true demand."""
+_STRICT_TRIES = 2
+_SEARCH_SLACK = 1e-6
+"""A replica is not needed for less load than this: a solver's tolerance."""
+BOUND_DUST = 1e-9
+"""Relative: a bound this close below the cost is the cost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """A verified choice of replicas, instances and shares."""
+
+    replicas: IntArray
+    """n, shape (options,)."""
+    instances: IntArray
+    """m, shape (pools,)."""
+    shares: FloatArray
+    """x as fractions, shape (pairs,); each bucket's sum to 1."""
+    cost_usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """How a search ended and what it found."""
+
+    fleet: Fleet | None
+    bound_usd_per_hour: float | None
+    termination: Termination
+    seconds: float
+    solver: str
+    version: str
+
+
+def exact_cost(fleet: FleetArrays, instances: IntArray) -> float:
+    """Return the price of `instances` (shape (pools,)) in USD/h, summed in decimal: 3 x 1.01 + 3.67 is 6.7."""
+    prices = (fleet.offers[offer].price_usd_per_hour for offer in fleet.pool_offer.tolist())
+    terms = (Decimal(str(price)) * count for price, count in zip(prices, instances.tolist(), strict=True))
+    return float(sum(terms, Decimal()))
+
+
+def search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
+    """Return the cheapest fleet that the solver finds within its limits, verified, and the proven bound.
+
+    Raises
+    ------
+    SolverError: if the solver fails or its answer does not satisfy the model.
+    """
+    bound: float | None = None
+    seconds = 0.0
+    margin = 0.0
+    for _ in range(_STRICT_TRIES + 1):
+        padded = replace(fleet, pair_load=fleet.pair_load * (1 + margin)) if margin else fleet
+        model = build_model(padded)
+        milp = model.freeze()
+        raw = run(milp, settings)
+        seconds += raw.seconds
+        bound = raw.bound if bound is None else bound
+        found = _fleet(fleet, model, milp, raw)
+        if found is not None or raw.values is None:
+            return SearchResult(
+                fleet=found,
+                bound_usd_per_hour=_clean_bound(bound, found),
+                termination=raw.termination,
+                seconds=seconds,
+                solver=raw.solver,
+                version=raw.version,
+            )
+        margin = STRICT_MARGIN if not margin else margin * 10
+    raise SolverError(
+        "The solver's fleets do not hold the demand, even with its tolerance allowed for.",
+        hint="Try another solver with --solver.",
+    )
+
+
+def run(milp: Milp, settings: SolverSettings) -> RawSolution:
+    """Return a solver's answer to `milp`; its failures become errors.
+
+    Raises
+    ------
+    SolverError: if the solver broke, or calls a programme optimal without a solution.
+    """
+    raw = solve_milp(milp, settings)
+    no_solution = raw.termination is Termination.OPTIMAL and raw.values is None
+    if raw.termination.is_failure or raw.termination is Termination.UNBOUNDED or no_solution:
+        raise SolverError(
+            f"The solver {raw.solver} ended with {raw.termination.value!r} {raw.detail}".rstrip() + ".",
+            hint="Try another solver with --solver.",
+        )
+    if raw.termination is Termination.INFEASIBLE_OR_UNBOUNDED:  # all costs and variables here are bounded from below
+        return replace(raw, termination=Termination.INFEASIBLE)
+    return raw
+
+
+def _clean_bound(bound: float | None, found: Fleet | None) -> float | None:
+    """Return the bound as a price: at least 0, and not above the verified cost by floating-point dust."""
+    if bound is None:
+        return 0.0 if found is not None else None
+    bound = max(bound, 0.0)
+    if found is None:
+        return bound
+    cost = found.cost_usd_per_hour
+    return cost if bound >= cost - BOUND_DUST * max(cost, 1.0) else bound
+
+
+def _fleet(fleet: FleetArrays, model: FleetModel, milp: Milp, raw: RawSolution) -> Fleet | None:
+    """Return the verified fleet in a solver's answer; None if there is none or it does not hold the demand exactly."""
+    if raw.values is None:
+        return None
+    verified = verify(milp, raw.values, stated_objective=raw.objective, bound=raw.bound)
+    assigned = verified.values[model.x] / fleet.units_per_bucket
+    return settle(
+        fleet,
+        replicas=verified.values[model.n].round().astype(np.int64),
+        instances=verified.values[model.m].round().astype(np.int64),
+        assigned=assigned,
+    )
+
+
+def settle(fleet: FleetArrays, *, replicas: IntArray, instances: IntArray, assigned: FloatArray) -> Fleet | None:
+    """Return the fleet without replicas and instances that nothing needs, shares exact to 1e-9; None if it cannot hold.
+
+    Spare GPUs of a rented instance can run replicas at no cost, and a search that was stopped early can rent what it
+    does not need; neither belongs in a plan.
+
+    Parameters
+    ----------
+    replicas, instances : as the solver has them, shape (options,) and (pools,).
+    assigned : the solver's shares, shape (pairs,); kept as they are where buckets are sliced.
+    """
+    needed = np.minimum(replicas, np.ceil(option_load(fleet, assigned) - _SEARCH_SLACK).astype(np.int64))
+    shares = balanced_shares(fleet, needed, assigned)
+    if shares is None:
+        needed = replicas
+        shares = balanced_shares(fleet, needed, assigned)
+    if shares is None:
+        return None
+    fewer = np.minimum(needed, np.ceil(option_load(fleet, shares) - PLAN_TOLERANCE).astype(np.int64))
+    if np.any(fewer < needed):
+        again = balanced_shares(fleet, fewer, shares)
+        needed, shares = (fewer, again) if again is not None else (needed, shares)
+    packed = np.minimum(instances, instances_needed(fleet, needed))
+    return Fleet(replicas=needed, instances=packed, shares=shares, cost_usd_per_hour=exact_cost(fleet, packed))

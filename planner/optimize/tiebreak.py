@@ -1,0 +1,187 @@
+"""Which of several equally cheap fleets is the plan: a documented order, so that nobody's random choice decides.
+
+Among fleets that cost the same: fewest distinct offers, then fewest rented GPUs, then fewest GPUs in use, then the
+offers and options that come first by name. Small programmes, one after the other, with the cost held fixed. They stop
+at a number of nodes, which is the same on every machine; above a size they are left out. Both are reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.provenance import Warning_
+from planner.errors import SolverLiedError
+from planner.optimize.arrays import offer_gpus
+from planner.optimize.model import Objective, build_model, instances_upper, pool_prices
+from planner.optimize.search import run, settle
+from planner.optimize.termination import Termination
+from planner.optimize.verify import verify
+
+if TYPE_CHECKING:
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.milp import FloatArray, IntArray, MilpBuilder
+    from planner.optimize.model import FleetModel
+    from planner.optimize.search import Fleet
+    from planner.optimize.settings import SolverSettings
+
+MAX_PAIRS = 2000
+"""Eligible (bucket, option) pairs up to which ties are broken."""
+LARGEST_GAP = 0.01
+"""Whoever asks for a plan within more than this of the optimum does not mind which one."""
+NODE_LIMIT = 100
+SAME_COST = 1e-9
+"""Relative: costs this close are equal."""
+WARNING_CODE = "W501"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """The chosen fleet, and a warning where it is not proven to be the first one."""
+
+    fleet: Fleet
+    warnings: tuple[Warning_, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    """One thing to have little of: a coefficient per replica, per instance and per distinct offer."""
+
+    per_replica: FloatArray
+    per_instance: FloatArray
+    per_offer: float = 0.0
+
+    def value(self, fleet: FleetArrays, chosen: Fleet) -> float:
+        distinct = len(np.unique(fleet.pool_offer[chosen.instances > 0]))
+        return float(
+            self.per_replica @ chosen.replicas + self.per_instance @ chosen.instances + self.per_offer * distinct
+        )
+
+
+def break_ties(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -> Broken:
+    """Return the first fleet in the documented order among those that cost what `found` costs."""
+    if settings.relative_gap > LARGEST_GAP:
+        return Broken(fleet=found)
+    if len(fleet.pair_bucket) > MAX_PAIRS:
+        return Broken(fleet=found, warnings=(_warning("the request is large", len(fleet.pair_bucket), MAX_PAIRS),))
+    best = found
+    held: list[tuple[_Rule, float]] = []
+    limited = replace(settings, relative_gap=0.0, node_limit=NODE_LIMIT)
+    is_proven = True
+    for rule in _rules(fleet, found):
+        if rule.per_offer and rule.value(fleet, best) <= 1:
+            continue
+        best, is_complete = _improve(fleet, best, rule, held, limited)
+        is_proven = is_proven and is_complete
+        held.append((rule, rule.value(fleet, best)))
+    return Broken(fleet=best, warnings=() if is_proven else (_warning("the search was cut short", NODE_LIMIT, None),))
+
+
+def _rules(fleet: FleetArrays, found: Fleet) -> tuple[_Rule, ...]:
+    n_options, n_pools = len(fleet.options), len(fleet.pool_offer)
+    gpus = np.array([offer_gpus(fleet.offers[offer]) for offer in fleet.pool_offer.tolist()], dtype=np.float64)
+    # GPUs in use count as a fraction that never adds up to one rented GPU: two orders in one programme.
+    in_use = fleet.option_gpus / (float(gpus @ found.instances) + 1.0)
+    rank = np.arange(n_options, dtype=np.float64)
+    return (
+        _Rule(per_replica=np.zeros(n_options), per_instance=np.zeros(n_pools), per_offer=1.0),
+        _Rule(per_replica=in_use, per_instance=gpus),
+        _Rule(per_replica=rank, per_instance=n_options * fleet.pool_offer.astype(np.float64)),
+    )
+
+
+def _improve(
+    fleet: FleetArrays, best: Fleet, rule: _Rule, held: list[tuple[_Rule, float]], settings: SolverSettings
+) -> tuple[Fleet, bool]:
+    """Return the fleet of the same cost that `rule` likes best, earlier rules kept, and whether that is proven."""
+    model = build_model(fleet, Objective(per_replica=rule.per_replica, per_instance=rule.per_instance))
+    _hold_cost(model, best.cost_usd_per_hour)
+    if rule.per_offer or any(earlier.per_offer for earlier, _ in held):
+        _count_offers(model, best.cost_usd_per_hour, cost=rule.per_offer, held=held)
+    for earlier, value in held:
+        if not earlier.per_offer:
+            _hold(model.builder, model.n, model.m, earlier, value)
+    milp = model.freeze()
+    raw = run(milp, settings)
+    is_complete = raw.termination is Termination.OPTIMAL
+    if raw.values is None:
+        return best, False
+    try:
+        verified = verify(milp, raw.values, stated_objective=raw.objective)
+    except SolverLiedError:
+        return best, False  # a worse tie-break, never a wrong plan: `best` is verified
+    candidate = settle(
+        fleet,
+        replicas=verified.values[model.n].round().astype(np.int64),
+        instances=verified.values[model.m].round().astype(np.int64),
+        assigned=verified.values[model.x] / fleet.units_per_bucket,
+    )
+    if candidate is None or not _is_allowed(fleet, candidate, best, held):
+        return best, False
+    is_better = rule.value(fleet, candidate) < rule.value(fleet, best) - SAME_COST
+    return (candidate, is_complete) if is_better else (best, is_complete)
+
+
+def _is_allowed(fleet: FleetArrays, candidate: Fleet, best: Fleet, held: list[tuple[_Rule, float]]) -> bool:
+    cost_limit = best.cost_usd_per_hour + SAME_COST * max(best.cost_usd_per_hour, 1.0)
+    return candidate.cost_usd_per_hour <= cost_limit and all(
+        rule.value(fleet, candidate) <= value + SAME_COST for rule, value in held
+    )
+
+
+def _hold_cost(model: FleetModel, cost_usd_per_hour: float) -> None:
+    """sum_p c[p] m[p] <= the cheapest cost."""
+    prices = pool_prices(model.fleet)
+    model.builder.add_rows(
+        "cost",
+        rows=np.zeros(len(prices), dtype=np.int64),
+        columns=model.m,
+        values=prices,
+        upper=[cost_usd_per_hour + SAME_COST * max(cost_usd_per_hour, 1.0)],
+    )
+
+
+def _hold(builder: MilpBuilder, n: IntArray, m: IntArray, rule: _Rule, value: float) -> None:
+    """An earlier rule's sum stays at most at its best value."""
+    builder.add_rows(
+        "rule",
+        rows=np.zeros(len(n) + len(m), dtype=np.int64),
+        columns=np.concatenate([n, m]),
+        values=np.concatenate([rule.per_replica, rule.per_instance]),
+        upper=[value + SAME_COST],
+    )
+
+
+def _count_offers(model: FleetModel, cost_usd_per_hour: float, *, cost: float, held: list[tuple[_Rule, float]]) -> None:
+    """m[p] <= M[p] y[o(p)], y binary: whether an offer is rented at all; sum_o y[o] <= an earlier stage's count."""
+    fleet = model.fleet
+    n_pools = len(fleet.pool_offer)
+    y = model.builder.add_columns("y", len(fleet.offers), upper=1.0, cost=cost, is_integer=True)
+    prices = pool_prices(fleet)
+    affordable = np.full(n_pools, np.inf)
+    affordable[prices > 0] = np.floor(cost_usd_per_hour / prices[prices > 0] + 1e-6)
+    most = np.minimum(affordable, instances_upper(fleet))
+    pools = np.arange(n_pools)
+    model.builder.add_rows(
+        "rented",
+        rows=np.concatenate([pools, pools]),
+        columns=np.concatenate([model.m, y[fleet.pool_offer]]),
+        values=np.concatenate([np.ones(n_pools), -most]),
+        upper=np.zeros(n_pools),
+    )
+    for rule, value in held:
+        if rule.per_offer:
+            model.builder.add_rows(
+                "distinct offers", rows=np.zeros(len(y), dtype=np.int64), columns=y, values=1.0, upper=[value]
+            )
+
+
+def _warning(why: str, observed: float, threshold: float | None) -> Warning_:
+    return Warning_(
+        code=WARNING_CODE,
+        message=f"Of several fleets at the same cost this may not be the first in the documented order: {why}.",
+        observed=observed,
+        threshold=threshold,
+    )

@@ -1,0 +1,53 @@
+"""Buckets that no option can serve: the first thing that makes a request infeasible."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.plan import Conflict
+from planner.optimize.naming import bucket_name
+
+if TYPE_CHECKING:
+    from planner.domain.problem import FleetProblem, ServingOption
+    from planner.domain.workload import Demand
+
+_REASONS_SHOWN = 3
+
+
+def unserved_conflicts(problem: FleetProblem) -> tuple[Conflict, ...]:
+    """Return one conflict for every bucket that no option serves at any rate, in the order of the request."""
+    return tuple(
+        _conflict(demand, index, [option for option in problem.options if option.service == demand.service])
+        for demand in problem.demands
+        for index in _unserved(demand, problem)
+    )
+
+
+def _unserved(demand: Demand, problem: FleetProblem) -> list[int]:
+    served = np.zeros(len(demand.buckets), dtype=np.bool_)
+    for option in problem.options:
+        if option.service == demand.service:
+            served |= option.throughput_rps > 0
+    return np.flatnonzero(~served).tolist()
+
+
+def _conflict(demand: Demand, index: int, options: list[ServingOption]) -> Conflict:
+    name = bucket_name(demand.service, demand.buckets[index])
+    if not options:
+        return Conflict(
+            requirement=name,
+            explanation=f"There is no option at all for {demand.service}.",
+            suggestion="Allow more GPUs, providers or engine configurations.",
+        )
+    reasons = Counter(option.limiting[index] for option in options if option.limiting)
+    words = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(_REASONS_SHOWN) if reason)
+    because = f" What bounds them: {words}." if words else ""
+    return Conflict(
+        requirement=name,
+        explanation=f"None of the {len(options)} options of {demand.service} can serve it within its objectives."
+        f"{because}",
+        suggestion="Loosen the service's objectives, allow larger or more GPUs, or leave such requests out.",
+    )
