@@ -238,7 +238,7 @@ class PlanDocument(_Part):
         return Plan(**(plain | parts))
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path | str) -> Plan:
     """Return the plan in the file `path`, JSON or YAML.
 
     Raises
@@ -246,7 +246,7 @@ def read_plan(path: Path) -> Plan:
     InputError: if it cannot be read, is no plan, or breaks the schema; names the field.
     UnsupportedFormatError: if its `schema_version` is none that this gpuplan reads.
     """
-    return plan_from_document(load_document(path))
+    return plan_from_document(load_document(Path(path)))
 
 
 def plan_from_document(document: Document) -> Plan:

@@ -211,7 +211,7 @@ def test_what_is_no_plan_is_told_how_to_become_one(document):
 def test_reads_files(tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan_to_document(small_plan())))
-    assert read_plan(path) == small_plan()
+    assert read_plan(path) == read_plan(str(path)) == small_plan()
     with pytest.raises(InputError, match="no such file"):
         read_plan(tmp_path / "nowhere.json")
 
@@ -330,3 +330,24 @@ def test_the_json_schema_refuses_what_the_reader_refuses():
     assert validator.is_valid(plan_to_document(small_plan()))
     for path, value in [(("allocation", 0, "replica"), 3), (("gap",), "0"), (("schema_version",), "2")]:
         assert not validator.is_valid(changed(path, value))
+
+
+MODELS = [
+    plan_schema.PlanDocument,
+    plan_schema.SolverDocument,
+    plan_schema.AllocationDocument,
+    plan_schema.RentalDocument,
+    plan_schema.RouteDocument,
+    plan_schema.BaselineDocument,
+    plan_schema.ConflictDocument,
+    plan_schema.WarningDocument,
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_every_field_is_on_the_reference_page_as_described(model):
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "plan.md").read_text(encoding="utf-8")
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in page.splitlines() if line.startswith("|")]
+    described = {(row[0], row[2]) for row in rows if len(row) == 3}
+    for name, field in model.model_fields.items():
+        assert (f"`{name}`", field.description) in described
