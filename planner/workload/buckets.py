@@ -73,7 +73,7 @@ def demand_from_trace(
     total_rps, basis = _total_rate(trace, rate_rps=rate_rps, peak=peak)
     asked = grid or melange_grid()
     used = asked.covering(max_input=int(trace.input_tokens.max()), max_output=int(trace.output_tokens.max()))
-    warnings = [*_quality_warnings(trace, peak=peak), *_grid_warnings(trace, asked, used)]
+    warnings = [*quality_warnings(trace), *_burst_warnings(trace, peak), *_grid_warnings(trace, asked, used)]
     return Demand(service=service, buckets=_buckets(trace, used, total_rps), basis=basis, warnings=tuple(warnings))
 
 
@@ -132,7 +132,8 @@ def _buckets(trace: Trace, grid: BucketGrid, total_rps: float) -> tuple[Bucket, 
     )
 
 
-def _quality_warnings(trace: Trace, *, peak: Peak | None) -> list[Warning_]:
+def quality_warnings(trace: Trace) -> list[Warning_]:
+    """Return what makes a trace a weak basis: too short (W301), rows dropped (W304)."""
     warnings = []
     duration = duration_s(trace)
     if trace.n_requests < MIN_REQUESTS:
@@ -147,13 +148,18 @@ def _quality_warnings(trace: Trace, *, peak: Peak | None) -> list[Warning_]:
         share = trace.n_bad_rows / (trace.n_bad_rows + trace.n_requests + trace.n_failed_requests)
         message = f"{trace.n_bad_rows:,} malformed rows of {trace.source} were dropped ({share:.2%})."
         warnings.append(Warning_(code=W_BAD_ROWS, message=message, observed=float(trace.n_bad_rows), threshold=0.0))
-    if peak is None and (ratio := burst_ratio(trace)) is not None and ratio > BURSTY_RATIO:
-        message = (
-            f"The {BURSTY_PEAK} of {trace.source} is {ratio:.2f} x the mean that is planned for; "
-            "ask for a peak to serve the busy minutes too."
-        )
-        warnings.append(Warning_(code=W_MEAN_OF_BURSTY, message=message, observed=ratio, threshold=BURSTY_RATIO))
     return warnings
+
+
+def _burst_warnings(trace: Trace, peak: Peak | None) -> list[Warning_]:
+    ratio = burst_ratio(trace)
+    if peak is not None or ratio is None or ratio <= BURSTY_RATIO:
+        return []
+    message = (
+        f"The {BURSTY_PEAK} of {trace.source} is {ratio:.2f} x the mean that is planned for; "
+        "ask for a peak to serve the busy minutes too."
+    )
+    return [Warning_(code=W_MEAN_OF_BURSTY, message=message, observed=ratio, threshold=BURSTY_RATIO)]
 
 
 def burst_ratio(trace: Trace) -> float | None:

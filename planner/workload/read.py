@@ -102,7 +102,7 @@ def read_trace(
         n_left_out = gathered.n_bad + gathered.n_failed
         detail = f": all {n_left_out} rows are malformed or failed" if n_left_out else ""
         raise InputError(f"The trace has no requests{detail}.", where=source.where())
-    logger.info("read %d requests from %s as %s", n_requests, source.label, layout.name)
+    logger.debug("read %d requests from %s as %s", n_requests, source.label, layout.name)
     return _trace(gathered, source=source, facts=facts)
 
 

@@ -24,6 +24,7 @@ MAX_TOKENS = 1_000_000_000
 
 DEFAULT_BLOCK_TOKENS = 512
 """Tokens per prefix block of Mooncake's own traces (FAST'25 release)."""
+_MAX_SHOWN_CHARS = 60
 _BLOCK_TOKENS = (DEFAULT_BLOCK_TOKENS, 16, 32, 64, 128, 256, 1024)
 
 
@@ -204,4 +205,8 @@ def _hash_problem(row: int, rows: Rows, layout: TraceFormat) -> Problem:
 
 def _raw(chunk: Chunk, column: str, row: int) -> str:
     value = chunk.numbers[column].iloc[row]
-    return "(empty)" if value is None or value == "" or value != value else repr(value)  # noqa: PLR0124 - NaN
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or value == "" or value != value:  # noqa: PLR0124 - NaN
+        return "(empty)"
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}..."

@@ -82,13 +82,14 @@ class CsvTable:
     def fast_chunks(self, layout: TraceFormat, facts: ByteFacts) -> Iterator[Chunk]:
         """Return chunks by pandas' parser, without line numbers, or raise `SuspiciousError`.
 
-        A row with too many fields passes unnoticed there; the file's total of delimiters tells that there is one.
+        A row with too many fields passes unnoticed there. Either the file's delimiters are then more than they should
+        be, or some other row has too few and so an empty last field; both are looked for.
         """
         import pandas as pd  # noqa: PLC0415
 
         if facts.has_quotes:
             raise SuspiciousError
-        wanted = sorted({self.columns.index(name) for name in layout.numbers})
+        wanted = sorted({self.columns.index(name) for name in layout.numbers} | {len(self.columns) - 1})
         n_rows = 0
         try:
             with (
@@ -105,8 +106,10 @@ class CsvTable:
             ):
                 for frame in frames:
                     n_rows += len(frame)
+                    if frame.iloc[:, -1].isna().any():
+                        raise SuspiciousError
                     yield Chunk(numbers={self.columns[i]: frame.iloc[:, at] for at, i in enumerate(wanted)})
-        except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        except ValueError as error:  # pandas has several for what it cannot parse, some of them by accident
             raise SuspiciousError from error
         if facts.n_delimiters != (n_rows + 1) * (len(self.columns) - 1):
             raise SuspiciousError
@@ -195,7 +198,9 @@ def _json_chunk(block: list[tuple[int, str]], layout: TraceFormat) -> Chunk:
 
 def _scalar(value: object) -> object:
     """Return a JSON value if it can be a number or a time, else None (which every check refuses)."""
-    return value if type(value) in {int, float, str} else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if abs(value) < 1 << 63 else str(value)  # pandas fails on larger ones rather than refuse them
+    return value if isinstance(value, float | str) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
