@@ -277,3 +277,11 @@ def test_a_missing_model_is_not_a_traceback_for_odd_paths(tmp_path):
         load_model("./\0.json", base_dir=tmp_path)
     with pytest.raises((InputError, DataMissingError)):
         load_model("./" + "x" * 5000 + ".json", base_dir=tmp_path)
+
+
+@pytest.mark.parametrize("factor", [0, -1, True, "4", float("nan"), float("inf")])
+def test_a_bad_stretch_is_named(factor):
+    scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": 32768}
+    with pytest.raises(InputError) as caught:
+        read(LLAMA | {"rope_scaling": scaling})
+    assert caught.value.where.field == "rope_scaling.factor"

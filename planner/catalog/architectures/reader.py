@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 LANGUAGE_PARTS = ("text_config", "llm_config", "language_config")
 """Where multimodal models keep the language model."""
+MAX_STRETCH = 10_000
+"""No context is scaled further."""
 DECODER_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 UNFAMILIAR = (
     "mamba", "ssm", "conv", "linear_", "state_size", "block_configs", "hybrid", "altup", "laurel", "rwkv",
@@ -101,8 +103,10 @@ def _stretched(fields: Fields, context: int) -> int:
     kind = scaling.values.get("rope_type", scaling.values.get("type"))
     factor = scaling.values.get("factor")
     trained = scaling.optional_integer("original_max_position_embeddings")
-    if kind != "yarn" or trained is None or isinstance(factor, bool) or not isinstance(factor, int | float):
+    if kind != "yarn" or trained is None or factor is None:
         return context
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor <= MAX_STRETCH:
+        raise scaling.error("factor", f"factor must be a number from 1 to {MAX_STRETCH}, not {factor!r:.40}.")
     return max(context, int(trained * factor))
 
 
