@@ -76,7 +76,7 @@ def command(
         strict=strict,
     )
     for target in targets:
-        console.write_result(target, render(result, target), force=force)
+        console.write_result(target, result.to_text(".json" if target == "-" else Path(target).suffix), force=force)
     if as_json:
         console.print_json(result.to_document())
     elif "-" not in targets:
@@ -106,28 +106,14 @@ def check_suffix(target: str) -> None:
     InputError: if its suffix names no format.
     """
     from planner.errors import InputError, Where
+    from planner.report.result import SUFFIXES
 
-    if target != "-" and Path(target).suffix not in SUFFIXES:
+    if target != "-" and Path(target).suffix.lower() not in SUFFIXES:
         raise InputError(
             f"The suffix {Path(target).suffix!r} names no format.",
             hint=f"Use one of {', '.join(SUFFIXES)}.",
             where=Where(path=target),
         )
-
-
-SUFFIXES = (".json", ".yaml", ".csv", ".md", ".html")
-
-
-def render(result: PlanResult, target: str) -> str:
-    """Return the plan as text in the format that the suffix of `target` names."""
-    suffix = ".json" if target == "-" else Path(target).suffix
-    return {
-        ".json": result.to_json,
-        ".yaml": result.to_yaml,
-        ".csv": result.to_csv,
-        ".md": result.to_markdown,
-        ".html": result.to_html,
-    }[suffix]()
 
 
 def show(result: PlanResult, *, routes: bool) -> None:

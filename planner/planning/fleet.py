@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from planner.catalog.files import read_offers_file
 from planner.catalog.gpus import GpuCatalog, load_gpus
-from planner.catalog.models import load_model
+from planner.catalog.models import load_record
 from planner.catalog.offers import load_offers
 from planner.catalog.select import OfferFilter, plannable, select_offers
 from planner.domain.hardware import EngineConfig, Market, Offer
@@ -46,6 +46,7 @@ class PreparedService:
 
     request: Service
     model: ModelArchitecture
+    model_aliases: tuple[str, ...]
     demand: Demand
     traffic: TrafficSource
     configs: tuple[EngineConfig, ...]
@@ -101,7 +102,15 @@ class Prepared:
                 )
 
     def _profile(self, service: PreparedService, gpu: str, config: EngineConfig, slos: Sequence[Slo]) -> OptionProfile:
-        return profile_option(service.model, self.gpus.get(gpu), config, service.demand.buckets, slos, store=self.store)
+        return profile_option(
+            service.model,
+            self.gpus.get(gpu),
+            config,
+            service.demand.buckets,
+            slos,
+            store=self.store,
+            aliases=service.model_aliases,
+        )
 
 
 def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict: bool = False) -> Question:
@@ -215,14 +224,16 @@ def _owned(choice: CatalogChoice, gpus: GpuCatalog) -> Iterator[Offer]:
 
 def _prepare_service(service: Service, index: int, *, base_dir: Path) -> PreparedService:
     try:
-        model = load_model(service.model, base_dir=base_dir)
+        record = load_record(service.model, base_dir=base_dir)
+        model = record.architecture
         demand, traffic = read_demand(service, base_dir=base_dir)
         configs = tuple(engine_configs(service, model))
     except PlannerError as error:
         if error.where is None:
             error.where = _at(f"services[{index}]")
         raise
-    return PreparedService(request=service, model=model, demand=demand, traffic=traffic, configs=configs)
+    aliases = tuple(record.aliases)
+    return PreparedService(request=service, model=model, model_aliases=aliases, demand=demand, traffic=traffic, configs=configs)
 
 
 def engine_configs(service: Service, model: ModelArchitecture) -> Iterator[EngineConfig]:
@@ -255,8 +266,8 @@ def engine_configs(service: Service, model: ModelArchitecture) -> Iterator[Engin
 def _measured(request: PlanRequest, base_dir: Path) -> MeasuredStore:
     if request.profiles.prefer == "estimated":
         return MeasuredStore.empty()
-    rows = [row for name in request.profiles.files for row in read_profile_file(base_dir / name)]
-    return load_measured().with_rows(rows)
+    points = [point for name in request.profiles.files for point in read_profile_file(base_dir / name)]
+    return load_measured().with_rows(points)
 
 
 def _limits(constraints: Constraints, gpus: GpuCatalog, offers: Sequence[Offer]) -> Iterator[Limit]:
