@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from planner.report.serves import NEGLIGIBLE_WEIGHT
+from planner.report.serves import NEGLIGIBLE_WEIGHT, bucket_text
 from planner.report.summary import service_names, summarize, usd_per_million_output_tokens
 from planner.report.wording import clean, number, percent, plural, price
 from planner.units import format_power
@@ -200,10 +200,9 @@ def _routing_tables(plan: Plan) -> Iterator[RoutingTable]:
 
 
 def _sizes(route: Route) -> tuple[str, str, str]:
-    texts = []
-    for tokens, position in ((route.input_tokens, f"row {route.row}"), (route.output_tokens, f"column {route.column}")):
-        texts.append(position if tokens is None else f"{tokens[0]:,} to < {tokens[1]:,}")
-    return texts[0], texts[1], number(route.rate_rps)
+    inputs = bucket_text(route.input_tokens, f"row {route.row}")
+    outputs = bucket_text(route.output_tokens, f"column {route.column}")
+    return inputs, outputs, number(route.rate_rps)
 
 
 def _flat_inputs(plan: Plan) -> tuple[tuple[str, str], ...]:

@@ -101,10 +101,12 @@ def range_text(tokens: Range, whole: Range, direction: str) -> str:
     --------
     >>> range_text((0, 1000), (0, 16000), "in"), range_text((251, 16001), (0, 16001), "in")
     ('< 1k in', '> 250 in')
-    >>> range_text((1000, 4000), (0, 16000), "out"), range_text((0, 9), (0, 9), "in")
-    ('1k to < 4k out', '')
+    >>> range_text((1000, 4000), (0, 16000), "out"), range_text((512, 513), (0, 4096), "in")
+    ('1k to < 4k out', '512 in')
     """
     low, high = tokens
+    if high == low + 1:
+        return "" if tokens == whole else f"{tokens_text(low)} {direction}"
     is_inclusive = high % ROUND_TOKENS != 0 and (high - 1) % ROUND_TOKENS == 0
     upper = f"<= {tokens_text(high - 1)}" if is_inclusive else f"< {tokens_text(high)}"
     is_after = low % ROUND_TOKENS != 0 and (low - 1) % ROUND_TOKENS == 0 and low > 1
@@ -114,6 +116,20 @@ def range_text(tokens: Range, whole: Range, direction: str) -> str:
     if high >= whole[1]:
         return f"{lower} {direction}"
     return f"{lower if is_after else tokens_text(low)} to {upper} {direction}"
+
+
+def bucket_text(tokens: Range | None, position: str) -> str:
+    """Return one bucket's range of sizes, or its `position` where only that is known.
+
+    Examples
+    --------
+    >>> bucket_text((0, 1000), "row 0"), bucket_text((512, 513), "row 0"), bucket_text(None, "row 0")
+    ('0 to < 1k', '512', 'row 0')
+    """
+    if tokens is None:
+        return position
+    low, high = tokens
+    return tokens_text(low) if high == low + 1 else f"{tokens_text(low)} to < {tokens_text(high)}"
 
 
 def tokens_text(count: int) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.domain.plan import PlanStatus
-from planner.report.serves import NEGLIGIBLE_WEIGHT, tokens_text
+from planner.report.serves import NEGLIGIBLE_WEIGHT, bucket_text
 from planner.report.summary import service_names, summarize
 from planner.report.wording import clean, number, plural
 
@@ -223,17 +223,13 @@ def _routing_tables(plan: Plan) -> list[RenderableType]:
         )
         for route in by_service[service]:
             table.add_row(
-                Text(_range(route.input_tokens, f"row {route.row}")),
-                Text(_range(route.output_tokens, f"column {route.column}")),
+                Text(bucket_text(route.input_tokens, f"row {route.row}")),
+                Text(bucket_text(route.output_tokens, f"column {route.column}")),
                 Text(number(route.rate_rps)),
                 Text(_weights_text(route)),
             )
         parts.append(table)
     return parts
-
-
-def _range(tokens: tuple[int, int] | None, position: str) -> str:
-    return position if tokens is None else f"{tokens_text(tokens[0])} to < {tokens_text(tokens[1])}"
 
 
 def _weights_text(route: Route) -> str:
