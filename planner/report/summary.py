@@ -79,6 +79,9 @@ class ServingView:
     """E.g. "TP2 fp8"; empty where only throughputs were given."""
     serves: str
     busy: str
+    origin: str
+    """Where the throughputs come from: "measured", "estimated", ..."""
+    origin_note: str
     usd_per_hour: str
     usd_per_month: str
 
@@ -337,6 +340,8 @@ def _serving_view(row: Allocation, index: ServesIndex) -> ServingView:
         engine=engine_text(row),
         serves=index.text(row.service, row.option),
         busy=f"{100 * row.utilization:.0f}%",
+        origin=row.provenance.value,
+        origin_note=clean(row.provenance_note),
         usd_per_hour=usd(row.cost_usd_per_hour),
         usd_per_month=whole_usd(usd_per_month(row.cost_usd_per_hour)),
     )

@@ -116,18 +116,19 @@ def plan_markdown(plan: Plan, *, today: date) -> str:
 
 
 def _rent_markdown(summary: PlanSummary) -> str:
-    header = ("rent", "each has", "where", "service", "replicas", "engine", "serves", "busy", "USD/h", "USD/month")
+    what = ("rent", "each has", "where", "service", "replicas", "engine", "serves", "busy", "throughput")
+    header = (*what, "USD/h", "USD/month")
     rows: list[Sequence[Any]] = []
     for rental in summary.rentals:
         head: tuple[str, ...] = (f"{rental.count} x {rental.what}", rental.gpus, rental.where)
         for item in rental.serving:
             costs = (item.usd_per_hour, item.usd_per_month)
-            rows.append((*head, item.service, item.replicas, item.engine, item.serves, item.busy, *costs))
+            rows.append((*head, item.service, item.replicas, item.engine, item.serves, item.busy, item.origin, *costs))
             head = ("", "", "")
         if not rental.serving:
-            rows.append((*head, "nothing", "", "", "", "", rental.usd_per_hour, rental.usd_per_month))
-    rows.append(("total", *[""] * 7, summary.usd_per_hour, summary.usd_per_month))
-    return _md_table(header, rows, right=(4, 7, 8, 9))
+            rows.append((*head, "nothing", *[""] * 5, rental.usd_per_hour, rental.usd_per_month))
+    rows.append(("total", *[""] * 8, summary.usd_per_hour, summary.usd_per_month))
+    return _md_table(header, rows, right=(4, 7, 9, 10))
 
 
 def _baseline_markdown(summary: PlanSummary) -> str:
