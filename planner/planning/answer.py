@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.domain.plan import Plan, PlanStatus
-from planner.errors import InputError
+from planner.errors import InputError, PlannerError
 from planner.files.documents import Document, load_document, parse_document, validation_error
 from planner.optimize import (
     Assignment,
@@ -138,7 +138,7 @@ def read_question(document: Document, *, base_dir: Path, today: date, strict: bo
 
         model = MelangeConfig if error.title == MelangeConfig.__name__ else PlanRequest
         raise validation_error(error, model, document) from error
-    except InputError as error:
+    except PlannerError as error:
         if error.where is not None and error.where.path is None and error.where.field:
             error.where = document.where(*_location(error.where.field))
         raise

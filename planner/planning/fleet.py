@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -175,7 +176,8 @@ def read_catalog(
         markets=choice.markets,
         max_price_age_days=choice.max_price_age / SECONDS_PER_DAY,
     )
-    selection = select_offers(offers, wanted, today=today, gpus=gpus)
+    with _inside("catalog"):
+        selection = select_offers(offers, wanted, today=today, gpus=gpus)
     usable, more_warnings = plannable(selection.offers)
     warnings = tuple(selection.warnings) + tuple(more_warnings)
     stale = [warning for warning in warnings if warning.code == "W201"]
@@ -188,6 +190,19 @@ def read_catalog(
 
 def _at(field: str) -> Where:
     return Where(field=field)
+
+
+@contextmanager
+def _inside(field: str) -> Iterator[None]:
+    """Let an error that is raised inside say which part of the request it is about."""
+    try:
+        yield
+    except PlannerError as error:
+        if error.where is None:
+            error.where = _at(field)
+        elif error.where.path is None and error.where.field:
+            error.where = _at(f"{field}.{error.where.field}")
+        raise
 
 
 def _with_owned(providers: list[str] | None, choice: CatalogChoice) -> list[str] | None:
@@ -206,7 +221,8 @@ OWNED_PROVIDER = "owned"
 
 def _owned(choice: CatalogChoice, gpus: GpuCatalog) -> Iterator[Offer]:
     for index, owned in enumerate(choice.owned):
-        gpu = gpus.get(owned.gpu).name
+        with _inside(f"catalog.owned[{index}].gpu"):
+            gpu = gpus.get(owned.gpu).name
         instance = f"{owned.gpus_per_instance}x{gpu}" + (f"-{index}" if index else "")
         yield Offer(
             name=f"{OWNED_PROVIDER}/{instance}/{owned.region}/{Market.OWNED}",
@@ -223,17 +239,21 @@ def _owned(choice: CatalogChoice, gpus: GpuCatalog) -> Iterator[Offer]:
 
 
 def _prepare_service(service: Service, index: int, *, base_dir: Path) -> PreparedService:
-    try:
+    with _inside(f"services[{index}].model"):
         record = load_record(service.model, base_dir=base_dir)
-        model = record.architecture
+    with _inside(f"services[{index}].workload"):
         demand, traffic = read_demand(service, base_dir=base_dir)
-        configs = tuple(engine_configs(service, model))
-    except PlannerError as error:
-        if error.where is None:
-            error.where = _at(f"services[{index}]")
-        raise
+    with _inside(f"services[{index}].parallelism"):
+        configs = tuple(engine_configs(service, record.architecture))
     aliases = tuple(record.aliases)
-    return PreparedService(request=service, model=model, model_aliases=aliases, demand=demand, traffic=traffic, configs=configs)
+    return PreparedService(
+        request=service,
+        model=record.architecture,
+        model_aliases=aliases,
+        demand=demand,
+        traffic=traffic,
+        configs=configs,
+    )
 
 
 def engine_configs(service: Service, model: ModelArchitecture) -> Iterator[EngineConfig]:
@@ -249,7 +269,8 @@ def engine_configs(service: Service, model: ModelArchitecture) -> Iterator[Engin
             f" of {model.name}.",
             hint="Set parallelism.tp.",
         )
-    for precision in service.precision or [model.native_precision]:
+    precisions: Sequence[str] = service.precision or [model.native_precision]
+    for precision in precisions:
         for pp in sorted(set(service.parallelism.pp)):
             for tp in degrees:
                 yield EngineConfig(
@@ -284,10 +305,12 @@ def _limits(constraints: Constraints, gpus: GpuCatalog, offers: Sequence[Offer])
         scope = Scope() if site == WHOLE_FLEET else Scope(region=site)
         yield Limit(name=f"power {site}", resource=Resource.WATTS, bound=watts, scope=scope)
     for name, count in constraints.available.items():
-        gpu = gpus.get(name).name
+        with _inside(f"constraints.available.{name}"):
+            gpu = gpus.get(name).name
         yield Limit(name=f"available {gpu}", resource=Resource.GPUS, bound=count, scope=Scope(gpu=gpu))
-    for quota in constraints.quotas:
-        gpu_name = gpus.get(quota.gpu).name if quota.gpu else None
+    for index, quota in enumerate(constraints.quotas):
+        with _inside(f"constraints.quotas[{index}].gpu"):
+            gpu_name = gpus.get(quota.gpu).name if quota.gpu else None
         scope = Scope(provider=quota.provider, region=quota.region, gpu=gpu_name, market=quota.market)
         parts = [part for part in (quota.provider, quota.region, gpu_name, quota.market) if part]
         for resource in (Resource.GPUS, Resource.VCPUS, Resource.INSTANCES):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from planner.domain.workload import Demand
     from planner.planning.question import Question, Relaxation
 
-MAX_FACTOR = 1024.0
-"""A bound that would have to grow more than this is not what stands in the way."""
+LONGEST_BOUND_S = 3600.0
+"""An objective that would have to be looser than this is not what stands in the way."""
 RELATIVE_STEP = 0.02
 """The smallest sufficient bound is found to 2%, and rounded up to it."""
 FEASIBILITY_GAP = 0.99
@@ -55,13 +55,9 @@ def smallest_bound(relaxation: Relaxation, settings: SolverSettings) -> float | 
     def works(bound_s: float) -> bool:
         return _has_plan(relaxation.problem_with_bound(bound_s), settings)
 
-    low = relaxation.slo.bound_s
-    if not works(low * MAX_FACTOR):
+    low, high = relaxation.slo.bound_s, max(LONGEST_BOUND_S, relaxation.slo.bound_s)
+    if not works(high):
         return None
-    factor = 2.0
-    while not works(low * factor):
-        factor *= 4.0
-    high = low * min(factor, MAX_FACTOR)
     while high / low > 1.0 + RELATIVE_STEP:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if works(middle) else (middle, high)
