@@ -79,12 +79,13 @@ def visible_tokens(group: LayerGroup, context_tokens: Array) -> Array:
 def prefill_attention_flops(model: ModelArchitecture, input_tokens: Array) -> Array:
     """Return the FLOPs of causal attention over a whole prompt, shape of `input_tokens`.
 
-    Per layer 2 heads (d_qk + d_v) x sum over t of min(t, w), with w the window; without one the sum is S^2 / 2.
+    Per layer 2 heads (d_qk + d_v) x sum over t = 1..S of min(t, w), with w the window; without one that is
+    S (S + 1) / 2.
     """
     total = np.zeros_like(input_tokens)
     for group in model.layers:
         seen = visible_tokens(group, input_tokens)
-        pairs = seen * input_tokens - seen**2 / 2
+        pairs = seen * input_tokens - seen * (seen - 1.0) / 2
         width = group.prefill_head_dim or group.head_dim
         value_width = group.prefill_value_head_dim or group.value_head_dim
         total += group.count * 2.0 * group.n_query_heads * (width + value_width) * pairs
