@@ -127,9 +127,9 @@ def _figures(plan: Plan, summary: PlanSummary) -> Iterator[Figure]:
         yield Figure(label="Power", value=value, unit=f"{unit} at peak")
 
 
-def _bars(items: Sequence[tuple[str, float | None, str, bool]]) -> tuple[Bar, ...]:
-    """Return placed bars of (label, length or None, figure shown, is it the plan)."""
-    longest = max((value for _, value, _, _ in items if value is not None), default=0.0) or 1.0
+def _bars(items: Sequence[tuple[str, float, str, bool]]) -> tuple[Bar, ...]:
+    """Return placed bars of (label, length, figure shown, is it the plan)."""
+    longest = max(value for _, value, _, _ in items) or 1.0
     room = CHART_WIDTH - VALUE_WIDTH
     return tuple(
         Bar(
@@ -137,7 +137,7 @@ def _bars(items: Sequence[tuple[str, float | None, str, bool]]) -> tuple[Bar, ..
             full_label=label,
             value=shown,
             y=index * BAR_STEP,
-            width=0.0 if value is None else round(room * value / longest, 1),
+            width=round(room * value / longest, 1),
             is_plan=is_plan,
         )
         for index, (label, value, shown, is_plan) in enumerate(items)
@@ -151,7 +151,7 @@ def _shorten(label: str) -> str:
     return f"{label[:half]}…{label[-half:]}"
 
 
-def _chart(name: str, title: str, items: Sequence[tuple[str, float | None, str, bool]]) -> Chart:
+def _chart(name: str, title: str, items: Sequence[tuple[str, float, str, bool]]) -> Chart:
     return Chart(
         name=name,
         title=title,
@@ -178,14 +178,17 @@ def _rental_chart(summary: PlanSummary) -> Chart | None:
 def _baseline_chart(summary: PlanSummary, plan: Plan) -> Chart | None:
     if plan.cost_usd_per_hour is None or not summary.baselines:
         return None
-    items: list[tuple[str, float | None, str, bool]] = [
-        ("This plan", plan.cost_usd_per_hour, summary.usd_per_hour, True)
+    feasible = [baseline for baseline in summary.baselines if baseline.cost_usd_per_hour is not None]
+    items = [("This plan", plan.cost_usd_per_hour, summary.usd_per_hour, True)]
+    items += [
+        (
+            f"{baseline.gpu} alone ({baseline.replicas} replica{'' if baseline.replicas == '1' else 's'})",
+            baseline.cost_usd_per_hour or 0.0,
+            baseline.usd_per_hour,
+            False,
+        )
+        for baseline in feasible
     ]
-    for baseline in summary.baselines:
-        cost = baseline.cost_usd_per_hour
-        label = f"{baseline.gpu} alone" + (f" ({baseline.replicas} replicas)" if cost is not None else "")
-        shown = baseline.versus if cost is None else baseline.usd_per_hour
-        items.append((label, cost, shown, False))
     return _chart("baselines", "Against one GPU type alone, USD per hour", items)
 
 

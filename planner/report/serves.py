@@ -67,27 +67,25 @@ def _sizes_text(served: Sequence[Route], routes: Sequence[Route]) -> str:
     """Return the sizes that `served` cover out of `routes`: as ranges if they are a block, else as a count."""
     if len(served) == len(routes):
         return "all sizes"
-    ranges = _block(served, routes)
-    if ranges is None:
-        return f"{len(served)} of {len(routes)} buckets"
-    whole_in = _hull(route.input_tokens for route in routes)
-    whole_out = _hull(route.output_tokens for route in routes)
-    texts = (range_text(ranges[0], whole_in, "in"), range_text(ranges[1], whole_out, "out"))
-    return ", ".join(text for text in texts if text) or "all sizes"
+    count = f"{len(served)} of {len(routes)} buckets"
+    if any(route.input_tokens is None or route.output_tokens is None for route in routes):
+        return count
+    inputs, outputs = (_hull(route.input_tokens for route in served), _hull(route.output_tokens for route in served))
+    whole_in, whole_out = (
+        _hull(route.input_tokens for route in routes),
+        _hull(route.output_tokens for route in routes),
+    )
+    texts = (range_text(inputs, whole_in, "in"), range_text(outputs, whole_out, "out"))
+    ranges = ", ".join(text for text in texts if text)
+    inside = sum(_within(route.input_tokens, inputs) and _within(route.output_tokens, outputs) for route in routes)
+    if inside == len(served):
+        return ranges
+    return f"{count}, all {ranges}" if ranges else count
 
 
 def _hull(ranges: Iterable[Range | None]) -> Range:
     known = [item for item in ranges if item is not None]
     return (min(low for low, _ in known), max(high for _, high in known)) if known else (0, 0)
-
-
-def _block(served: Sequence[Route], routes: Sequence[Route]) -> tuple[Range, Range] | None:
-    """Return the input and output range of `served` if these are all the requests of such sizes, else None."""
-    if any(route.input_tokens is None or route.output_tokens is None for route in routes):
-        return None
-    ranges = (_hull(route.input_tokens for route in served), _hull(route.output_tokens for route in served))
-    inside = sum(_within(route.input_tokens, ranges[0]) and _within(route.output_tokens, ranges[1]) for route in routes)
-    return ranges if inside == len(served) else None
 
 
 def _within(inner: Range | None, outer: Range) -> bool:

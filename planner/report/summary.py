@@ -445,7 +445,10 @@ def provenance_text(plan: Plan) -> str:
         return ""
     if used == [ProvenanceKind.GIVEN]:
         return "as given in the request."
-    options = ", ".join(f"{counts[kind]} {kind.value}" for kind in used)
+    of_how_many = plural(len(plan.allocation), "option")
+    if len(used) == 1:
+        return f"{used[0].value}, for all {of_how_many}." if len(plan.allocation) > 1 else f"{used[0].value}."
+    options = f"of {of_how_many} " + ", ".join(f"{counts[kind]} {kind.value}" for kind in used)
     by_rate: dict[ProvenanceKind, float] = defaultdict(float)
     for route in plan.routing:
         for option, kind in route.provenance.items():
@@ -453,9 +456,9 @@ def provenance_text(plan: Plan) -> str:
     total = sum(by_rate.values())
     kinds = [kind for kind in ProvenanceKind if by_rate[kind] > 0]
     if len(kinds) < 2:
-        return f"of {plural(len(plan.allocation), 'option')} {options}."
+        return f"{options}."
     shares = ", ".join(f"{percent(by_rate[kind] / total)} {kind.value}" for kind in kinds)
-    return f"of {plural(len(plan.allocation), 'option')} {options}; by requests {shares}."
+    return f"{options}; by requests {shares}."
 
 
 def price_age_text(plan: Plan, *, today: date) -> str:

@@ -5,6 +5,7 @@ Everything is built from Text, not from rich's markup, so a service called "[red
 
 from __future__ import annotations
 
+import string
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from planner.report.summary import service_names, summarize
 from planner.report.wording import clean, number, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import date
 
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -90,17 +91,12 @@ class RentTable:
             yield from _rent_list(self.summary)
 
 
-def _table(*columns: tuple[str, str, int | None]) -> Table:
-    """Return an empty table; columns are (header, "left" or "right", ratio or None for as wide as its content)."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, expand=False, header_style="bold")
-    for header, justify, ratio in columns:
-        table.add_column(
-            Text(header),
-            justify="right" if justify == "right" else "left",
-            overflow="fold",
-            no_wrap=justify == "right",
-            ratio=ratio,
-        )
+def _table(*columns: tuple[str, str]) -> Table:
+    """Return an empty table; columns are (header, "left" or "right"). Figures are right, and never broken."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for header, justify in columns:
+        is_figure = justify == "right"
+        table.add_column(Text(header), justify="right" if is_figure else "left", overflow="fold", no_wrap=is_figure)
     return table
 
 
@@ -112,15 +108,15 @@ def _rent_cell(rental: RentalView) -> Text:
 
 def _wide_table(summary: PlanSummary) -> Table:
     table = _table(
-        ("rent", "left", None),
-        ("each has", "left", None),
-        ("service", "left", None),
-        ("replicas", "right", None),
-        ("engine", "left", None),
-        ("serves", "left", None),
-        ("busy", "right", None),
-        ("USD/h", "right", None),
-        ("USD/month", "right", None),
+        ("rent", "left"),
+        ("each has", "left"),
+        ("service", "left"),
+        ("replicas", "right"),
+        ("engine", "left"),
+        ("serves", "left"),
+        ("busy", "right"),
+        ("USD/h", "right"),
+        ("USD/month", "right"),
     )
     for rental in summary.rentals:
         head = (_rent_cell(rental), Text(rental.gpus))
@@ -157,7 +153,7 @@ def _runs_lines(rental: RentalView) -> list[Text]:
 
 
 def _compact_table(summary: PlanSummary) -> Table:
-    table = _table(("rent", "left", None), ("runs", "left", None), ("USD/h", "right", None))
+    table = _table(("rent", "left"), ("runs", "left"), ("USD/h", "right"))
     for rental in summary.rentals:
         head = Text.assemble((f"{rental.count} x {rental.what}", "bold cyan"), f"\n{rental.gpus} each")
         if rental.where:
@@ -183,9 +179,7 @@ def _rent_list(summary: PlanSummary) -> RenderResult:
 
 
 def _baseline_table(summary: PlanSummary) -> Table:
-    table = _table(
-        ("GPU type", "left", None), ("replicas", "right", None), ("USD/h", "right", None), ("vs plan", "left", None)
-    )
+    table = _table(("GPU type", "left"), ("replicas", "right"), ("USD/h", "right"), ("vs plan", "left"))
     for baseline in summary.baselines:
         table.add_row(*map(Text, (baseline.gpu, baseline.replicas, baseline.usd_per_hour or "-", baseline.versus)))
     if summary.n_baselines_left_out:
@@ -212,26 +206,44 @@ def _assumptions(assumptions: Sequence[str]) -> list[RenderableType]:
 
 
 def _routing_tables(plan: Plan) -> list[RenderableType]:
+    """Return, per service, which letter stands for which option, and a table of buckets and where they go."""
     by_service: dict[str, list[Route]] = defaultdict(list)
     for route in plan.routing:
         by_service[route.service].append(route)
     parts: list[RenderableType] = []
     for service in service_names(plan):
+        routes = by_service[service]
+        letters = _letters(routes)
         parts.append(Text(f"Routing of {clean(service)}", style="bold"))
-        table = _table(
-            ("input", "left", None), ("output", "left", None), ("req/s", "right", None), ("goes to", "left", None)
-        )
-        for route in by_service[service]:
-            table.add_row(
-                Text(bucket_text(route.input_tokens, f"row {route.row}")),
-                Text(bucket_text(route.output_tokens, f"column {route.column}")),
-                Text(number(route.rate_rps)),
-                Text(_weights_text(route)),
-            )
-        parts.append(table)
+        parts += [
+            Padding(Text.assemble((letter, "bold"), f" = {clean(option)}"), (0, 0, 0, 2), expand=False)
+            for option, letter in letters.items()
+        ]
+        parts.append(_routing_table(routes, letters))
     return parts
 
 
-def _weights_text(route: Route) -> str:
-    weights = sorted(route.weights.items(), key=lambda item: (-item[1], item[0]))
-    return "\n".join(f"{100 * weight:.3g}% {clean(option)}" for option, weight in weights if weight > NEGLIGIBLE_WEIGHT)
+def _letters(routes: Sequence[Route]) -> dict[str, str]:
+    """Return a letter for each option in use: names in every row would leave no room for figures."""
+    used = {option for route in routes for option, weight in route.weights.items() if weight > NEGLIGIBLE_WEIGHT}
+    alphabet = string.ascii_uppercase
+    return {
+        option: alphabet[index % len(alphabet)] * (1 + index // len(alphabet))
+        for index, option in enumerate(sorted(used))
+    }
+
+
+def _routing_table(routes: Sequence[Route], letters: Mapping[str, str]) -> Table:
+    table = _table(("input", "left"), ("output", "left"), ("req/s", "right"), ("goes to", "left"))
+    for route in routes:
+        weights = sorted(route.weights.items(), key=lambda item: (-item[1], item[0]))
+        shares = ", ".join(
+            f"{100 * weight:.3g}% {letters[option]}" for option, weight in weights if weight > NEGLIGIBLE_WEIGHT
+        )
+        table.add_row(
+            Text(bucket_text(route.input_tokens, f"row {route.row}")),
+            Text(bucket_text(route.output_tokens, f"column {route.column}")),
+            Text(number(route.rate_rps)),
+            Text(shares),
+        )
+    return table

@@ -98,6 +98,13 @@ def test_bars_are_as_long_as_the_costs_are_high(catalog, today):
         assert max(float(width) for _, _, width in group) < CHART_WIDTH
 
 
+def test_a_gpu_that_cannot_serve_is_named_with_the_reason_but_has_no_bar(catalog, today):
+    plan = replace(catalog, baselines=catalog.baselines[:4])
+    html = report_html(plan, today=today)
+    assert "L4: Qwen2.5-32B does not fit its memory" in "".join(parsed(html).text)
+    assert html.count("<rect") == 2 + 4
+
+
 def test_a_plan_that_costs_nothing_has_a_page(catalog, today):
     free = replace(
         catalog,

@@ -94,7 +94,7 @@ def test_provenance_is_counted_by_option_and_weighed_by_requests(catalog, melang
         "of 3 options 1 measured, 1 calibrated, 1 estimated; by requests 12% measured, 88% estimated."
     )
     measured = tuple(replace(row, provenance=ProvenanceKind.MEASURED) for row in catalog.allocation)
-    assert summary.provenance_text(replace(catalog, allocation=measured, routing=())) == "of 3 options 3 measured."
+    assert summary.provenance_text(replace(catalog, allocation=measured, routing=())) == "measured, for all 3 options."
 
 
 def grid(weights):
@@ -125,7 +125,8 @@ def grid(weights):
         ([[1, 0, 0], [0, 0, 0]], "< 1k in, < 250 out (17% of requests)"),
         ([[0, 1, 0], [0, 1, 0]], "250 to < 1k out (33% of requests)"),
         ([[0, 0, 0], [0, 1, 1]], ">= 1k in, >= 250 out (33% of requests)"),
-        ([[1, 1, 0], [1, 0, 0]], "3 of 6 buckets (50% of requests)"),
+        ([[1, 1, 0], [1, 0, 0]], "3 of 6 buckets, all < 1k out (50% of requests)"),
+        ([[1, 0, 0], [0, 0, 1]], "2 of 6 buckets (33% of requests)"),
         ([[0, 0, 0], [0, 0, 1e-9]], "nothing"),
     ],
 )

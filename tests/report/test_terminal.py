@@ -116,9 +116,10 @@ def test_offers_that_differ_in_the_last_letter_stay_apart(odd_names, today):
 def test_verbose_shows_each_bucket_and_its_weights(catalog, melange, today):
     text = rendered(catalog, today, verbose=True)
     assert "Routing of chat" in text
-    assert "50% aws/g6.xlarge/us-east-1/on-demand" in text
-    assert "50% gcp/a2-ultragpu-2g/us-central1/on-demand[bf16 tp1]" in text
-    assert "250 to < 2k" in text
+    assert "A = aws/g6.xlarge/us-east-1/on-demand" in text
+    assert "B = gcp/a2-ultragpu-2g/us-central1/on-demand[bf16 tp1]" in text
+    (split,) = [line for line in text.splitlines() if "0 to < 1k" in line and "250 to < 2k" in line]
+    assert split.split()[-5:] == ["4", "50%", "A,", "50%", "B"]
     assert "row 1  column 0" in rendered(melange, today, verbose=True)
     assert "Routing of" not in rendered(catalog, today)
 
