@@ -235,7 +235,8 @@ def headline(plan: Plan) -> str:
     who = ", ".join(part for part in (named, f"{number(plan.rate_rps)} req/s" if plan.rate_rps else "") if part)
     prefix = f"{who}: " if who else ""
     if plan.cost_usd_per_hour is None:
-        return prefix + _no_plan_text(plan)
+        text = _no_plan_text(plan)
+        return prefix + text if prefix else text[0].upper() + text[1:]
     per_month = f"{whole_usd(cost_per_month_usd(plan))} USD a month"
     per_token = usd_per_million_output_tokens(plan)
     tokens = "" if per_token is None else f", {price(per_token)} USD per million output tokens"

@@ -201,8 +201,12 @@ def _conflicts(conflicts: Sequence[ConflictView]) -> list[RenderableType]:
 def _assumptions(assumptions: Sequence[str]) -> list[RenderableType]:
     if not assumptions:
         return []
-    bullets = [Padding(Text(f"- {text}"), (0, 0, 0, 2), expand=False) for text in assumptions]
-    return [Text("Assumed", style="bold"), *bullets]
+    bullets = Table.grid(padding=(0, 1, 0, 0))
+    bullets.add_column(no_wrap=True)
+    bullets.add_column(overflow="fold")
+    for text in assumptions:
+        bullets.add_row(Text("  -"), Text(text))
+    return [Text("Assumed", style="bold"), bullets]
 
 
 def _routing_tables(plan: Plan) -> list[RenderableType]:

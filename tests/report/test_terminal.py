@@ -133,6 +133,7 @@ def test_a_limit_is_said_with_its_gap(odd_names, today):
 def test_no_plan_before_the_limit(infeasible, today):
     plan = replace(infeasible, status=PlanStatus.UNKNOWN, conflicts=(), bound_usd_per_hour=4.5)
     text = " ".join(rendered(plan, today).split())
+    assert "No feasible plan exists." in rendered(replace(infeasible, name="", rate_rps=0.0), today)
     assert "no plan was found before a limit was reached" in text
     assert "No plan can cost less than 4.50 USD/h." in text
 
