@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests_support import REPO
+
+AS_OF = "2026-11-21"
+
+
+@pytest.fixture
+def planned(gpuplan, tmp_path):
+    """Plan a Mélange config with the given changes and return plan.json's path."""
+
+    def plan(**changes):
+        config = {**json.loads((REPO / "examples/melange_services.json").read_text(encoding="utf-8")), **changes}
+        request = tmp_path / "request.json"
+        request.write_text(json.dumps(config), encoding="utf-8")
+        path = tmp_path / "plan.json"
+        gpuplan("plan", request, "-o", path, "--force")
+        return path
+
+    return plan
+
+
+def test_a_limit_that_binds_has_its_price(gpuplan, tmp_path):
+    config = {
+        "gpu_info": {
+            "hungry": {"cost": 1, "power_w": 1000, "tputs": [[2]]},
+            "lean": {"cost": 3, "power_w": 300, "tputs": [[2]]},
+        },
+        "workload_distribution": [[1]],
+        "total_request_rate": 4,
+        "power_budget_w": 1300,
+        "budget_usd_per_hour": 100,
+    }
+    request, path = tmp_path / "request.json", tmp_path / "plan.json"
+    request.write_text(json.dumps(config), encoding="utf-8")
+    gpuplan("plan", request, "-o", path)
+    prices = {
+        price["requirement"]: price["saving_usd_per_hour"]
+        for price in gpuplan("explain", path, "--json").json["limits"]
+    }
+    assert prices["power"] == pytest.approx(4.0 - 2.0)  # one of each against two hungry ones
+    assert prices["budget"] == pytest.approx(0.0)
+
+
+def test_why_not_a_gpu_says_what_it_would_add(gpuplan, tmp_path):
+    config = {
+        "gpu_info": {"cheap": {"cost": 1, "tputs": [[2]]}, "dear": {"cost": 5, "tputs": [[2]]}},
+        "workload_distribution": [[1]],
+        "total_request_rate": 4,
+    }
+    request, path = tmp_path / "request.json", tmp_path / "plan.json"
+    request.write_text(json.dumps(config), encoding="utf-8")
+    gpuplan("plan", request, "-o", path)
+    (reason,) = gpuplan("explain", path, "--gpu", "dear", "--json").json["gpus"]
+    assert reason["extra_usd_per_hour"] == pytest.approx(4.0)  # one dear replica instead of one cheap one
+    assert "dear" in reason["sentence"]
+
+
+def test_an_infeasible_plan_is_explained_by_its_ways_out(planned, gpuplan):
+    path = planned(budget_usd_per_hour=1.0)
+    ran = gpuplan("explain", path)
+    assert ran.code == 0
+    assert "budget" in ran.out
+
+
+def test_a_trace_that_changed_is_refused(gpuplan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"2023-11-16 18:15:{second:02d}.000,500,100\n" for second in range(1, 60))
+    trace = tmp_path / "trace.csv"
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows, encoding="utf-8")
+    request = {
+        "schema_version": "1",
+        "kind": "PlanRequest",
+        "services": [
+            {
+                "name": "chat",
+                "model": "meta-llama/Llama-3.1-8B",
+                "workload": {"trace": "trace.csv"},
+                "slo": ["ttft p99 <= 2s"],
+            }
+        ],
+        "catalog": {"providers": ["gcp"], "gpus": {"include": ["L4"]}},
+    }
+    (tmp_path / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    assert gpuplan("plan", "request.json", "-o", "plan.json", "--as-of", AS_OF).code == 0
+    explained = gpuplan("explain", "plan.json", "--json")
+    assert explained.code == 0, explained.err
+    assert len(explained.json["objectives"]) == 1
+    trace.write_text(trace.read_text(encoding="utf-8").replace(",500,", ",600,"), encoding="utf-8")
+    refused = gpuplan("explain", "plan.json")
+    assert refused.code == 2
+    assert "trace.csv has changed" in refused.err

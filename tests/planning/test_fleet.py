@@ -1,0 +1,232 @@
+"""A PlanRequest, end to end, on the bundled trace and prices."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import jsonschema
+import pytest
+from tests_support import REPO, copy_user_files
+
+import planner
+from planner.domain.slo import Metric
+from planner.planning.answer import read_question, read_request
+
+AS_OF = "2026-11-21"
+REQUEST = REPO / "examples" / "request.yaml"
+
+
+@pytest.fixture(scope="module")
+def result():
+    from datetime import date
+
+    return planner.plan(REQUEST, today=date.fromisoformat(AS_OF))
+
+
+def small(**changes):
+    """Return a request that plans in a fraction of a second."""
+    request = {
+        "schema_version": "1",
+        "kind": "PlanRequest",
+        "services": [
+            {
+                "name": "chat",
+                "model": "meta-llama/Llama-3.1-8B",
+                "workload": {"constant": {"input_tokens": 500, "output_tokens": 100}, "rate": "20 req/s"},
+                "slo": ["ttft p99 <= 2s", "tpot p95 <= 60ms"],
+            }
+        ],
+        "catalog": {"providers": ["gcp"], "gpus": {"include": ["L4", "A100-80GB"]}},
+    }
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = request
+        for parent in parents:
+            node = node[0].setdefault(parent, {}) if isinstance(node, list) else node.setdefault(parent, {})
+        (node[0] if isinstance(node, list) else node)[last] = value
+    return request
+
+
+def cost(request):
+    from datetime import date
+
+    plan = planner.plan(request, today=date.fromisoformat(AS_OF)).plan
+    assert plan.cost_usd_per_hour is not None, plan.conflicts
+    return plan.cost_usd_per_hour
+
+
+class TestTheMainJob:
+    def test_it_is_proven_and_serves_everything(self, result):
+        plan = result.plan
+        assert plan.status == "optimal"
+        assert plan.gap <= 1e-4
+        assert plan.rate_rps == pytest.approx(30.0)
+        assert sum(route.rate_rps for route in plan.routing) == pytest.approx(30.0)
+        for route in plan.routing:
+            assert sum(route.weights.values()) == pytest.approx(1.0)
+        assert all(0 < allocation.utilization <= 1 / 1.1 + 1e-9 for allocation in plan.allocation)
+
+    def test_the_costs_add_up_from_the_catalogs_prices(self, result):
+        from planner.catalog.offers import load_offers
+
+        prices = {offer.name: offer.price_usd_per_hour for offer in load_offers()}
+        plan = result.plan
+        rented = sum(rental.instances * prices[rental.offer] for rental in plan.rentals)
+        assert plan.cost_usd_per_hour == pytest.approx(rented)
+        assert sum(allocation.cost_usd_per_hour for allocation in plan.allocation) == pytest.approx(rented)
+
+    def test_it_uses_only_what_was_asked_for(self, result):
+        assert {rental.provider for rental in result.plan.rentals} <= {"aws", "gcp", "azure"}
+        assert {rental.market for rental in result.plan.rentals} == {"on-demand"}
+
+    def test_every_line_says_where_its_throughput_comes_from(self, result):
+        for allocation in result.plan.allocation:
+            assert allocation.provenance in {"measured", "calibrated", "estimated"}
+            assert allocation.provenance_note
+
+    def test_it_never_costs_more_than_the_best_single_type(self, result):
+        feasible = [baseline.cost_usd_per_hour for baseline in result.plan.baselines if baseline.feasible]
+        assert result.plan.cost_usd_per_hour <= min(feasible) + 1e-9
+        assert result.plan.savings_vs_best_single == pytest.approx(1 - result.plan.cost_usd_per_hour / min(feasible))
+
+    def test_plan_json_matches_its_schema(self, result, gpuplan):
+        schema = gpuplan("schema", "plan").json
+        jsonschema.validate(result.to_document(), schema)
+
+
+def test_reproduce_gives_the_same_plan(gpuplan, tmp_path, monkeypatch):
+    copy_user_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert gpuplan("plan", "examples/request.yaml", "-o", "plan.json").code == 0
+    first = json.loads(Path("plan.json").read_text(encoding="utf-8"))
+    words = shlex.split(first["inputs"]["reproduce"])
+    assert words[0] == "gpuplan"
+    again = gpuplan(*words[1:], "--json").json
+    for document in (first, again):
+        del document["solver"]["seconds"]
+    assert again == first
+
+
+def test_same_inputs_same_bytes(gpuplan):
+    runs = [gpuplan("plan", REQUEST, "--json", "--as-of", AS_OF).out for _ in range(2)]
+    documents = [json.loads(run) for run in runs]
+    for document in documents:
+        del document["solver"]["seconds"]
+    assert json.dumps(documents[0]) == json.dumps(documents[1])
+
+
+class TestWhatChangesTheCost:
+    def test_more_traffic_never_costs_less(self):
+        assert cost(small()) <= cost(
+            small(services__workload={**small()["services"][0]["workload"], "rate": "60 req/s"})
+        )
+
+    def test_a_looser_slo_never_costs_more(self):
+        assert cost(small(services__slo=["ttft p99 <= 4s", "tpot p95 <= 120ms"])) <= cost(small())
+
+    def test_more_headroom_never_costs_less(self):
+        assert cost(small(constraints__headroom="0%")) <= cost(small(constraints__headroom="50%"))
+
+    def test_more_offers_never_cost_more(self):
+        assert cost(small(catalog__gpus={})) <= cost(small())
+        assert cost(small(catalog={})) <= cost(small(catalog__gpus={}))
+
+    def test_a_competing_precision_never_costs_more(self):
+        assert cost(small(services__precision=["bf16", "fp8"])) <= cost(small())
+
+    def test_owned_machines_at_no_cost_are_used_first(self):
+        owned = [{"gpu": "H100-80GB", "count": 8, "region": "dc1", "price": "0 USD/h"}]
+        assert cost(small(catalog={"owned": owned})) == pytest.approx(0.0)
+
+
+def test_a_replica_never_spans_instances_and_pays_for_whole_ones():
+    request = small(services__model="meta-llama/Llama-3.1-70B", catalog={"providers": ["gcp"]})
+    plan = planner.plan(request).plan
+    for allocation in plan.allocation:
+        assert allocation.gpus_per_replica == allocation.tensor_parallel * allocation.pipeline_parallel
+    for rental in plan.rentals:
+        used = sum(a.replicas * a.gpus_per_replica for a in plan.allocation if a.offer == rental.offer)
+        assert used <= rental.instances * rental.gpus_per_instance
+        assert all(a.gpus_per_replica <= rental.gpus_per_instance for a in plan.allocation if a.offer == rental.offer)
+
+
+def test_measured_profiles_are_used_where_they_match_and_said():
+    workload = {"constant": {"input_tokens": 1000, "output_tokens": 1000}, "rate": "20 req/s"}
+    request = small(services__engine={"name": "tensorrt-llm"}, services__workload=workload)
+    request["catalog"] = {"gpus": {"include": ["H100-80GB", "A100-80GB"]}}
+    used = {allocation.provenance for allocation in planner.plan(request).plan.allocation}
+    assert used <= {"measured", "calibrated"}
+    only_estimates = planner.plan({**request, "profiles": {"prefer": "estimated"}}).plan
+    assert {allocation.provenance for allocation in only_estimates.allocation} == {"estimated"}
+
+
+@pytest.mark.parametrize(
+    ("constraints", "name"),
+    [
+        ({"budget": "1 USD/h"}, "budget"),
+        ({"power": "100W"}, "power fleet"),
+        ({"available": {"L4": 1, "A100-80GB": 0}}, "available L4"),
+        ({"quotas": [{"provider": "gcp", "gpus": 1, "gpu": "L4"}], "available": {"A100-80GB": 0}}, "quota gcp L4 gpus"),
+    ],
+)
+def test_infeasible_limits_name_a_relaxation_that_works(constraints, name):
+    plan = planner.plan(small(constraints=constraints)).plan
+    assert plan.status == "infeasible"
+    by_name = {conflict.requirement.split(" <=")[0]: conflict for conflict in plan.conflicts}
+    assert name in by_name, plan.conflicts
+    assert by_name[name].relaxed > by_name[name].current
+
+
+def test_an_impossible_slo_names_the_bound_that_is_possible():
+    plan = planner.plan(small(services__slo=["ttft p99 <= 1ms", "tpot p95 <= 60ms"])).plan
+    assert plan.status == "infeasible"
+    (conflict,) = [conflict for conflict in plan.conflicts if "ttft" in conflict.requirement]
+    bound_s = conflict.relaxed
+    loosened = planner.plan(small(services__slo=[f"ttft p99 <= {bound_s}s", "tpot p95 <= 60ms"])).plan
+    tightened = planner.plan(small(services__slo=[f"ttft p99 <= {bound_s * 0.95}s", "tpot p95 <= 60ms"])).plan
+    assert loosened.status == "optimal"
+    assert tightened.status == "infeasible"
+
+
+def test_stale_prices_are_warned_of_and_refused_when_strict(gpuplan, tmp_path):
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps(small(catalog__max_price_age="1d")), encoding="utf-8")
+    warned = gpuplan("plan", path, "--json", "--as-of", AS_OF)
+    assert warned.code == 0
+    assert "W201" in {warning["code"] for warning in warned.json["warnings"]}
+    strict = gpuplan("plan", path, "--json", "--as-of", AS_OF, "--strict")
+    assert strict.code == 6
+    assert "old" in json.loads(strict.err)["error"]["message"]
+
+
+def test_a_users_own_offers_and_model(tmp_path):
+    config = json.loads((REPO / "catalogs/models/meta-llama--Llama-3.1-8B.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 16}), encoding="utf-8")
+    prices = "provider,instance_type,region,market,gpu,gpu_count,price_usd_per_hour\n"
+    prices += "home,box,here,on-demand,L4,1,0.01\n"
+    (tmp_path / "prices.csv").write_text(prices, encoding="utf-8")
+    request = small(services__model="config.json", catalog={"bundled": False, "files": ["prices.csv"]})
+    plan = planner.plan(request, base_dir=tmp_path).plan
+    assert {rental.provider for rental in plan.rentals} == {"home"}
+
+
+def test_standard_input(gpuplan, monkeypatch):
+    import io
+    import sys
+
+    text = json.dumps(small())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert gpuplan("plan", "-", "--json", "--as-of", AS_OF).json["status"] == "optimal"
+
+
+def test_a_problem_with_another_bound_differs_only_in_that():
+    from datetime import date
+
+    document = read_request(small())
+    question = read_question(document, base_dir=Path(), today=date.fromisoformat(AS_OF), strict=False)
+    assert [relaxation.slo.metric for relaxation in question.relaxations] == [Metric.TTFT, Metric.TPOT]
+    same = question.relaxations[0].problem_with_bound(2.0)
+    for ours, theirs in zip(question.problem.options, same.options, strict=True):
+        assert (ours.throughput_rps == theirs.throughput_rps).all()
