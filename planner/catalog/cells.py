@@ -107,7 +107,7 @@ def gpu_of(row: Row, column: str, gpus: GpuCatalog) -> Alias:
     name = row.text(column)
     found = gpus.find(name)
     if found is None:
-        hint = did_you_mean(name, gpus.by_name) or "`gpuplan catalog list` shows the GPUs that are known."
+        hint = did_you_mean(name, gpus.by_name) or "`gpuplan catalog gpus` shows the GPUs that are known."
         raise UnknownGpuError(f"The GPU {name!r} is not known.", hint=hint, where=row.at(column))
     return found
 

@@ -98,7 +98,7 @@ class GpuCatalog:
         return self.families.get(spelling(name)) or (self.get(name).name,)
 
     def _unknown(self, name: str) -> DataMissingError:
-        hint = did_you_mean(name, self.by_name) or "`gpuplan catalog list` shows the GPUs that are known."
+        hint = did_you_mean(name, self.by_name) or "`gpuplan catalog gpus` shows the GPUs that are known."
         return DataMissingError(f"The GPU {name!r} is not known.", hint=hint)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from planner.catalog.gpus import GpuCatalog
 
 DEFAULT_MAX_PRICE_AGE_DAYS = 180.0
-"""Age from which a price is warned of. Between its price lists of 2024-02 and 2026-07 AWS cut p5 by 44% and p4d by 33%."""
+"""Age from which a price is warned of: between its lists of 2024-02 and 2026-07 AWS cut p5 by 44% and p4d by 33%."""
 
 DAYS_PER_MONTH = 365.25 / 12
 
@@ -119,7 +119,7 @@ def _gpu_names(offers: Sequence[Offer], wanted: OfferFilter, gpus: GpuCatalog) -
         for name in wanted.gpus_include:
             meant = offered & set(_known(name, gpus))
             if not meant:
-                hint = did_you_mean(name, offered) or "See: gpuplan catalog list"
+                hint = did_you_mean(name, offered) or "See: gpuplan catalog gpus"
                 raise InputError(f"No offer has the GPU {name!r}.", hint=hint, where=Where(field="gpus"))
             included |= meant
     excluded = {member for name in wanted.gpus_exclude for member in _known(name, gpus)}
@@ -174,8 +174,8 @@ def _stale(provider: str, stale: Sequence[date], n_offers: int, *, today: date, 
     return Warning_(
         code=STALE_PRICES,
         message=(
-            f"{provider}: {_of(len(stale), n_offers)} up to {months:.1f} months old (as of {oldest});"
-            f" the limit is {max_age_days:g} days."
+            f"{provider}: {_of(len(stale), n_offers)} up to {(today - oldest).days} days ({months:.1f} months) old,"
+            f" as of {oldest}; the limit is {max_age_days:g} days."
         ),
         observed=round(months, 1),
         threshold=round(max_age_days / DAYS_PER_MONTH, 1),
