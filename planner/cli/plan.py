@@ -117,7 +117,7 @@ def check_suffix(target: str) -> None:
 
 
 def show(result: PlanResult, *, routes: bool) -> None:
-    """Print the plan for a person; its warnings go to stderr."""
+    """Print the plan, with its warnings, for a person."""
     from planner.report.terminal import plan_renderables
 
     console.print_result(*plan_renderables(result.plan, today=result.today, verbose=routes))

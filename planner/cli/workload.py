@@ -202,7 +202,7 @@ def _table(*headers: str) -> Table:
 
     table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for at, header in enumerate(headers):
-        table.add_column(header, justify="left" if at == 0 else "right", no_wrap=at > 0)
+        table.add_column(header, justify="left" if at == 0 else "right", no_wrap=at > 0, overflow="crop")
     return table
 
 

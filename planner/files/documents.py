@@ -45,7 +45,7 @@ class Document:
         return Where(path=self.path, field=dotted or None)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
     """Return the content of a user's file.
 
     Raises
@@ -56,9 +56,11 @@ def read_bytes(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise InputError("This is a folder, not a file.", hint="Give a YAML or JSON file.", where=where)
-        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+        if path.stat().st_size > max_bytes:
             size = path.stat().st_size
-            raise InputError(f"The file has {size:,} bytes; a request has a few thousand.", where=where)
+            raise InputError(
+                f"The file has {size:,} bytes; more than {max_bytes:,} is another kind of file.", where=where
+            )
         return path.read_bytes()
     except FileNotFoundError as error:
         raise InputError("There is no such file.", hint="Check the path.", where=where) from error
@@ -66,7 +68,7 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"The file cannot be read: {error.strerror}.", where=where) from error
 
 
-def load_document(path: Path) -> Document:
+def load_document(path: Path, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> Document:
     """Return the YAML or JSON document in `path`; told apart by content (JSON starts with a brace).
 
     Raises
@@ -74,7 +76,7 @@ def load_document(path: Path) -> Document:
     InputError: if the file cannot be read or parsed; names line and column.
     UnsupportedFormatError: if the file is not text.
     """
-    content = read_bytes(path)
+    content = read_bytes(path, max_bytes=max_bytes)
     return parse_document(content, name=str(path))
 
 

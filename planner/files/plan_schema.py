@@ -24,6 +24,8 @@ from planner.files.documents import Document, load_document, validation_error
 from planner.files.plan_document import DERIVED, KIND, SCHEMA_VERSION
 
 SUPPORTED_VERSIONS = (SCHEMA_VERSION,)
+MAX_PLAN_BYTES = 500_000_000
+"""Room for the routing of 500,000 buckets; a request's limit would refuse what a large plan writes."""
 WEIGHT_TOLERANCE = 1e-6
 """How far a route's weights may sum from 1; rounding to 12 digits moves them by far less."""
 
@@ -246,7 +248,7 @@ def read_plan(path: Path | str) -> Plan:
     InputError: if it cannot be read, is no plan, or breaks the schema; names the field.
     UnsupportedFormatError: if its `schema_version` is none that this gpuplan reads.
     """
-    return plan_from_document(load_document(Path(path)))
+    return plan_from_document(load_document(Path(path), max_bytes=MAX_PLAN_BYTES))
 
 
 def plan_from_document(document: Document) -> Plan:
