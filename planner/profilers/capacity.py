@@ -35,12 +35,13 @@ if TYPE_CHECKING:
 ESTIMATE_SOURCE = "roofline estimate"
 
 GRID_POINTS = 48
-"""Loads tried at once; the best interval is refined `GRID_LEVELS` times, to 1 part in 48^3 of the load's logarithm."""
+"""Loads tried at once; the best interval is refined until `GRID_LEVELS` grids were tried: the answer is exact to
+log(largest / smallest load) / 47^3, that is 0.03%."""
 
 GRID_LEVELS = 3
 
-SMALLEST_LOAD = 1e-6
-"""Smallest load tried, as a share of the largest: stands for a lone request."""
+SMALLEST_LOAD = 1e-8
+"""Smallest load tried, in requests per step: stands for a lone request."""
 
 LOWEST_PERCENTILE = 0.5
 """Margins are for the upper tail; an SLO on a percentile below the median is held as if it were on the median."""
@@ -423,7 +424,7 @@ def estimate_buckets(
 
 def _largest_rates(replica: Replica, slos: Sequence[Slo], config: EngineConfig) -> BucketEstimates:
     highest = replica.token_budget / (replica.input_tokens + replica.decode_steps)
-    lowest = highest * SMALLEST_LOAD
+    lowest = np.full_like(highest, SMALLEST_LOAD)
 
     def attempt(loads: Array) -> _Trial:
         load = steady_state(replica, loads)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.roofline import Array
 
+SMALLEST_SHARE = 1e-6
+"""Smallest load tried, as a share of the largest."""
+
 LOADS_TRIED = 400
 """Points of the load curve that a closed loop is read off."""
 
@@ -49,8 +52,8 @@ def closed_loop(
     Clients beyond the replica's slots wait: the rate stays, TTFT takes up the rest (Little's law).
     """
     replica = _replica(model, gpu, config, sizes, params)
-    highest = replica.token_budget / (replica.input_tokens + replica.decode_steps)
-    loads = highest * np.geomspace(capacity.SMALLEST_LOAD, 1.0, LOADS_TRIED)[:, None]
+    highest = replica.token_budget / float((replica.input_tokens + replica.decode_steps)[0])
+    loads = np.geomspace(SMALLEST_SHARE * highest, highest, LOADS_TRIED)[:, None]
     load = capacity.steady_state(replica, loads)
     wanted = min(concurrency, float(replica.slots[0]))
     occupancy, rates, paces = load.occupancy[:, 0], load.rate_rps[:, 0], load.tpot_s[:, 0]
