@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.catalog.cells import SKIPPABLE, Row, unique
 from planner.catalog.foreign import Origin, gpuhunt_offers, merge_zones, skypilot_offers
-from planner.catalog.offers import REQUIRED_COLUMNS, check_columns, csv_rows, offer_of
+from planner.catalog.offers import REQUIRED_COLUMNS, check_columns, csv_rows, header_of, offer_of
 from planner.errors import InputError, PlannerError, UnsupportedFormatError, Where
 from planner.files.documents import load_document
 
@@ -108,7 +108,7 @@ def import_offers(
     InputError, UnsupportedFormatError: as `read_offers_file`.
     """
     text = _read_text(path)
-    header = {column.strip() for column in text.lstrip().split("\n", 1)[0].split(",")}
+    header = header_of(text)
     found = next((layout for layout in FORMATS if layout.signature <= header), None)
     if found is not None:
         rows, layout = csv_rows(text, name=str(path)), found

@@ -57,7 +57,7 @@ def csv_rows(text: str, *, name: str) -> Iterator[Row]:
     """
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
-        header = [column.strip() for column in next(reader)]
+        header = [column.strip() for column in next((cells for cells in reader if any(cells)), [])]
         _check_header(header, name)
         for cells in reader:
             if not any(cells):
@@ -78,6 +78,21 @@ def _check_header(header: Sequence[str], name: str) -> None:
             raise InputError("A column has no name.", where=where)
         if header.count(column) > 1:
             raise InputError(f"The column {column!r} appears twice.", where=where)
+
+
+def header_of(text: str) -> frozenset[str]:
+    """Return the columns of the first line of `text` that is not blank, if that is CSV."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    try:
+        return frozenset(column.strip() for column in next(csv.reader([first]), []))
+    except csv.Error:
+        return frozenset()
+
+
+def with_own_offers(offers: Sequence[Offer], own: Sequence[Offer]) -> tuple[Offer, ...]:
+    """Return `offers` and the user's `own`; of two of the same name, the user's knows better."""
+    names = {offer.name for offer in own}
+    return (*(offer for offer in offers if offer.name not in names), *own)
 
 
 def check_columns(columns: Iterable[str], where: Where) -> None:

@@ -115,11 +115,11 @@ def _markets(names: Iterable[str]) -> list[Market]:
 def _all_offers(files: Iterable[Path]) -> tuple[Offer, ...]:
     from planner.catalog.files import read_offers_file
     from planner.catalog.gpus import load_gpus
-    from planner.catalog.offers import load_offers
+    from planner.catalog.offers import load_offers, with_own_offers
 
     offers = load_offers()
     for path in files:
-        offers += read_offers_file(path, gpus=load_gpus())
+        offers = with_own_offers(offers, read_offers_file(path, gpus=load_gpus()))
     return offers
 
 

@@ -6,12 +6,14 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from planner.catalog.files import import_offers, read_offers_file
 from planner.catalog.gpus import load_gpus
-from planner.catalog.offers import load_offers, offers_csv
+from planner.catalog.offers import load_offers, offers_csv, with_own_offers
 from planner.domain.hardware import Market
-from planner.errors import InputError, UnsupportedFormatError
+from planner.errors import InputError, PlannerError, UnsupportedFormatError
 
 DATA = Path(__file__).parent / "data"
 HEADER = "provider,instance_type,region,market,gpu,gpu_count,price_usd_per_hour"
@@ -107,6 +109,41 @@ def test_json_list(written):
 def test_bundled_offers_survive_a_round_trip(written):
     offers = load_offers()
     assert read(written(offers_csv(offers))) == offers
+
+
+def test_quoted_header_blank_lines_byte_order_mark_and_windows_line_ends(written):
+    header = ",".join(f'"{column}"' for column in HEADER.split(","))
+    path = written(f"\ufeff\r\n{header}\r\n\r\n{ROW}\r\n")
+    assert [offer.name for offer in read(path)] == ["acme/box/dc1/on-demand"]
+
+
+def test_own_offers_replace_bundled_ones_of_the_same_name(written):
+    name = "aws/p5.48xlarge/us-east-1/on-demand"
+    own = read(written(f"{HEADER}\naws,p5.48xlarge,us-east-1,on-demand,H100,8,40\n"))
+    offers = with_own_offers(load_offers(), own)
+    assert len(offers) == len(load_offers())
+    assert [offer.price_usd_per_hour for offer in offers if offer.name == name] == [40]
+
+
+LAYOUT_TEXTS = [path.read_bytes() for path in sorted(DATA.rglob("*.*"))]
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_damaged_files_are_told_of_and_never_a_traceback(data, tmp_path_factory):
+    content = bytearray(data.draw(st.sampled_from(LAYOUT_TEXTS)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=6))
+    path = tmp_path_factory.mktemp("damaged") / "prices.csv"
+    path.write_bytes(bytes(content))
+    offers, problem = (), None
+    try:
+        offers = read(path)
+    except PlannerError as error:
+        problem = error
+    assert problem is None or problem.where.path == str(path)
+    assert all(offer.price_usd_per_hour > 0 and offer.gpu in load_gpus().by_name for offer in offers)
 
 
 def test_skip_unknown_counts_what_it_leaves_out(written):
