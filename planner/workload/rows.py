@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,14 +68,13 @@ class Problem:
 
 def convert(chunk: Chunk, layout: TraceFormat) -> Rows:
     """Return a chunk's numbers; what is not a number is NaN."""
-    counts, hashes = (None, None) if chunk.hashes is None else _flatten(chunk.hashes)
     return Rows(
         ticks=None if layout.arrival is None else _ticks(chunk.numbers[layout.arrival], layout.arrival_unit),
         inputs=_numbers(chunk.numbers[layout.input]),
         outputs=_numbers(chunk.numbers[layout.output]),
         totals=None if layout.total is None else _numbers(chunk.numbers[layout.total]),
-        hash_counts=counts,
-        hashes=hashes,
+        hash_counts=chunk.hash_counts,
+        hashes=chunk.hashes,
     )
 
 
@@ -100,30 +98,6 @@ def _ticks(column: pd.Series[Any], unit: TimeUnit | None) -> NDArray[np.float64]
     ticks = np.asarray(times.dt.as_unit("us").astype("int64").to_numpy(), dtype=np.float64)
     ticks[times.isna().to_numpy()] = np.nan
     return ticks
-
-
-def _flatten(lists: Sequence[object]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the lengths of lists of whole numbers and their elements in one array; an absent list has length 0."""
-    clean = [item if isinstance(item, list) else ([] if item is None else None) for item in lists]
-    counts = np.array([-1 if item is None else len(item) for item in clean], dtype=np.int64)
-    flat = list(chain.from_iterable(item for item in clean if item))
-    if _all_int64(flat):
-        return counts, np.array(flat, dtype=np.int64)
-    for at, item in enumerate(clean):
-        if item and not _all_int64(item):
-            counts[at] = -1
-    good = [item for item, count in zip(clean, counts, strict=True) if item and count >= 0]
-    return counts, np.array(list(chain.from_iterable(good)), dtype=np.int64)
-
-
-def _all_int64(values: list[object]) -> bool:
-    if not set(map(type, values)) <= {int}:
-        return False
-    try:
-        np.array(values, dtype=np.int64)
-    except OverflowError:
-        return False
-    return True
 
 
 def with_block_tokens(layout: TraceFormat, rows: Rows) -> TraceFormat:
@@ -206,6 +180,7 @@ def _hash_problem(row: int, rows: Rows, layout: TraceFormat) -> Problem:
 def _raw(chunk: Chunk, column: str, row: int) -> str:
     value = chunk.numbers[column].iloc[row]
     value = value.item() if isinstance(value, np.generic) else value
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
     if value is None or value == "" or value != value:  # noqa: PLR0124 - NaN
         return "(empty)"
     text = repr(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.errors import InputError, PlannerError, UnsupportedFormatError
+from planner.errors import InputError, UnsupportedFormatError
 from planner.workload.read import ColumnMap, read_trace, resolve_trace
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "workload"
@@ -65,7 +65,7 @@ def test_a_malformed_row_names_file_line_and_field(tmp_path, row, field, message
 
 
 def test_the_line_is_right_after_quoted_line_breaks_and_in_later_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr("planner.workload.tables.CHUNK_ROWS", 2)
+    monkeypatch.setattr("planner.workload.tables.EXACT_CHUNK_ROWS", 2)
     rows = ['1,2,"a\nb"', "3,4,c", '5,6,"d\n\ne"', "7,0,f"]
     error = error_of(write(tmp_path, "\n".join(["input_tokens,output_tokens,text", *rows])))
     assert error.where is not None
@@ -196,7 +196,7 @@ def test_an_unknown_bundled_name_lists_those_there_are():
 
 def test_columns_that_are_not_there_or_do_not_go_with_the_format(tmp_path):
     path = write(tmp_path, "a,b\n1,2\n")
-    with pytest.raises(UnsupportedFormatError, match="no column 'c'.*a, b"):
+    with pytest.raises(UnsupportedFormatError, match=r"no column 'c'.*a, b"):
         read_trace(path, columns=ColumnMap(None, "a", "c"))
     with pytest.raises(InputError, match="Give one of the two"):
         read_trace(path, columns=ColumnMap(None, "a", "b"), format_name="azure")
@@ -216,14 +216,27 @@ def test_random_damage_never_crashes(tmp_path):
         for _ in range(rng.randint(1, 6)):
             at = rng.randrange(len(damaged))
             damaged[at : at + rng.randint(0, 9)] = rng.choice(
-                [b"", b",", b"\n", b'"', b"\0", b"\xff", b"-", b"1e999", b"{", b"]", b";", b"nan", bytes([rng.randrange(256)])]
+                [
+                    b"",
+                    b",",
+                    b"\n",
+                    b'"',
+                    b"\0",
+                    b"\xff",
+                    b"-",
+                    b"1e999",
+                    b"{",
+                    b"]",
+                    b";",
+                    b"nan",
+                    bytes([rng.randrange(256)]),
+                ]
             )
         path.write_bytes(bytes(damaged))
         for skip in (False, True):
             try:
                 trace = read_trace(path, skip_bad_rows=skip)
-            except PlannerError as error:
-                assert isinstance(error, InputError)
+            except InputError:
                 outcomes.add("refused")
             else:
                 assert (trace.input_tokens >= 1).all()
