@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from planner.catalog.files import read_offers_file
 from planner.catalog.gpus import GpuCatalog, load_gpus
 from planner.catalog.models import load_record
-from planner.catalog.offers import load_offers
-from planner.catalog.select import OfferFilter, plannable, select_offers
+from planner.catalog.offers import load_offers, with_own_offers
+from planner.catalog.select import STALE_PRICES, OfferFilter, plannable, select_offers
 from planner.domain.hardware import EngineConfig, Market, Offer
 from planner.domain.problem import FleetProblem, Limit, Resource, Scope, ServingOption
 from planner.errors import DataMissingError, InputError, PlannerError, Where
@@ -160,7 +160,7 @@ def read_catalog(
     """Return the offers that the request allows, and warnings about their prices."""
     offers = load_offers() if choice.bundled else ()
     for name in choice.files:
-        offers += read_offers_file(base_dir / name, gpus=gpus)
+        offers = with_own_offers(offers, read_offers_file(base_dir / name, gpus=gpus))
     offers += tuple(_owned(choice, gpus))
     if not offers:
         raise InputError(
@@ -179,13 +179,27 @@ def read_catalog(
     with _inside("catalog"):
         selection = select_offers(offers, wanted, today=today, gpus=gpus)
     usable, more_warnings = plannable(selection.offers)
-    warnings = tuple(selection.warnings) + tuple(more_warnings)
-    stale = [warning for warning in warnings if warning.code == "W201"]
+    stale = [warning for warning in selection.warnings if warning.code == STALE_PRICES]
     if strict and stale:
         raise DataMissingError(
             stale[0].message, hint="Raise catalog.max_price_age, bring newer prices in catalog.files, or drop --strict."
         )
-    return tuple(usable), warnings
+    others = tuple(warning for warning in selection.warnings if warning.code != STALE_PRICES)
+    return usable, (*_at_most_a_few(stale), *others, *more_warnings)
+
+
+MAX_STALE_PROVIDERS_NAMED = 3
+"""A plan over the whole catalog would otherwise open with a page of old prices that it does not use."""
+
+
+def _at_most_a_few(stale: list[Warning_]) -> list[Warning_]:
+    """Return the warnings about stale prices, all but the oldest ones in one."""
+    oldest_first = sorted(stale, key=lambda warning: -float(warning.observed or 0))
+    named, rest = oldest_first[:MAX_STALE_PROVIDERS_NAMED], oldest_first[MAX_STALE_PROVIDERS_NAMED:]
+    if not rest:
+        return named
+    message = f"{len(rest)} more providers have prices over the limit, up to {rest[0].observed} months old."
+    return [*named, replace(rest[0], message=message)]
 
 
 def _at(field: str) -> Where:

@@ -94,7 +94,7 @@ CASES: dict[str, tuple[Any, int, tuple[str, ...]]] = {
     "zero input tokens": (request("input_tokens: 500", "input_tokens: 0"), 2, ("input_tokens", "greater than 0")),
     "NaN tokens": (request("input_tokens: 500", "input_tokens: .nan"), 2, ("input_tokens",)),
     "unknown model": (request("meta-llama/Llama-3.1-8B", "meta-llama/Lama-3.1-8B"), 6, ("Lama-3.1-8B", "meta-llama/Llama-3.1-8B")),
-    "unknown GPU": (request("[L4, A100-80GB]", "[L5]"), 2, ("L5", "L4")),
+    "unknown GPU": (request("[L4, A100-80GB]", "[L5]"), 2, ("L5", "gpuplan catalog gpus", "request.yaml:8")),
     "unknown provider": (request("[gcp]", "[gpc]"), 2, ("gpc", "gcp")),
     "unknown market": (request("providers: [gcp]", "markets: [spott]"), 2, ("spott", "spot")),
     "unknown precision": (request("    slo:", "    precision: [bf8]\n    slo:"), 2, ("precision", "bf8")),
