@@ -236,7 +236,7 @@ def _size_table(summary: TraceSummary) -> Table:
 def _demand_view(demand: Demand, loss: CompressionError) -> list[Any]:
     from rich.text import Text
 
-    table = _table("input tokens", "output tokens", "req/s", "share", "mean in", "mean out")
+    table = _table("tokens in", "out", "req/s", "share", "mean in", "mean out")
     total = demand.total_rate_rps
     for item in demand.buckets:
         low_in, high_in = item.input_range or (0, 0)

@@ -26,8 +26,8 @@ def adaptive_grid(
     The loss is the sum over requests of (sqrt(size) - mean of sqrt(size) in its range)^2, which is about
     size x (relative deviation)^2 / 4: how far each request is from its bucket, in proportion, weighted by its tokens.
     Equal shares of requests or of tokens, the usual choices, lose two to four times as much attention work on the
-    bundled traces (docs/reference/workload.md). The optimum is exact over up to 512 candidate edges, by dynamic programming. Fewer rows or columns come back if
-    there are fewer distinct sizes.
+    bundled traces (docs/reference/workload.md). The optimum is exact over up to 512 candidate edges, by dynamic
+    programming. Fewer rows or columns come back if there are fewer distinct sizes.
 
     Raises
     ------

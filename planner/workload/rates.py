@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from planner.domain.workload import Trace
 
+MAX_WINDOWS = 20_000_000
+"""Windows of one second in 231 days; a few hundred megabytes."""
+
 _PEAK = re.compile(r"\s*(max|p(\d+(?:\.\d+)?))\s+of\s+(\S.*?)\s*", re.IGNORECASE)
 
 
@@ -72,8 +75,18 @@ def mean_rate_rps(trace: Trace) -> float | None:
 
 
 def full_window_counts(arrival_s: NDArray[np.float64], window_s: float) -> NDArray[np.int64]:
-    """Return the arrivals in each whole window [k w, (k + 1) w) that the trace covers to its end; shape (windows,)."""
+    """Return the arrivals in each whole window [k w, (k + 1) w) that the trace covers to its end; shape (windows,).
+
+    Raises
+    ------
+    InputError: if there are more windows than memory should be spent on.
+    """
     n_windows = int(np.floor(arrival_s[-1] / window_s))
+    if n_windows > MAX_WINDOWS:
+        raise InputError(
+            f"The trace has {n_windows:,} windows of {format_duration(window_s)}.",
+            hint=f"Ask for longer ones; {MAX_WINDOWS:,} can be looked at.",
+        )
     edges = window_s * np.arange(n_windows + 1)
     return np.diff(np.searchsorted(arrival_s, edges, side="left"))
 

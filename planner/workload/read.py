@@ -10,6 +10,7 @@ import numpy as np
 
 from planner.domain.workload import PrefixHashes, Trace
 from planner.errors import InputError, UnsupportedFormatError
+from planner.units import format_duration
 from planner.workload.formats import FORMATS, describe_formats, detect
 from planner.workload.formats.base import ColumnMap, Container, TimeUnit, TraceFormat
 from planner.workload.formats.generic import (
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["ColumnMap", "TimeUnit", "bundled_traces", "format_names", "parse_columns", "read_trace", "resolve_trace"]
 
 logger = logging.getLogger(__name__)
+
+MAX_DURATION_S = 10 * 365 * 86400.0
+"""A wrong unit or a zero among dates makes traces longer than LLM services have existed."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -235,7 +239,9 @@ def _trace(gathered: _Gathered, *, source: SourceFile, facts: ByteFacts) -> Trac
         if np.any(ticks[1:] < ticks[:-1]):
             order = np.argsort(ticks, kind="stable")
             ticks, inputs, outputs = ticks[order], inputs[order], outputs[order]
-        arrival_s = (ticks - ticks[0]) / gathered.layout.arrival_unit.ticks_per_s
+        ticks_per_s = gathered.layout.arrival_unit.ticks_per_s
+        _check_span((float(ticks[-1]) - float(ticks[0])) / ticks_per_s, gathered.layout, source)
+        arrival_s = (ticks - ticks[0]) / ticks_per_s
     return Trace(
         arrival_s=arrival_s,
         input_tokens=inputs.astype(np.int64),
@@ -248,6 +254,13 @@ def _trace(gathered: _Gathered, *, source: SourceFile, facts: ByteFacts) -> Trac
         n_failed_requests=gathered.n_failed,
         has_arrivals=bool(gathered.ticks),
     )
+
+
+def _check_span(duration_s: float, layout: TraceFormat, source: SourceFile) -> None:
+    if duration_s > MAX_DURATION_S:
+        message = f"The arrivals span {format_duration(duration_s)}, more than any trace lasts."
+        hint = f"Either one of them is wrong (a 0 among dates?) or their unit is not {layout.arrival_unit}."
+        raise InputError(message, hint=hint, where=source.where(field=layout.arrival))
 
 
 def _prefix(gathered: _Gathered, order: NDArray[np.int64] | None) -> PrefixHashes | None:

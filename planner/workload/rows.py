@@ -24,6 +24,7 @@ MAX_TOKENS = 1_000_000_000
 DEFAULT_BLOCK_TOKENS = 512
 """Tokens per prefix block of Mooncake's own traces (FAST'25 release)."""
 _MAX_SHOWN_CHARS = 60
+_MIN_DATETIME_CHARS = len("20231116T1815")
 _BLOCK_TOKENS = (DEFAULT_BLOCK_TOKENS, 16, 32, 64, 128, 256, 1024)
 
 
@@ -96,7 +97,11 @@ def _ticks(column: pd.Series[Any], unit: TimeUnit | None) -> NDArray[np.float64]
         return np.full(len(column), np.nan)
     times = pd.to_datetime(column, format="ISO8601", utc=True, errors="coerce")
     ticks = np.asarray(times.dt.as_unit("us").astype("int64").to_numpy(), dtype=np.float64)
-    ticks[times.isna().to_numpy()] = np.nan
+    is_time = times.notna()
+    if not pd.api.types.is_datetime64_any_dtype(column):
+        # pandas also takes "now", "today" and a year alone.
+        is_time &= column.str.len() >= _MIN_DATETIME_CHARS
+    ticks[~is_time.to_numpy()] = np.nan
     return ticks
 
 

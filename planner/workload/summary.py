@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planner.workload.rates import duration_s, full_window_counts, mean_rate_rps, window_rates_rps
+from planner.workload.rates import MAX_WINDOWS, duration_s, full_window_counts, mean_rate_rps, window_rates_rps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,7 +84,7 @@ def summarize(trace: Trace) -> TraceSummary:
         duration_s=duration_s(trace) if trace.has_arrivals else None,
         mean_rate_rps=rate,
         interarrival_cv=None if rate is None else interarrival_cv(trace.arrival_s),
-        windows=() if rate is None else tuple(_window(trace.arrival_s, window_s) for window_s in WINDOWS_S),
+        windows=() if rate is None else _windows(trace.arrival_s),
         input_tokens=_sizes(trace.input_tokens),
         output_tokens=_sizes(trace.output_tokens),
         size_correlation=_correlation(trace.input_tokens, trace.output_tokens),
@@ -96,6 +96,11 @@ def interarrival_cv(arrival_s: NDArray[np.float64]) -> float | None:
     """Return the coefficient of variation of the gaps between arrivals; None if there are no two gaps."""
     gaps = np.diff(arrival_s)
     return float(np.std(gaps) / np.mean(gaps)) if len(gaps) > 1 and np.mean(gaps) > 0 else None
+
+
+def _windows(arrival_s: NDArray[np.float64]) -> tuple[WindowSummary, ...]:
+    lengths = [window_s for window_s in WINDOWS_S if arrival_s[-1] / window_s <= MAX_WINDOWS]
+    return tuple(_window(arrival_s, window_s) for window_s in lengths)
 
 
 def _window(arrival_s: NDArray[np.float64], window_s: float) -> WindowSummary:

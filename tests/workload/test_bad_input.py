@@ -50,6 +50,9 @@ def error_of(path: Path, **options: object) -> InputError:
         ("yesterday,5,6", "TIMESTAMP", "The arrival 'yesterday' is not a date and time"),
         (",5,6", "TIMESTAMP", "The arrival (empty) is not a date and time"),
         ("5,5,6", "TIMESTAMP", "is not a date and time such as"),
+        ("now,5,6", "TIMESTAMP", "is not a date and time such as"),
+        ("2023,5,6", "TIMESTAMP", "is not a date and time such as"),
+        ("20231116,5,6", "TIMESTAMP", "is not a date and time such as"),
     ],
 )
 def test_a_malformed_row_names_file_line_and_field(tmp_path, row, field, message):
@@ -244,3 +247,12 @@ def test_random_damage_never_crashes(tmp_path):
                 assert trace.arrival_s[0] == 0
                 outcomes.add("read")
     assert outcomes == {"refused", "read"}
+
+
+def test_a_span_of_decades_is_a_wrong_time(tmp_path):
+    path = write(tmp_path, "ts_s,input_tokens,output_tokens\n1700000000,5,6\n0,5,6\n")
+    error = error_of(path)
+    assert "more than any trace lasts" in error.message
+    assert error.where.field == "ts_s"
+    write(tmp_path, "ts_s,input_tokens,output_tokens\n1e308,5,6\n-1e308,5,6\n")
+    assert "more than any trace lasts" in error_of(path).message

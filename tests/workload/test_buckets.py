@@ -25,6 +25,7 @@ from planner.workload.buckets import (
 )
 from planner.workload.rates import full_window_counts, mean_rate_rps, peak_rate_rps, window_rates_rps
 from planner.workload.read import read_trace
+from planner.workload.summary import summarize
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "workload"
 
@@ -157,6 +158,13 @@ def test_windows_against_brute_force(times, window_s):
     assert len(rates) == (whole + 1 if whole else 0)
     if whole:
         assert rates[-1] == pytest.approx((arrivals > end - window_s).sum() / window_s)
+
+
+def test_windows_too_many_for_memory_are_refused():
+    year = make([5, 5], [5, 5], [0, 3.1e7])
+    with pytest.raises(InputError, match="31,000,000 windows of 1 s"):
+        demand_from_trace(year, service="s", peak=parse_peak("max of 1s"))
+    assert [window.window_s for window in summarize(year).windows] == [10, 60]
 
 
 def test_a_peak_is_never_below_the_median_window_and_grows_with_the_percentile(code):
