@@ -34,14 +34,17 @@ if TYPE_CHECKING:
 
 ESTIMATE_SOURCE = "roofline estimate"
 
-GRID_POINTS = 48
+GRID_POINTS = 32
 """Loads tried at once; the best interval is refined until `GRID_LEVELS` grids were tried: the answer is exact to
-log(largest / smallest load) / 47^3, that is 0.03%."""
+log(largest / smallest load) / 31^3, that is 0.1%."""
 
 GRID_LEVELS = 3
 
 SMALLEST_LOAD = 1e-8
 """Smallest load tried, in requests per step: stands for a lone request."""
+
+LARGEST_FEEDBACK = 0.999
+"""Keeps the batch's dispersion finite where a step is nothing but decoding."""
 
 LOWEST_PERCENTILE = 0.5
 """Margins are for the upper tail; an SLO on a percentile below the median is held as if it were on the median."""
@@ -122,8 +125,8 @@ class Load:
     rate_rps: Array
     batch: Array
     arrivals_per_step: Array
-    elasticity: Array
-    """1 - t(lone request) / t: 0 where a larger batch costs nothing, near 1 where the replica is saturated."""
+    dispersion: Array
+    """Variance over mean of the number of decoding sequences; 1 on an idle replica."""
     prefill_wait_s: Array
     prefill_utilisation: Array
     slot_wait_s: Array
@@ -173,17 +176,23 @@ def make_replica(
 def step_mix(replica: Replica, sequences: Array, arrivals_per_step: Array) -> StepMix:
     """Return the mean step when `arrivals_per_step` prompts come in per step of `sequences` decoding ones.
 
-    A prompt is worked off in chunks of q = min(input, budget - sequences) tokens. A share f = min(1, p / q) of the
-    steps carries max(p, q) prompt tokens, p being the mean per step; the others only decode. So a long prompt's
-    arithmetic is not assumed to hide behind the weight reads of many decode steps.
+    A prompt is worked off in chunks of q = min(input, budget - sequences) tokens; p prompt tokens come in per step. By
+    chance a share f = 1 - exp(-p / q) of the steps carries any of them (at least p / budget of the steps must), p / f
+    tokens each, with the spread of a Poisson number of chunks; the others only decode. So a long prompt's arithmetic
+    is not assumed to hide behind the weight reads of many decode steps.
     """
     room = np.maximum(replica.token_budget - sequences, 1.0)
     chunk = np.minimum(replica.input_tokens, room)
-    per_step = arrivals_per_step * replica.input_tokens
-    share = np.minimum(1.0, per_step / chunk)
-    mixed = replica.step_s(sequences, np.minimum(np.maximum(per_step, chunk), room))
+    per_step = np.minimum(arrivals_per_step * replica.input_tokens, room)
+    chunks = per_step / chunk
+    share = np.maximum(-np.expm1(-chunks), per_step / room)
+    tokens = per_step / share
+    variance = np.maximum((chunks + np.square(chunks)) / share - np.square(chunks / share), 0.0)
+    spread = np.minimum(np.sqrt(variance) * chunk, np.minimum(room - tokens, tokens))
+    mixed = (replica.step_s(sequences, tokens - spread) + replica.step_s(sequences, tokens + spread)) / 2
     alone = replica.step_s(sequences, np.zeros_like(chunk))
-    return StepMix(mean_s=share * mixed + (1.0 - share) * alone, mixed_s=mixed, decode_only_s=alone, chunk_tokens=chunk)
+    mean = share * mixed + (1.0 - share) * alone
+    return StepMix(mean_s=mean, mixed_s=mixed, decode_only_s=alone, chunk_tokens=chunk)
 
 
 def prefill_s(replica: Replica, mix: StepMix) -> Array:
@@ -200,17 +209,58 @@ def busy_probability(batch: Array) -> Array:
     return -np.expm1(-batch)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crowding:
+    """How the batch fluctuates around its mean, and what one of its requests therefore sees."""
+
+    dispersion: Array
+    """F: variance over mean of the batch."""
+    coupling: Array
+    """G: covariance of the batch and a step's arrivals, over the mean of the latter."""
+
+
+def crowding(replica: Replica, mix: StepMix, lone_s: Array) -> Crowding:
+    """Return the fluctuations of the batch at the load of `mix`.
+
+    Arrivals are Poisson in time, so a long step brings more of them, which makes the next steps longer. Counted in
+    steps that is a self-exciting process: each prompt at once lengthens its step, by the share r = 1 - t_d / t of the
+    step's time, and then every step of its decoding, by the share e = 1 - t_1 / t_d; t, t_d and t_1 are the mean step,
+    the mean step without prompts and the step of a lone sequence. Over windows that are long against the feedback the
+    dispersion is 1 / ((1 - r)^2 (1 - e)) = t^2 / (t_d t_1), and G = r^2 / ((1 - r)^2 (1 + r)) + e F; a window of D
+    steps sees the part 1 - (1 - exp(-x)) / x of the fast feedback, x = D (1 - r) / (chunks per prompt). With r = 0
+    the law is the negative binomial one of a birth-death process with death rates n / (a + b n).
+    """
+    idle = mix.decode_only_s / mix.mean_s
+    fast = 1.0 - idle
+    slow = np.clip(1.0 - lone_s / mix.decode_only_s, 0.0, LARGEST_FEEDBACK)
+    chunks = replica.input_tokens / mix.chunk_tokens
+    window = np.maximum(replica.decode_steps * idle / chunks, 1e-9)
+    seen = 1.0 + np.expm1(-window) / window
+    dispersion = 1.0 + (1.0 / (np.square(idle) * (1.0 - slow)) - 1.0) * seen
+    coupling = np.square(fast / idle) / (1.0 + fast) * seen + slow * dispersion
+    return Crowding(dispersion=dispersion, coupling=coupling)
+
+
 def steady_state(replica: Replica, arrivals_per_step: Array) -> Load:
     """Return the replica's steady state under Poisson arrivals (or `arrival_scv`), `arrivals_per_step` of them a step.
 
-    Waits: in front of the prefills P-K/Allen-Cunneen with s = the prompt's share of full steps; in front of the slots
-    Sakasegawa's approximation of the GI/G/m queue.
+    TPOT is the step that a request sees, N = B + F sequences and a + G / D arrivals: longer than the mean step, since
+    more requests are there to see the long ones. Waits: in front of the prefills P-K/Allen-Cunneen with s = the
+    prompt's share of full steps; in front of the slots Sakasegawa's approximation of the GI/G/m queue, with Hayward's
+    equivalent number of servers, slots / F, for a load more peaked than Poisson's.
     """
+    has_decode = replica.decode_steps > 0
     batch = arrivals_per_step * replica.decode_steps
-    decoding = np.where(replica.decode_steps > 0, np.minimum(batch + 1.0, replica.slots), 0.0)
+    decoding = np.where(has_decode, np.minimum(batch + 1.0, replica.slots), 0.0)
     mix = step_mix(replica, decoding, arrivals_per_step)
     rate = arrivals_per_step / mix.mean_s
-    lone = replica.step_s(np.where(replica.decode_steps > 0, 1.0, 0.0), np.zeros_like(batch))
+    lone = replica.step_s(np.where(has_decode, 1.0, 0.0), np.zeros_like(batch))
+    crowd = crowding(replica, mix, lone)
+    steps = np.maximum(replica.decode_steps, 1.0)
+    crowded = np.where(has_decode, np.minimum(batch + crowd.dispersion, replica.slots), 0.0)
+    most = np.maximum(arrivals_per_step, replica.slots / steps)
+    seen = step_mix(replica, crowded, np.minimum(arrivals_per_step + crowd.coupling / steps, most))
+    tpot = np.where(has_decode, np.maximum(seen.mean_s, mix.mean_s), mix.mean_s)
     variability = (replica.arrival_scv + replica.service_scv) / 2
 
     room = np.maximum(replica.token_budget - decoding, 1.0)
@@ -219,12 +269,14 @@ def steady_state(replica: Replica, arrivals_per_step: Array) -> Load:
     prefill_wait = np.where(utilisation < 1, variability * service / np.maximum(1 - utilisation, 1e-12), np.inf)
 
     own = prefill_s(replica, mix)
-    residence = own + replica.decode_steps * mix.mean_s
-    occupancy = rate * residence
-    filled = np.minimum(occupancy / np.maximum(replica.slots, 1.0), 1.0)
-    free = np.maximum(1.0 - filled, 1e-12) * np.maximum(replica.slots, 1.0)
+    residence = own + replica.decode_steps * tpot
+    occupancy = rate * (own + replica.decode_steps * mix.mean_s)
+    slots = np.maximum(replica.slots, 1.0)
+    filled = np.minimum(rate * residence / slots, 1.0)
+    servers = np.maximum(slots / crowd.dispersion, 1.0)
+    free = np.maximum(1.0 - filled, 1e-12) * servers
     slot_wait = np.where(filled < 1, variability * residence / free, np.inf)
-    slot_probability = filled ** (np.sqrt(2.0 * (replica.slots + 1.0)) - 1.0)
+    slot_probability = filled ** (np.sqrt(2.0 * (servers + 1.0)) - 1.0)
 
     started = busy_probability(batch) * mix.mean_s / 2
     wait = utilisation * prefill_wait + np.where(slot_probability > 0, slot_probability * slot_wait, 0.0)
@@ -232,29 +284,29 @@ def steady_state(replica: Replica, arrivals_per_step: Array) -> Load:
         rate_rps=rate,
         batch=batch,
         arrivals_per_step=arrivals_per_step,
-        elasticity=np.clip(1.0 - lone / mix.mean_s, 0.0, 0.999),
+        dispersion=crowd.dispersion,
         prefill_wait_s=prefill_wait,
         prefill_utilisation=utilisation,
         slot_wait_s=slot_wait,
         slot_wait_probability=slot_probability,
         occupancy=occupancy,
         ttft_s=started + wait + own,
-        tpot_s=mix.mean_s,
+        tpot_s=tpot,
     )
 
 
 def batch_quantile(load: Load, level: float) -> Array:
-    """Return the `level` quantile of the number of decoding sequences.
+    """Return the `level` quantile of the number of other sequences that a decoding request shares its steps with.
 
-    Arrivals are Poisson and a sequence's step takes t(n), roughly a + b n: the stationary law of that birth-death
-    process is negative binomial with mean B and variance B / (1 - e), e = b B / (a + b B). The quantile is
-    Cornish-Fisher's with skewness (1 + e) / sqrt(B (1 - e)); it fades out where even one other sequence is rarer
-    than the tail.
+    A request is likelier to be there while the batch is large: it sees the negative binomial law biased by size, with
+    mean M = B + F - 1 and variance M F. The quantile is Cornish-Fisher's, the law's skewness being (2 F - 1) /
+    sqrt(M F); it fades out where even one other sequence is rarer than the tail.
     """
     z = NormalDist().inv_cdf(level)
-    slack = 1.0 - load.elasticity
-    spread = z * np.sqrt(load.batch / slack) + max(0.0, z * z - 1.0) / 6.0 * (1.0 + load.elasticity) / slack
-    return load.batch + spread * np.minimum(1.0, load.batch / (1.0 - level))
+    mean = load.batch + load.dispersion - 1.0
+    skew = max(0.0, z * z - 1.0) / 6.0 * (2.0 * load.dispersion - 1.0)
+    spread = z * np.sqrt(mean * load.dispersion) + skew
+    return mean + spread * np.minimum(1.0, load.batch / (1.0 - level))
 
 
 def _wait_quantile(mean_wait_s: Array, probability: Array, level: float) -> Array:
@@ -282,11 +334,11 @@ def tail(replica: Replica, load: Load, level: float) -> _Tail:
         replica.decode_steps > 0, np.maximum(load.arrivals_per_step, crowd / steps), load.arrivals_per_step
     )
     decoding = np.where(replica.decode_steps > 0, np.minimum(crowd + 1.0, replica.slots), 0.0)
-    mix = step_mix(replica, decoding, arrivals)
+    mix = step_mix(replica, decoding, np.minimum(arrivals, np.maximum(load.arrivals_per_step, replica.slots / steps)))
     started = np.minimum(1.0, busy_probability(load.batch) / (1.0 - level)) * mix.mean_s
     waits = _wait_quantile(load.prefill_wait_s, load.prefill_utilisation, level)
     waits = waits + _wait_quantile(load.slot_wait_s, load.slot_wait_probability, level)
-    return _Tail(ttft_s=started + waits + prefill_s(replica, mix), tpot_s=mix.mean_s)
+    return _Tail(ttft_s=started + waits + prefill_s(replica, mix), tpot_s=np.maximum(mix.mean_s, load.tpot_s))
 
 
 def slo_values(replica: Replica, load: Load, slos: Sequence[Slo]) -> list[Array]:
