@@ -183,8 +183,9 @@ class MilpBuilder:
 
     def freeze(self) -> Milp:
         """Return the program collected so far; duplicate entries are summed, zeros dropped."""
-        rows, columns, values = (_joined(parts) for parts in (self._rows, self._columns, self._values))
-        keys, inverse = np.unique(rows.astype(np.int64) * max(self._n_columns, 1) + columns, return_inverse=True)
+        rows, columns = _joined_integers(self._rows), _joined_integers(self._columns)
+        values = _joined(self._values)
+        keys, inverse = np.unique(rows * max(self._n_columns, 1) + columns, return_inverse=True)
         summed = np.bincount(inverse, weights=values, minlength=len(keys)).astype(np.float64)
         keys, summed = keys[summed != 0], summed[summed != 0]
         entry_rows = keys // max(self._n_columns, 1)
@@ -209,5 +210,9 @@ def _filled(value: ArrayLike, size: int) -> FloatArray:
     return np.array(np.broadcast_to(np.asarray(value, dtype=np.float64), (size,)))
 
 
-def _joined(parts: list[NDArray[np.float64]] | list[NDArray[np.int64]]) -> NDArray[np.float64]:
+def _joined(parts: list[FloatArray]) -> FloatArray:
     return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _joined_integers(parts: list[IntArray]) -> IntArray:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)

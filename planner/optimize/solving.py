@@ -12,7 +12,7 @@ from planner.optimize.plan_check import verify_plan
 from planner.optimize.prune import prune
 from planner.optimize.search import search
 from planner.optimize.termination import Termination
-from planner.optimize.tiebreak import break_ties
+from planner.optimize.tiebreak import Broken, break_ties
 from planner.optimize.unserved import unserved_conflicts
 
 if TYPE_CHECKING:
@@ -46,8 +46,10 @@ def solve(problem: FleetProblem, *, settings: SolverSettings, assignment: Assign
             gap=relative_gap(None, None),
             solver=solver_info(result, settings),
         )
-    broken = break_ties(fleet, result.fleet, settings)
-    plan = assemble(problem, fleet, broken.fleet, result, settings=settings, warnings=broken.warnings)
+    chosen = Broken(fleet=result.fleet)
+    if result.termination is Termination.OPTIMAL:
+        chosen = break_ties(fleet, result.fleet, settings)
+    plan = assemble(problem, fleet, chosen.fleet, result, settings=settings, warnings=chosen.warnings)
     verify_plan(problem, plan)
     return plan
 

@@ -22,18 +22,22 @@ from planner.optimize.verify import verify
 
 if TYPE_CHECKING:
     from planner.optimize.arrays import FleetArrays
-    from planner.optimize.milp import FloatArray, IntArray, MilpBuilder
+    from planner.optimize.milp import FloatArray, IntArray
     from planner.optimize.model import FleetModel
     from planner.optimize.search import Fleet
     from planner.optimize.settings import SolverSettings
 
-MAX_PAIRS = 2000
-"""Eligible (bucket, option) pairs up to which ties are broken."""
+MAX_PAIRS = 500
+"""Eligible (bucket, option) pairs up to which ties are broken: it takes several times as long as the search itself."""
+LARGEST_WEIGHT = 1e3
+"""Distinct offers are counted in one programme with GPUs up to this weight; above it numbers get too uneven."""
 LARGEST_GAP = 0.01
 """Whoever asks for a plan within more than this of the optimum does not mind which one."""
 NODE_LIMIT = 100
 SAME_COST = 1e-9
 """Relative: costs this close are equal."""
+SAME_VALUE = 1e-6
+"""Rules count things; smaller differences are noise."""
 WARNING_CODE = "W501"
 
 
@@ -71,8 +75,6 @@ def break_ties(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -> Br
     limited = replace(settings, relative_gap=0.0, node_limit=NODE_LIMIT)
     is_proven = True
     for rule in _rules(fleet, found):
-        if rule.per_offer and rule.value(fleet, best) <= 1:
-            continue
         best, is_complete = _improve(fleet, best, rule, held, limited)
         is_proven = is_proven and is_complete
         held.append((rule, rule.value(fleet, best)))
@@ -82,14 +84,25 @@ def break_ties(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -> Br
 def _rules(fleet: FleetArrays, found: Fleet) -> tuple[_Rule, ...]:
     n_options, n_pools = len(fleet.options), len(fleet.pool_offer)
     gpus = np.array([offer_gpus(fleet.offers[offer]) for offer in fleet.pool_offer.tolist()], dtype=np.float64)
-    # GPUs in use count as a fraction that never adds up to one rented GPU: two orders in one programme.
-    in_use = fleet.option_gpus / (float(gpus @ found.instances) + 1.0)
+    most_instances = _affordable(fleet, found.cost_usd_per_hour)
+    most_gpus = float(gpus @ most_instances) + 1.0
+    # GPUs in use count as a fraction that never adds up to one rented GPU, distinct offers as more than all GPUs that
+    # the money buys: three orders in one programme.
+    in_use = fleet.option_gpus / most_gpus
     rank = np.arange(n_options, dtype=np.float64)
-    return (
-        _Rule(per_replica=np.zeros(n_options), per_instance=np.zeros(n_pools), per_offer=1.0),
-        _Rule(per_replica=in_use, per_instance=gpus),
-        _Rule(per_replica=rank, per_instance=n_options * fleet.pool_offer.astype(np.float64)),
-    )
+    by_name = _Rule(per_replica=rank, per_instance=n_options * fleet.pool_offer.astype(np.float64))
+    if most_gpus <= LARGEST_WEIGHT:
+        return (_Rule(per_replica=in_use, per_instance=gpus, per_offer=most_gpus), by_name)
+    offers = _Rule(per_replica=np.zeros(n_options), per_instance=np.zeros(n_pools), per_offer=1.0)
+    return (offers, _Rule(per_replica=in_use, per_instance=gpus), by_name)
+
+
+def _affordable(fleet: FleetArrays, cost_usd_per_hour: float) -> FloatArray:
+    """Return how many instances of each pool a fleet of this cost can have, shape (pools,)."""
+    prices = pool_prices(fleet)
+    affordable = np.full(len(prices), np.inf)
+    affordable[prices > 0] = np.floor(cost_usd_per_hour / prices[prices > 0] + 1e-6)
+    return np.asarray(np.minimum(affordable, instances_upper(fleet)), dtype=np.float64)
 
 
 def _improve(
@@ -98,11 +111,9 @@ def _improve(
     """Return the fleet of the same cost that `rule` likes best, earlier rules kept, and whether that is proven."""
     model = build_model(fleet, Objective(per_replica=rule.per_replica, per_instance=rule.per_instance))
     _hold_cost(model, best.cost_usd_per_hour)
-    if rule.per_offer or any(earlier.per_offer for earlier, _ in held):
-        _count_offers(model, best.cost_usd_per_hour, cost=rule.per_offer, held=held)
+    y = _count_offers(model, best.cost_usd_per_hour, cost=rule.per_offer)
     for earlier, value in held:
-        if not earlier.per_offer:
-            _hold(model.builder, model.n, model.m, earlier, value)
+        _hold(model, y, earlier, value)
     milp = model.freeze()
     raw = run(milp, settings)
     is_complete = raw.termination is Termination.OPTIMAL
@@ -120,14 +131,14 @@ def _improve(
     )
     if candidate is None or not _is_allowed(fleet, candidate, best, held):
         return best, False
-    is_better = rule.value(fleet, candidate) < rule.value(fleet, best) - SAME_COST
+    is_better = rule.value(fleet, candidate) < rule.value(fleet, best) - SAME_VALUE
     return (candidate, is_complete) if is_better else (best, is_complete)
 
 
 def _is_allowed(fleet: FleetArrays, candidate: Fleet, best: Fleet, held: list[tuple[_Rule, float]]) -> bool:
     cost_limit = best.cost_usd_per_hour + SAME_COST * max(best.cost_usd_per_hour, 1.0)
     return candidate.cost_usd_per_hour <= cost_limit and all(
-        rule.value(fleet, candidate) <= value + SAME_COST for rule, value in held
+        rule.value(fleet, candidate) <= value + SAME_COST * max(value, 1.0) for rule, value in held
     )
 
 
@@ -143,45 +154,39 @@ def _hold_cost(model: FleetModel, cost_usd_per_hour: float) -> None:
     )
 
 
-def _hold(builder: MilpBuilder, n: IntArray, m: IntArray, rule: _Rule, value: float) -> None:
+def _hold(model: FleetModel, y: IntArray, rule: _Rule, value: float) -> None:
     """An earlier rule's sum stays at most at its best value."""
-    builder.add_rows(
+    columns = np.concatenate([model.n, model.m, y])
+    model.builder.add_rows(
         "rule",
-        rows=np.zeros(len(n) + len(m), dtype=np.int64),
-        columns=np.concatenate([n, m]),
-        values=np.concatenate([rule.per_replica, rule.per_instance]),
-        upper=[value + SAME_COST],
+        rows=np.zeros(len(columns), dtype=np.int64),
+        columns=columns,
+        values=np.concatenate([rule.per_replica, rule.per_instance, np.full(len(y), rule.per_offer)]),
+        upper=[value + SAME_COST * max(value, 1.0)],
     )
 
 
-def _count_offers(model: FleetModel, cost_usd_per_hour: float, *, cost: float, held: list[tuple[_Rule, float]]) -> None:
-    """m[p] <= M[p] y[o(p)], y binary: whether an offer is rented at all; sum_o y[o] <= an earlier stage's count."""
+def _count_offers(model: FleetModel, cost_usd_per_hour: float, *, cost: float) -> IntArray:
+    """m[p] <= M[p] y[o(p)] for every pool p, y binary: whether an offer is rented at all."""
     fleet = model.fleet
     n_pools = len(fleet.pool_offer)
     y = model.builder.add_columns("y", len(fleet.offers), upper=1.0, cost=cost, is_integer=True)
-    prices = pool_prices(fleet)
-    affordable = np.full(n_pools, np.inf)
-    affordable[prices > 0] = np.floor(cost_usd_per_hour / prices[prices > 0] + 1e-6)
-    most = np.minimum(affordable, instances_upper(fleet))
     pools = np.arange(n_pools)
     model.builder.add_rows(
         "rented",
         rows=np.concatenate([pools, pools]),
         columns=np.concatenate([model.m, y[fleet.pool_offer]]),
-        values=np.concatenate([np.ones(n_pools), -most]),
+        values=np.concatenate([np.ones(n_pools), -_affordable(fleet, cost_usd_per_hour)]),
         upper=np.zeros(n_pools),
     )
-    for rule, value in held:
-        if rule.per_offer:
-            model.builder.add_rows(
-                "distinct offers", rows=np.zeros(len(y), dtype=np.int64), columns=y, values=1.0, upper=[value]
-            )
+    return y
 
 
 def _warning(why: str, observed: float, threshold: float | None) -> Warning_:
     return Warning_(
         code=WARNING_CODE,
-        message=f"Of several fleets at the same cost this may not be the first in the documented order: {why}.",
+        message=f"Other fleets may cost the same and come first in the documented order ({why}); this one is what the "
+        "solver finds every time.",
         observed=observed,
         threshold=threshold,
     )

@@ -149,7 +149,8 @@ def _raw_solution(result: Any, milp: Milp, settings: SolverSettings, *, seconds:
     if termination is Termination.OTHER_LIMIT and seconds >= settings.time_limit_s:
         termination = Termination.TIME_LIMIT  # CP-SAT says no more than "a limit"
     bounds = result.termination.objective_bounds
-    values = _best_values(result, milp.n_columns)
+    is_ray = termination in {Termination.UNBOUNDED, Termination.INFEASIBLE_OR_UNBOUNDED}
+    values = None if is_ray else _best_values(result, milp.n_columns)
     return RawSolution(
         values=values,
         objective=bounds.primal_bound if values is not None else None,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from importlib import import_module
+from threading import Event, Thread
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -143,7 +143,7 @@ def _is_trivially_infeasible(milp: Milp) -> bool:
 def _run_interruptibly(solve: SolveFunction, milp: Milp, settings: SolverSettings, back_end: BackEnd) -> RawSolution:
     """Run the solver beside the main thread, so that Ctrl-C is heard while native code is at work."""
     started = time.perf_counter()
-    interrupt, done = threading.Event(), threading.Event()
+    interrupt, done = Event(), Event()
     answers: list[RawSolution] = []
     failures: list[BaseException] = []
 
@@ -155,7 +155,7 @@ def _run_interruptibly(solve: SolveFunction, milp: Milp, settings: SolverSetting
         finally:
             done.set()
 
-    threading.Thread(target=work, name=f"solver-{back_end.name}", daemon=True).start()
+    Thread(target=work, name=f"solver-{back_end.name}", daemon=True).start()
     try:
         done.wait()
     except KeyboardInterrupt:
