@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.profilers import capacity
+from planner.profilers.steady import Replica, make_replica, steady_state
 
 if TYPE_CHECKING:
     from planner.domain.hardware import EngineConfig, GpuSpec
@@ -33,9 +33,9 @@ class OperatingPoint:
 
 def _replica(
     model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, sizes: tuple[float, float], params: EstimatorParams
-) -> capacity.Replica:
+) -> Replica:
     prompt, output = (np.array([size], dtype=np.float64) for size in sizes)
-    return capacity.make_replica(model, gpu, config, input_tokens=prompt, output_tokens=output, params=params)
+    return make_replica(model, gpu, config, input_tokens=prompt, output_tokens=output, params=params)
 
 
 def closed_loop(
@@ -54,7 +54,7 @@ def closed_loop(
     replica = _replica(model, gpu, config, sizes, params)
     highest = replica.token_budget / float((replica.input_tokens + replica.decode_steps)[0])
     loads = np.geomspace(SMALLEST_SHARE * highest, highest, LOADS_TRIED)[:, None]
-    load = capacity.steady_state(replica, loads)
+    load = steady_state(replica, loads)
     wanted = min(concurrency, float(replica.slots[0]))
     occupancy, rates, paces = load.occupancy[:, 0], load.rate_rps[:, 0], load.tpot_s[:, 0]
     rate = float(np.interp(wanted, np.maximum.accumulate(occupancy), rates))

@@ -14,7 +14,7 @@ from planner.catalog.gpus import load_gpus
 from planner.catalog.models import load_model
 from planner.domain.hardware import EngineConfig
 from planner.domain.slo import Metric, Slo
-from planner.profilers import capacity, points
+from planner.profilers import capacity, points, steady
 from planner.profilers.efficiency import default_params
 from planner.units import format_duration
 
@@ -40,7 +40,7 @@ def rate(*slos, model=LLAMA, gpu=H100, config=None, size=(1000, 250), params=Non
 
 def replica_of(size=(1000, 250), config=None, params=None):
     prompt, output = (np.array([float(tokens)]) for tokens in size)
-    return capacity.make_replica(
+    return steady.make_replica(
         LLAMA,
         H100,
         config or EngineConfig(),
@@ -53,7 +53,7 @@ def replica_of(size=(1000, 250), config=None, params=None):
 def test_rate_and_latency_grow_with_the_load():
     replica = replica_of()
     loads = np.geomspace(1e-4, 0.9, 40)[:, None]
-    load = capacity.steady_state(replica, loads)
+    load = steady.steady_state(replica, loads)
     assert load.batch == pytest.approx(loads * replica.decode_steps)
     for values in (load.rate_rps, load.tpot_s, load.ttft_s, load.dispersion, load.occupancy):
         assert (np.diff(values[:, 0]) > 0).all()
@@ -64,7 +64,7 @@ def test_rate_and_latency_grow_with_the_load():
 
 def test_a_lone_request_takes_its_prefill_and_its_decode_steps():
     replica = replica_of()
-    load = capacity.steady_state(replica, np.array([[1e-9]]))
+    load = steady.steady_state(replica, np.array([[1e-9]]))
     one, none = np.array([1.0]), np.array([0.0])
     prompt = replica.step_s(one, replica.input_tokens)
     assert load.ttft_s[0, 0] == pytest.approx(prompt[0], rel=1e-6)
@@ -74,22 +74,22 @@ def test_a_lone_request_takes_its_prefill_and_its_decode_steps():
 def test_prefill_wait_is_pollaczek_khinchine():
     """M/G/1: W = rho / (1 - rho) (1 + c^2) / 2 s; for exponential service the p99 is the M/M/1's."""
     replica = replica_of(size=(4000, 1))
-    load = capacity.steady_state(replica, np.array([[0.8]]))
+    load = steady.steady_state(replica, np.array([[0.8]]))
     utilisation = load.prefill_utilisation[0, 0]
     service = utilisation / load.rate_rps[0, 0]
     mean = utilisation * load.prefill_wait_s[0, 0]
     assert mean == pytest.approx(utilisation / (1 - utilisation) * service)
     level = 0.99
     exact = service / (1 - utilisation) * np.log(utilisation / (1 - level))
-    tail = capacity._wait_quantile(load.prefill_wait_s, load.prefill_utilisation, level)
+    tail = steady.wait_quantile(load.prefill_wait_s, load.prefill_utilisation, level)
     assert tail[0, 0] == pytest.approx(exact)
 
 
 def test_deterministic_prompts_wait_half_as_long():
-    steady = replace(default_params(), service_scv=0.0)
+    even = replace(default_params(), service_scv=0.0)
     waits = [
-        capacity.steady_state(replica_of((4000, 1), params=params), np.array([[0.8]])).prefill_wait_s[0, 0]
-        for params in (default_params(), steady)
+        steady.steady_state(replica_of((4000, 1), params=params), np.array([[0.8]])).prefill_wait_s[0, 0]
+        for params in (default_params(), even)
     ]
     assert waits[1] == pytest.approx(waits[0] / 2)
 
@@ -97,7 +97,7 @@ def test_deterministic_prompts_wait_half_as_long():
 def test_one_slot_waits_like_a_single_server():
     """Sakasegawa's formula is exact for one server: P(wait) = rho, mean wait of those that wait = T / (1 - rho)."""
     replica = replica_of(config=EngineConfig(max_num_seqs=1))
-    load = capacity.steady_state(replica, np.array([[0.002]]))
+    load = steady.steady_state(replica, np.array([[0.002]]))
     filled = load.occupancy[0, 0]
     assert 0.3 < filled < 0.9
     assert load.slot_wait_probability[0, 0] == pytest.approx(filled)
@@ -119,7 +119,7 @@ def test_batch_quantile_is_that_of_the_birth_death_process(mean, elasticity):
     assert (law * n**2).sum() - batch**2 == pytest.approx(batch / (1 - elasticity), rel=1e-6)
     seen = law * n / batch
     zero = np.array([[0.0]])
-    load = capacity.Load(
+    load = steady.Load(
         rate_rps=zero,
         batch=np.array([[batch]]),
         arrivals_per_step=zero,
@@ -134,7 +134,7 @@ def test_batch_quantile_is_that_of_the_birth_death_process(mean, elasticity):
     )
     for level in (0.5, 0.9, 0.99):
         exact = int(np.searchsorted(np.cumsum(seen), level)) - 1  # the others
-        assert capacity.batch_quantile(load, level)[0, 0] == pytest.approx(exact, rel=0.06, abs=1.5)
+        assert steady.batch_quantile(load, level)[0, 0] == pytest.approx(exact, rel=0.06, abs=1.5)
 
 
 def test_without_slo_the_rate_is_saturation():

@@ -16,7 +16,7 @@ from planner.catalog.gpus import load_gpus
 from planner.catalog.models import load_model
 from planner.domain.hardware import EngineConfig
 from planner.domain.slo import Metric, Slo
-from planner.profilers import capacity
+from planner.profilers import capacity, steady
 from planner.profilers.efficiency import default_params
 
 
@@ -93,7 +93,7 @@ def test_promised_rate_holds_its_slo_in_replay(gpu, size, bound):
         model, spec, config, input_tokens=size[0], output_tokens=size[1], slos=(slo,), params=params
     )
     prompt, output = (np.array([float(tokens)]) for tokens in size)
-    replica = capacity.make_replica(model, spec, config, input_tokens=prompt, output_tokens=output, params=params)
+    replica = steady.make_replica(model, spec, config, input_tokens=prompt, output_tokens=output, params=params)
 
     def statistic(rate_rps):
         values = replay(replica, rate_rps, 3000, seed=7)[slo.metric]
