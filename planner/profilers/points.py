@@ -56,7 +56,7 @@ def closed_loop(
     loads = np.geomspace(SMALLEST_SHARE * highest, highest, LOADS_TRIED)[:, None]
     load = steady_state(replica, loads)
     wanted = min(concurrency, float(replica.slots[0]))
-    occupancy, rates, paces = load.occupancy[:, 0], load.rate_rps[:, 0], load.tpot_s[:, 0]
+    occupancy, rates, paces = load.occupancy[:, 0], load.rate_rps[:, 0], load.mean_step_s[:, 0]
     rate = float(np.interp(wanted, np.maximum.accumulate(occupancy), rates))
     pace = float(np.interp(wanted, np.maximum.accumulate(occupancy), paces))
     ttft = max(0.0, concurrency / rate - float(replica.decode_steps[0]) * pace)

@@ -74,6 +74,7 @@ class Load:
     rate_rps: Array
     batch: Array
     arrivals_per_step: Array
+    mean_step_s: Array
     dispersion: Array
     """Variance over mean of the number of decoding sequences; 1 on an idle replica."""
     prefill_wait_s: Array
@@ -233,6 +234,7 @@ def steady_state(replica: Replica, arrivals_per_step: Array) -> Load:
         rate_rps=rate,
         batch=batch,
         arrivals_per_step=arrivals_per_step,
+        mean_step_s=mix.mean_s,
         dispersion=crowd.dispersion,
         prefill_wait_s=prefill_wait,
         prefill_utilisation=utilisation,

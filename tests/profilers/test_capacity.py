@@ -123,6 +123,7 @@ def test_batch_quantile_is_that_of_the_birth_death_process(mean, elasticity):
         rate_rps=zero,
         batch=np.array([[batch]]),
         arrivals_per_step=zero,
+        mean_step_s=zero,
         dispersion=np.array([[1 / (1 - elasticity)]]),
         prefill_wait_s=zero,
         prefill_utilisation=zero,
