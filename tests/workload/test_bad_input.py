@@ -113,6 +113,12 @@ def test_a_malformed_mooncake_line(tmp_path, changes, message):
     assert kept.prefix.hashes.tolist() == [1, 2] * 5
 
 
+def test_hashes_that_fit_no_block_size_are_held_against_mooncakes_own(tmp_path):
+    lines = [MOONCAKE | {"hash_ids": list(range(n_blocks))} for n_blocks in (7, 9, 38)]
+    error = error_of(write(tmp_path, "\n".join(map(json.dumps, lines))))
+    assert "7 prefix hashes, but 600 tokens fill 2 blocks of 512." in error.message
+
+
 @pytest.mark.parametrize("line", ['{"timestamp": 5, "input_le', "[1, 2]", "null", "hello", "[" * 100_000])
 def test_a_line_that_is_no_json_object(tmp_path, line):
     path = write(tmp_path, f"{json.dumps(MOONCAKE)}\n\n{line}\n")
@@ -161,7 +167,9 @@ def test_nothing_left_is_an_error_even_when_skipping(tmp_path):
     assert "all 2 rows are malformed or failed" in error_of(path, skip_bad_rows=True).message
 
 
-@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0", b"\xff\xfeT\0I\0", bytes(range(128, 256)) * 9])
+@pytest.mark.parametrize(
+    "content", [b"\x89PNG\r\n\x1a\n\0\0", b"\xff\xfeT\0I\0", b"T\0I\0M\0E\0,\0", bytes(range(128, 256)) * 9]
+)
 def test_binary_files(tmp_path, content):
     path = tmp_path / "trace.csv"
     path.write_bytes(content)

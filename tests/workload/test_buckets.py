@@ -234,6 +234,15 @@ def test_requests_beyond_the_grid_widen_it():
     assert sum(bucket.rate_rps for bucket in demand.buckets) == pytest.approx(mean_rate_rps(trace))
 
 
+def test_a_size_on_the_last_edge_is_beyond_the_grid():
+    demand = demand_from_trace(make([16_000, 15_999], [2000, 1999]), service="s", rate_rps=2.0)
+    assert [(b.input_range, b.output_range) for b in demand.buckets] == [
+        ((12_000, 16_000), (1000, 2000)),
+        ((16_000, 32_000), (2000, 4000)),
+    ]
+    assert "1 requests (50.00%)" in demand.warnings[-1].message
+
+
 def test_dropped_rows_are_warned_of():
     trace = make([5] * 1000, [5] * 1000, n_bad_rows=10)
     (warning,) = demand_from_trace(trace, service="s").warnings

@@ -146,6 +146,20 @@ def test_an_unknown_file_is_refused_with_its_columns_and_the_way_out(tmp_path):
     assert all(known.name in message for known in FORMATS)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "input_tokens,prompt_tokens,output_tokens",
+        "input_len,output_len,output_tokens",
+        "start_time,end_time,input_len,output_len",
+    ],
+)
+def test_columns_that_could_mean_several_things_are_not_guessed(tmp_path, header):
+    path = write(tmp_path, f"{header}\n{','.join('5' * len(header.split(',')))}\n")
+    with pytest.raises(UnsupportedFormatError, match="not known"):
+        read_trace(path)
+
+
 def test_lengths_never_hide_a_time_column(tmp_path):
     path = write(
         tmp_path, "timestamp,prompt_tokens,completion_tokens\n2024-01-01 00:00:01,5,6\n2024-01-01 00:00:04,5,6\n"
@@ -291,6 +305,12 @@ def test_arrivals_are_sorted_stably_and_hashes_move_with_their_requests(tmp_path
     assert trace.prefix is not None
     assert trace.prefix.offsets.tolist() == [0, 1, 1, 3, 6]
     assert trace.prefix.hashes.tolist() == [3, 1, 2, 4, 5, 6]
+
+
+def test_ties_keep_the_order_of_the_file(tmp_path):
+    rows = "".join(f"{7 if i else 9},{i + 1},1\n" for i in range(100))
+    trace = read_trace(write(tmp_path, "at_s,input_tokens,output_tokens\n" + rows))
+    assert trace.input_tokens.tolist() == [*range(2, 101), 1]
 
 
 def test_mooncake_keys_with_another_block_size(tmp_path):

@@ -70,9 +70,11 @@ def test_percentiles_are_numpys():
 
 
 def test_prefix_reuse_by_hand():
-    # 1000 tokens: blocks a, b (488 tokens). 1024: a again, c. 512: b again, as a full block now.
-    prefix = PrefixHashes(hashes=np.array([1, 2, 1, 3, 2]), offsets=np.array([0, 2, 4, 5]), block_tokens=512)
-    assert prefix_reuse(prefix, np.array([1000, 1024, 512])) == pytest.approx((512 + 512) / (1000 + 1024 + 512))
+    # 1000 tokens: blocks 1 and 2, of which 2 holds 488. 1024: 1 again, and 3. 512: 2 again, now full. 600: 1 and 3
+    # again, of 3 only 88 tokens.
+    prefix = PrefixHashes(hashes=np.array([1, 2, 1, 3, 2, 1, 3]), offsets=np.array([0, 2, 4, 5, 7]), block_tokens=512)
+    inputs = np.array([1000, 1024, 512, 600])
+    assert prefix_reuse(prefix, inputs) == pytest.approx((512 + 512 + 512 + 88) / inputs.sum())
 
 
 def test_prefix_reuse_against_a_loop():

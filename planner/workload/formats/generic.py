@@ -35,7 +35,10 @@ _OUTPUT = (
     "num_decode_tokens",
     "num_output_tokens",
 )
-_ARRIVAL = re.compile(r"arriv|timestamp|(?:^|_)(?:time|ts|date|datetime)(?:_|$)", re.IGNORECASE)
+_ARRIVAL = re.compile(
+    r"arriv|timestamp|start|when|offset|(?:^|_)(?:time|ts|date|datetime|at)(?:_|$)|_(?:s|sec|seconds|ms|us|ns)$",
+    re.IGNORECASE,
+)
 _DURATION = re.compile(r"elapsed|latency|duration|ttft|tpot|e2e", re.IGNORECASE)
 _UNIT_SUFFIX = {"s": TimeUnit.SECONDS, "sec": TimeUnit.SECONDS, "seconds": TimeUnit.SECONDS} | {
     unit.value: unit for unit in (TimeUnit.MILLISECONDS, TimeUnit.MICROSECONDS, TimeUnit.NANOSECONDS)
