@@ -141,10 +141,7 @@ def melange(problem: FleetProblem) -> tuple[float, float]:
     tables = [np.repeat(option.throughput_rps, SLICE_FACTOR) for option in problem.options]
     model = pulp.LpProblem("melange", pulp.LpMinimize)
     assign = [
-        [
-            model.add_variable(f"a{i}_{j}", 0, 1 if table[i] > 0 else 0, "Integer")
-            for j, table in enumerate(tables)
-        ]
+        [model.add_variable(f"a{i}_{j}", 0, 1 if table[i] > 0 else 0, "Integer") for j, table in enumerate(tables)]
         for i in range(len(rates))
     ]
     count = [model.add_variable(f"n{j}", 0, None, "Integer") for j in range(len(tables))]
@@ -161,7 +158,8 @@ def melange(problem: FleetProblem) -> tuple[float, float]:
     path = getattr(coin_api, "pulp_cbc_path", None)
     model.solve(pulp.COIN_CMD(path=path, msg=False, timeLimit=MELANGE_TIME_LIMIT_S))
     cost = sum(
-        float(option.offer.price_usd_per_hour) * round(n.varValue) for option, n in zip(problem.options, count, strict=True)
+        float(option.offer.price_usd_per_hour) * round(n.varValue)
+        for option, n in zip(problem.options, count, strict=True)
     )
     return cost, time.perf_counter() - started
 
