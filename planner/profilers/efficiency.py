@@ -53,7 +53,9 @@ class Efficiency:
     bandwidth_fraction: float
     """Of the data-sheet bandwidth while weights are read."""
     kv_bandwidth_fraction: float
-    """Of the data-sheet bandwidth while the KV cache is read in decoding."""
+    """Of the data-sheet bandwidth while the KV cache is read in decoding, on one GPU."""
+    kv_shard_exponent: float
+    """Decode attention over tp ranks reaches tp^-exponent of that: fewer KV heads on each keep it less busy."""
     attention_fraction: float
     """Of the dense bf16 peak in the attention of prefills."""
     step_overhead_s: float
@@ -106,6 +108,7 @@ class EstimatorParams:
             gemm_fraction={name: self.value(f"gemm_fraction_{name}", gpu.architecture) for name in formats},
             bandwidth_fraction=self.value("bandwidth_fraction", gpu.architecture),
             kv_bandwidth_fraction=self.value("kv_bandwidth_fraction", gpu.architecture),
+            kv_shard_exponent=self.value("kv_shard_exponent", gpu.architecture),
             attention_fraction=self.value("attention_fraction", gpu.architecture),
             step_overhead_s=self.value("step_overhead_s", family),
             sequence_overhead_s=self.value("sequence_overhead_s", family),

@@ -312,7 +312,7 @@ def step_model(model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, par
         overhead_s_per_sequence=efficiency.sequence_overhead_s,
         prefill_flops_per_s=attention_flops * efficiency.attention_fraction,
         decode_flops_per_s=attention_flops * efficiency.attention_fraction,
-        kv_bytes_per_s=gpu.bandwidth_bytes_per_s * efficiency.kv_bandwidth_fraction,
+        kv_bytes_per_s=gpu.bandwidth_bytes_per_s * efficiency.kv_bandwidth_fraction * tp**-efficiency.kv_shard_exponent,
         stages=config.pipeline_parallel,
     )
 
