@@ -6,7 +6,7 @@ plan's own rentals.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -116,14 +116,30 @@ def pack(sizes: list[int], gpus_per_instance: int) -> int:
     >>> pack([4, 2, 2, 1], 8), pack([5, 5, 3, 3], 8), pack([3, 3], 4)
     (2, 2, 2)
     """
-    free: list[int] = []
-    for size in sorted(sizes, reverse=True):
-        home = next((index for index, room in enumerate(free) if room >= size), None)
-        if home is None:
-            free.append(gpus_per_instance - size)
-        else:
-            free[home] -= size
-    return len(free)
+    rooms: Counter[int] = Counter()  # free GPUs -> instances with so many; equal ones are placed together
+    for size, count in sorted(Counter(sizes).items(), reverse=True):
+        unplaced = count
+        for room in sorted(room for room in rooms if room >= size):
+            unplaced = _fill(rooms, room, size=size, unplaced=unplaced, n_instances=rooms[room])
+        per_instance = gpus_per_instance // size
+        n_new = -(-unplaced // per_instance)
+        rooms[gpus_per_instance] += n_new
+        _fill(rooms, gpus_per_instance, size=size, unplaced=unplaced, n_instances=n_new)
+    return rooms.total()
+
+
+def _fill(rooms: Counter[int], room: int, *, size: int, unplaced: int, n_instances: int) -> int:
+    """Place replicas of `size` GPUs into `n_instances` instances with `room` free GPUs; return how many are left."""
+    per_instance = room // size
+    full = min(n_instances, unplaced // per_instance)
+    rooms[room] -= full
+    rooms[room - per_instance * size] += full
+    unplaced -= full * per_instance
+    if unplaced > 0 and full < n_instances:
+        rooms[room] -= 1
+        rooms[room - unplaced * size] += 1
+        unplaced = 0
+    return unplaced
 
 
 def _check_limits(problem: FleetProblem, plan: Plan, by_key: dict[tuple[str, str], ServingOption]) -> None:

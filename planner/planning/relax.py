@@ -1,19 +1,20 @@
-"""How far a service-level objective must be loosened before a plan exists."""
+"""How far a service-level objective must be loosened before a plan exists, and before one at a fair price."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.plan import Conflict, PlanStatus
+from planner.domain.plan import Conflict
 from planner.optimize import Assignment, SolverSettings, solve
 from planner.units import format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from planner.domain.problem import FleetProblem
     from planner.domain.workload import Demand
@@ -22,42 +23,70 @@ if TYPE_CHECKING:
 LONGEST_BOUND_S = 3600.0
 """An objective that would have to be looser than this is not what stands in the way."""
 RELATIVE_STEP = 0.02
-"""The smallest sufficient bound is found to 2%, and rounded up to it."""
-FEASIBILITY_GAP = 0.99
-"""Any plan will do to know that there is one."""
+"""Bounds are found to 2%, and rounded up."""
+ROUGH_GAP = 0.05
+"""Close enough to tell whether there is a plan, and about what it costs."""
+FAIR_COST_FACTOR = 1.5
+"""At the edge of what is possible replicas serve next to nothing, so a plan may need thousands. A fair bound is one
+whose plan costs at most this many times what it would without the objective."""
 
 
 def slo_conflicts(question: Question, *, settings: SolverSettings) -> tuple[Conflict, ...]:
     """Return, for each objective of an infeasible question, the smallest loosening of it alone that gives a plan."""
-    return tuple(_conflicts(question, replace(settings, relative_gap=FEASIBILITY_GAP)))
+    rough = replace(settings, relative_gap=ROUGH_GAP)
+    found = (_conflict(relaxation, rough) for relaxation in question.relaxations)
+    return tuple(conflict for conflict in found if conflict is not None)
 
 
-def _conflicts(question: Question, settings: SolverSettings) -> Iterator[Conflict]:
-    for relaxation in question.relaxations:
-        bound_s = smallest_bound(relaxation, settings)
-        if bound_s is None:
-            continue
-        slo = relaxation.slo
-        change = f"{slo.metric} {slo.statistic} {format_duration(slo.bound_s)} -> {format_duration(bound_s)}"
-        yield Conflict(
-            requirement=f"{relaxation.service}: {slo}",
-            explanation="No plan meets this objective together with everything else that was asked.",
-            current=slo.bound_s,
-            relaxed=bound_s,
-            unit="s",
-            suggestion=f"{relaxation.service}: {change}",
-        )
-
-
-def smallest_bound(relaxation: Relaxation, settings: SolverSettings) -> float | None:
-    """Return the smallest bound in seconds (to 2%, rounded up to 3 digits) that gives a plan; None if none does."""
-
-    def works(bound_s: float) -> bool:
-        return _has_plan(relaxation.problem_with_bound(bound_s), settings)
-
-    low, high = relaxation.slo.bound_s, max(LONGEST_BOUND_S, relaxation.slo.bound_s)
-    if not works(high):
+def _conflict(relaxation: Relaxation, settings: SolverSettings) -> Conflict | None:
+    cost_at = _cost_function(relaxation, settings)
+    slo, longest = relaxation.slo, max(LONGEST_BOUND_S, relaxation.slo.bound_s)
+    cheapest = cost_at(longest)
+    if cheapest is None:
         return None
+    most = FAIR_COST_FACTOR * cheapest
+    edge_s = _smallest(lambda bound_s: cost_at(bound_s) is not None, slo.bound_s, longest)
+    fair_s = _smallest(lambda bound_s: (cost_at(bound_s) or math.inf) <= most, edge_s, longest)
+    edge, fair = (f"{format_duration(bound_s)}{_price(cost_at(bound_s))}" for bound_s in (edge_s, fair_s))
+    change = f"{relaxation.service}: {slo.metric} {slo.statistic} {format_duration(slo.bound_s)} -> {edge}"
+    return Conflict(
+        requirement=f"{relaxation.service}: {slo}",
+        explanation="No plan meets this objective together with everything else that was asked.",
+        current=slo.bound_s,
+        relaxed=edge_s,
+        unit="s",
+        suggestion=change if fair == edge else f"{change}, or {fair}",
+    )
+
+
+def _price(usd_per_hour: float | None) -> str:
+    if usd_per_hour is None:
+        return ""
+    return f" (then about {usd_per_hour:,.{2 if usd_per_hour < 100 else 0}f} USD/h)"
+
+
+def _cost_function(relaxation: Relaxation, settings: SolverSettings) -> Callable[[float], float | None]:
+    @cache
+    def cost_at(bound_s: float) -> float | None:
+        """Return about what a plan in USD/h costs with this bound; None if there is none."""
+        problem = relaxation.problem_with_bound(bound_s)
+        if not all(_is_served(problem, demand) for demand in problem.demands):
+            return None
+        return solve(problem, settings=settings, assignment=Assignment.fractional()).cost_usd_per_hour
+
+    return cost_at
+
+
+def _is_served(problem: FleetProblem, demand: Demand) -> bool:
+    """Return whether every bucket of `demand` has an option that can serve it; far cheaper than a solve."""
+    rates = [option.throughput_rps for option in problem.options if option.service == demand.service]
+    return bool(rates) and bool((np.array(rates) > 0).any(axis=0).all())
+
+
+def _smallest(works: Callable[[float], bool], low: float, high: float) -> float:
+    """Return the smallest bound in s that works, to 2% and rounded up to 3 digits; `high` is known to work."""
+    if works(low):
+        return low
     while high / low > 1.0 + RELATIVE_STEP:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if works(middle) else (middle, high)
@@ -66,17 +95,4 @@ def smallest_bound(relaxation: Relaxation, settings: SolverSettings) -> float | 
 
 def _round_up(value: float) -> float:
     step = 10.0 ** (math.floor(math.log10(value)) - 2)
-    return math.ceil(value / step) * step
-
-
-def _has_plan(problem: FleetProblem, settings: SolverSettings) -> bool:
-    if not all(_is_served(problem, service) for service in problem.demands):
-        return False
-    status = solve(problem, settings=settings, assignment=Assignment.fractional()).status
-    return status in {PlanStatus.OPTIMAL, PlanStatus.FEASIBLE}
-
-
-def _is_served(problem: FleetProblem, demand: Demand) -> bool:
-    """Return whether every bucket of `demand` has an option that can serve it; far cheaper than a solve."""
-    rates = [option.throughput_rps for option in problem.options if option.service == demand.service]
-    return bool(rates) and bool((np.array(rates) > 0).any(axis=0).all())
+    return round(math.ceil(value / step) * step, 12)
