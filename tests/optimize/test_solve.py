@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -407,3 +409,9 @@ def test_bad_problems_are_input_errors(make):
     for words, problem in wrong.items():
         with pytest.raises(InputError, match=words):
             plan_of(problem)
+
+
+def test_the_python_of_the_formulation_page_runs():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "explanation" / "formulation.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "formulation.md", "exec"), {"__name__": "formulation"})
