@@ -70,7 +70,7 @@ def _ratio(point, model, gpu, config, params) -> tuple[float, str]:
         return rate / point.rate_rps, f"{point.load_kind}, requests/s"
     own = measured.measured_config(point, config)
     sizes = (point.input_tokens, point.output_tokens)
-    lone = points.static_batch(model, gpu, own, sizes=sizes, batch=1, params=params)
+    lone = points.lone_request(model, gpu, own, sizes=sizes, params=params)
     return lone.ttft_s / point.ttft_s["mean"], "batch 1, TTFT"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from planner.domain.provenance import Provenance, ProvenanceKind
 from planner.domain.slo import Metric
 from planner.profilers import roofline
-from planner.profilers.steady import Load, Replica, Tail, make_replica, steady_state, tail
+from planner.profilers.steady import SMALLEST_LOAD, Load, Replica, Tail, make_replica, steady_state, tail
 from planner.units import format_duration
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ GRID_POINTS = 32
 log(largest / smallest load) / 31^3, that is 0.1%."""
 
 GRID_LEVELS = 3
-
-SMALLEST_LOAD = 1e-8
-"""Smallest load tried, in requests per step: stands for a lone request."""
 
 LOWEST_PERCENTILE = 0.5
 """Margins are for the upper tail; an SLO on a percentile below the median is held as if it were on the median."""

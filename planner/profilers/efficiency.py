@@ -62,6 +62,8 @@ class Efficiency:
     """Per engine step: scheduling, launches, sampling of the first sequence."""
     sequence_overhead_s: float
     """Per step and running sequence: sampling, detokenising, bookkeeping."""
+    lone_prefill_factor: float
+    """A prompt's latency over its share of a busy replica's time: alone it keeps the GPU less busy than in a queue."""
     memory_fraction: float
     """Of a GPU's memory that the engine may fill (vLLM: gpu_memory_utilization)."""
     activation_factor: float
@@ -112,6 +114,7 @@ class EstimatorParams:
             attention_fraction=self.value("attention_fraction", gpu.architecture),
             step_overhead_s=self.value("step_overhead_s", family),
             sequence_overhead_s=self.value("sequence_overhead_s", family),
+            lone_prefill_factor=self.value("lone_prefill_factor", family),
             memory_fraction=self.value("memory_fraction", family),
             activation_factor=self.value("activation_factor", family),
             allreduce_latency_s=self.value("allreduce_latency_s", link_kind),

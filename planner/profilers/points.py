@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.profilers.steady import Replica, make_replica, steady_state
+from planner.profilers.steady import SMALLEST_LOAD, Replica, make_replica, steady_state
 
 if TYPE_CHECKING:
     from planner.domain.hardware import EngineConfig, GpuSpec
@@ -61,6 +61,22 @@ def closed_loop(
     pace = float(np.interp(wanted, np.maximum.accumulate(occupancy), paces))
     ttft = max(0.0, concurrency / rate - float(replica.decode_steps[0]) * pace)
     return OperatingPoint(rate_rps=rate, ttft_s=ttft, tpot_s=pace)
+
+
+def lone_request(
+    model: ModelArchitecture,
+    gpu: GpuSpec,
+    config: EngineConfig,
+    *,
+    sizes: tuple[float, float],
+    params: EstimatorParams,
+) -> OperatingPoint:
+    """Return what a single request gets from an idle replica."""
+    replica = _replica(model, gpu, config, sizes, params)
+    load = steady_state(replica, np.array([[SMALLEST_LOAD]]))
+    ttft, pace = float(load.ttft_s[0, 0]), float(load.tpot_s[0, 0])
+    total = ttft + float(replica.decode_steps[0]) * pace
+    return OperatingPoint(rate_rps=1.0 / total, ttft_s=ttft, tpot_s=pace)
 
 
 def static_batch(

@@ -206,6 +206,7 @@ class StepModel:
     kv_bytes_per_s: float
     """Rate at which one GPU reads its KV cache."""
     stages: int
+    lone_prefill_factor: float
 
     def step_s(self, *, sequences: Array, prefill: Array, decode_s: Array, attention_s: Array) -> Array:
         """Return the time of one step.
@@ -314,6 +315,7 @@ def step_model(model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, par
         decode_flops_per_s=attention_flops * efficiency.attention_fraction,
         kv_bytes_per_s=gpu.bandwidth_bytes_per_s * efficiency.kv_bandwidth_fraction * tp**-efficiency.kv_shard_exponent,
         stages=config.pipeline_parallel,
+        lone_prefill_factor=efficiency.lone_prefill_factor,
     )
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.roofline import Array, StepModel
 
+SMALLEST_LOAD = 1e-8
+"""Smallest load tried, in requests per step: stands for a lone request."""
+
 LARGEST_FEEDBACK = 0.999
 """Keeps the batch's dispersion finite where a step is nothing but decoding."""
 
@@ -148,10 +151,12 @@ def step_mix(replica: Replica, sequences: Array, arrivals_per_step: Array) -> St
 def prefill_s(replica: Replica, mix: StepMix) -> Array:
     """Return the time of one prompt's own prefill in the steps of `mix`, to its first token.
 
-    A last, partial chunk also waits for the decode part of its step.
+    A last, partial chunk also waits for the decode part of its step. What the prompt adds to its steps takes longer
+    than at saturation (`Efficiency.lone_prefill_factor`); this delays its first token and costs no throughput.
     """
     chunks = replica.input_tokens / mix.chunk_tokens
-    return chunks * mix.mixed_s + np.where(chunks > 1.0, mix.decode_only_s, 0.0)
+    delay = chunks * (replica.steps.lone_prefill_factor - 1.0) * (mix.mixed_s - mix.decode_only_s)
+    return chunks * mix.mixed_s + np.where(chunks > 1.0, mix.decode_only_s, 0.0) + delay
 
 
 def busy_probability(batch: Array) -> Array:

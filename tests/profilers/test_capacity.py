@@ -67,7 +67,10 @@ def test_a_lone_request_takes_its_prefill_and_its_decode_steps():
     load = steady.steady_state(replica, np.array([[1e-9]]))
     one, none = np.array([1.0]), np.array([0.0])
     prompt = replica.step_s(one, replica.input_tokens)
-    assert load.ttft_s[0, 0] == pytest.approx(prompt[0], rel=1e-6)
+    alone = replica.step_s(one, none)
+    factor = replica.steps.lone_prefill_factor
+    assert factor > 1
+    assert load.ttft_s[0, 0] == pytest.approx(prompt[0] + (factor - 1) * (prompt[0] - alone[0]), rel=1e-6)
     assert load.tpot_s[0, 0] == pytest.approx(replica.step_s(one, none)[0], rel=1e-6)
 
 

@@ -88,7 +88,8 @@ def test_promised_rate_holds_its_slo_in_replay(gpu, size, bound):
     metric, percentile, bound_s = bound
     slo = Slo(metric=Metric(metric), percentile=percentile, bound_s=bound_s)
     model, spec, config = load_model("Llama-3.1-8B"), load_gpus().get(gpu), EngineConfig()
-    params = replace(default_params(), service_scv=0.0)  # here all prompts are alike
+    # here all prompts are alike, and alone they are as fast as in a queue
+    params = replace(default_params().with_values(lone_prefill_factor=1.0), service_scv=0.0)
     found = capacity.bucket_throughput(
         model, spec, config, input_tokens=size[0], output_tokens=size[1], slos=(slo,), params=params
     )
