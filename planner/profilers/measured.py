@@ -34,6 +34,7 @@ __all__ = [
     "convex_hull",
     "correct",
     "estimated_rate_rps",
+    "estimated_rates_rps",
     "load_measured",
     "measured_config",
     "read_profile_file",
@@ -173,20 +174,46 @@ def estimated_rate_rps(
     point: MeasuredPoint, model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, params: EstimatorParams
 ) -> float:
     """Return the bare estimate of a measured point's rate under the point's own load; 0 if it does not fit."""
-    own = measured_config(point, config)
+    return estimated_rates_rps([point], model, gpu, config, params)[0]
+
+
+def estimated_rates_rps(
+    measured_points: Sequence[MeasuredPoint],
+    model: ModelArchitecture,
+    gpu: GpuSpec,
+    config: EngineConfig,
+    params: EstimatorParams,
+) -> list[float]:
+    """Return `estimated_rate_rps` of several points of one model, GPU and parallelism, the maxima all at once."""
     open_ended = replace(params, is_context_enforced=False)
-    sizes = (point.input_tokens, point.output_tokens)
+    rates = [0.0] * len(measured_points)
+    maxima: dict[EngineConfig, list[int]] = {}
+    for index, point in enumerate(measured_points):
+        own = measured_config(point, config)
+        if point.load_kind in {"concurrency", "static_batch"} and point.load:
+            rates[index] = _rate_at_load_rps(point, model, gpu, own, open_ended)
+        else:
+            maxima.setdefault(own, []).append(index)
+    for own, indices in maxima.items():
+        sizes = np.array([[measured_points[i].input_tokens, measured_points[i].output_tokens] for i in indices])
+        found = capacity.estimate_buckets(
+            model, gpu, own, input_tokens=sizes[:, 0], output_tokens=sizes[:, 1], slos=(), params=open_ended
+        )
+        for index, rate in zip(indices, found.rate_rps.tolist(), strict=True):
+            rates[index] = rate
+    return rates
+
+
+def _rate_at_load_rps(
+    point: MeasuredPoint, model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, params: EstimatorParams
+) -> float:
+    sizes, load = (point.input_tokens, point.output_tokens), point.load or 1.0
     prompt, output = np.array([sizes[0]]), np.array([sizes[1]])
-    if any(capacity.refusals(model, gpu, own, input_tokens=prompt, output_tokens=output, params=open_ended)):
+    if any(capacity.refusals(model, gpu, config, input_tokens=prompt, output_tokens=output, params=params)):
         return 0.0
-    if point.load_kind == "static_batch" and point.load:
-        return points.static_batch(model, gpu, own, sizes=sizes, batch=point.load, params=params).rate_rps
-    if point.load_kind == "concurrency" and point.load:
-        return points.closed_loop(model, gpu, own, sizes=sizes, concurrency=point.load, params=params).rate_rps
-    found = capacity.estimate_buckets(
-        model, gpu, own, input_tokens=prompt, output_tokens=output, slos=(), params=open_ended
-    )
-    return float(found.rate_rps[0])
+    if point.load_kind == "static_batch":
+        return points.static_batch(model, gpu, config, sizes=sizes, batch=load, params=params).rate_rps
+    return points.closed_loop(model, gpu, config, sizes=sizes, concurrency=load, params=params).rate_rps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,7 +76,7 @@ def _measurements(
     if table is None or not len(sizes):
         return None
     floor.check_points(table.points, model, gpu)
-    rates = [measured.estimated_rate_rps(point, model, gpu, config, params) for point in table.points]
+    rates = measured.estimated_rates_rps(table.points, model, gpu, config, params)
     pairs = [(point, point.rate_rps / rate) for point, rate in zip(table.points, rates, strict=True)
              if rate > 0 and point.rate_rps]  # fmt: skip
     if not pairs:
