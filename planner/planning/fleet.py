@@ -36,6 +36,7 @@ SECONDS_PER_DAY = 86400.0
 
 ASSUMPTIONS = (
     "A replica's load is the sum of its buckets' loads (rate / largest rate of that bucket alone within the SLO).",
+    "Every bucket meets the SLO on its own, which is stricter than all requests together meeting it.",
     "The SLO enters through each GPU's throughput; this plan has not been replayed request by request.",
     "A replica stays within one instance; its power is the TDP of its GPUs.",
 )
