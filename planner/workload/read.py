@@ -192,7 +192,7 @@ def _gather(
     table: Table, layout: TraceFormat, facts: ByteFacts, *, source: SourceFile, skip_bad_rows: bool
 ) -> _Gathered:
     if not isinstance(table, CsvTable):
-        return _gather_exactly(table, layout, source=source, skip_bad_rows=skip_bad_rows)
+        return _gather_exactly(table, layout, facts, source=source, skip_bad_rows=skip_bad_rows)
     try:
         fast = _Gathered(layout=layout)
         for chunk in table.fast_chunks(layout, facts):
@@ -202,13 +202,15 @@ def _gather(
                 raise SuspiciousError  # noqa: TRY301 - the exact way tells the line
             fast.add(rows, verdict)
     except SuspiciousError:
-        return _gather_exactly(table, layout, source=source, skip_bad_rows=skip_bad_rows)
+        return _gather_exactly(table, layout, facts, source=source, skip_bad_rows=skip_bad_rows)
     return fast
 
 
-def _gather_exactly(table: Table, layout: TraceFormat, *, source: SourceFile, skip_bad_rows: bool) -> _Gathered:
+def _gather_exactly(
+    table: Table, layout: TraceFormat, facts: ByteFacts, *, source: SourceFile, skip_bad_rows: bool
+) -> _Gathered:
     gathered = _Gathered(layout=layout)
-    for chunk in table.exact_chunks(layout):
+    for chunk in table.exact_chunks(layout, facts):
         rows = convert(chunk, gathered.layout)
         gathered.layout = with_block_tokens(gathered.layout, rows)
         verdict = judge(rows, gathered.layout, broken=tuple(chunk.broken))

@@ -188,5 +188,15 @@ def _raw(chunk: Chunk, column: str, row: int) -> str:
     value = int(value) if isinstance(value, float) and value.is_integer() else value
     if value is None or value == "" or value != value:  # noqa: PLR0124 - NaN
         return "(empty)"
-    text = repr(value)
+    text = str(value) if _is_number(value) else repr(value)
     return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}..."
+
+
+def _is_number(value: object) -> bool:
+    if not isinstance(value, str):
+        return isinstance(value, int | float)
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True

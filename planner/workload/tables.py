@@ -7,6 +7,7 @@ fields; its result is used only if nothing about the file is suspicious. The exa
 from __future__ import annotations
 
 import csv
+import io
 import json
 from array import array
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class Table(Protocol):
     def sample(self, column: str) -> object:
         """Return the first row's value of a column, None if there is none."""
 
-    def exact_chunks(self, layout: TraceFormat) -> Iterator[Chunk]:
+    def exact_chunks(self, layout: TraceFormat, facts: ByteFacts) -> Iterator[Chunk]:
         """Return chunks with line numbers."""
 
 
@@ -124,15 +125,43 @@ class CsvTable:
         if facts.n_delimiters != (n_rows + 1) * (len(self.columns) - 1):
             raise SuspiciousError
 
-    def exact_chunks(self, layout: TraceFormat) -> Iterator[Chunk]:
-        """Return chunks of strings with the line that each row starts at."""
+    def exact_chunks(self, layout: TraceFormat, facts: ByteFacts) -> Iterator[Chunk]:
+        """Return chunks with the line that each row starts at."""
         with self.source.open_text() as text:
-            rows = numbered_rows(text, delimiter=self.delimiter, source=self.source)
-            next(rows, None)  # the header
-            while chunk := self._next_chunk(rows, layout):
-                yield chunk
+            if facts.has_quotes:  # a row may then be longer than a line
+                rows = numbered_rows(text, delimiter=self.delimiter, source=self.source)
+                next(rows)  # the header
+                while chunk := self._chunk_of_rows(rows, layout):
+                    yield chunk
+                return
+            numbered = enumerate(text, start=1)
+            next(number for number, line in numbered if not line.isspace())  # the header
+            while block := list(islice(numbered, CHUNK_ROWS)):
+                yield from self._chunks_of_lines(block, layout)
 
-    def _next_chunk(self, rows: Iterator[tuple[int, list[str]]], layout: TraceFormat) -> Chunk | None:
+    def _chunks_of_lines(self, block: list[tuple[int, str]], layout: TraceFormat) -> Iterator[Chunk]:
+        """Return the rows of some lines, by pandas' parser if all have as many fields as the header, none empty."""
+        import pandas as pd  # noqa: PLC0415
+
+        first_line, lines = block[0][0], [line for _, line in block]
+        content = "".join(lines)
+        if content.count(self.delimiter) == len(lines) * (len(self.columns) - 1):
+            wanted = sorted({self.columns.index(name) for name in layout.numbers} | {len(self.columns) - 1})
+            try:
+                frame = pd.read_csv(
+                    io.StringIO(content), sep=self.delimiter, header=None, usecols=wanted, low_memory=False
+                )
+            except ValueError:
+                frame = pd.DataFrame()
+            if len(frame) == len(lines) and not frame.isna().to_numpy().any():
+                numbers = {self.columns[i]: frame.iloc[:, at] for at, i in enumerate(wanted)}
+                yield Chunk(numbers=numbers, lines=range(first_line, first_line + len(lines)))
+                return
+        rows = numbered_rows(iter(lines), delimiter=self.delimiter, source=self.source, first_line=first_line)
+        while chunk := self._chunk_of_rows(rows, layout):
+            yield chunk
+
+    def _chunk_of_rows(self, rows: Iterator[tuple[int, list[str]]], layout: TraceFormat) -> Chunk | None:
         import pandas as pd  # noqa: PLC0415
 
         n_fields = len(self.columns)
@@ -157,15 +186,17 @@ class CsvTable:
         return Chunk(numbers=numbers, lines=lines, broken=broken)
 
 
-def numbered_rows(text: Iterator[str], *, delimiter: str, source: SourceFile) -> Iterator[tuple[int, list[str]]]:
+def numbered_rows(
+    text: Iterator[str], *, delimiter: str, source: SourceFile, first_line: int = 1
+) -> Iterator[tuple[int, list[str]]]:
     """Return the rows that are not blank, each with the 1-based line that it starts at."""
     reader = csv.reader(text, delimiter=delimiter)
-    line = 1
+    line = first_line
     try:
         for row in reader:
             if row and (len(row) > 1 or row[0].strip()):
                 yield line, row
-            line = reader.line_num + 1
+            line = reader.line_num + first_line
     except csv.Error as error:
         raise InputError(f"Not readable as CSV: {error}.", where=source.where(line=line)) from error
 
@@ -187,7 +218,7 @@ class JsonLinesTable:
         """Return the first object's value."""
         return self.first.get(column)
 
-    def exact_chunks(self, layout: TraceFormat) -> Iterator[Chunk]:
+    def exact_chunks(self, layout: TraceFormat, facts: ByteFacts) -> Iterator[Chunk]:  # noqa: ARG002 - as Table has it
         """Return chunks of values with their line."""
         with self.source.open_text() as text:
             numbered = ((number, line) for number, raw in enumerate(text, start=1) if (line := raw.strip()))
@@ -196,6 +227,7 @@ class JsonLinesTable:
 
 
 def _json_chunk(numbered: Iterator[tuple[int, str]], layout: TraceFormat) -> Chunk | None:
+    # Objects are let go one by one: keeping a chunk's costs more than parsing them, in memory and garbage collection.
     values: dict[str, list[object]] = {name: [] for name in layout.numbers}
     hash_counts, hashes = array("q"), array("q")
     lines = array("q")
@@ -281,7 +313,7 @@ class ParquetTable:
         """Return the first row's value."""
         return self.first.get(column)
 
-    def exact_chunks(self, layout: TraceFormat) -> Iterator[Chunk]:
+    def exact_chunks(self, layout: TraceFormat, facts: ByteFacts) -> Iterator[Chunk]:  # noqa: ARG002 - as Table has it
         """Return chunks with row numbers."""
         import pyarrow.parquet as pq  # noqa: PLC0415
 

@@ -33,12 +33,12 @@ def error_of(path: Path, **options: object) -> InputError:
 @pytest.mark.parametrize(
     ("row", "field", "message"),
     [
-        ("2023-11-16 18:00:00,-5,6", "ContextTokens", "'-5' is not a number of tokens"),
-        ("2023-11-16 18:00:00,0,6", "ContextTokens", "'0' is not a number of tokens"),
-        ("2023-11-16 18:00:00,5,0", "GeneratedTokens", "'0' is not a number of tokens"),
-        ("2023-11-16 18:00:00,5.5,6", "ContextTokens", "'5.5' is not a number of tokens"),
-        ("2023-11-16 18:00:00,nan,6", "ContextTokens", "'nan' is not a number of tokens"),
-        ("2023-11-16 18:00:00,inf,6", "ContextTokens", "'inf' is not a number of tokens"),
+        ("2023-11-16 18:00:00,-5,6", "ContextTokens", "-5 is not a number of tokens"),
+        ("2023-11-16 18:00:00,0,6", "ContextTokens", "0 is not a number of tokens"),
+        ("2023-11-16 18:00:00,5,0", "GeneratedTokens", "0 is not a number of tokens"),
+        ("2023-11-16 18:00:00,5.5,6", "ContextTokens", "5.5 is not a number of tokens"),
+        ("2023-11-16 18:00:00,nan,6", "ContextTokens", "nan is not a number of tokens"),
+        ("2023-11-16 18:00:00,inf,6", "ContextTokens", "inf is not a number of tokens"),
         ("2023-11-16 18:00:00,20231116180000,6", "ContextTokens", "is not a number of tokens"),
         ("2023-11-16 18:00:00,five,6", "ContextTokens", "'five' is not a number of tokens"),
         ("2023-11-16 18:00:00,,6", "ContextTokens", "(empty) is not a number of tokens"),
@@ -130,7 +130,7 @@ def test_a_line_that_is_no_json_object(tmp_path, line):
 def test_burstgpt_totals_find_a_row_cut_short(tmp_path):
     text = (DATA / "burstgpt_v1.csv").read_text().replace("417,276,693", "417,27,693")
     error = error_of(write(tmp_path, text))
-    assert "The total is '693', but input and output add up to 444." in error.message
+    assert "The total is 693, but input and output add up to 444." in error.message
     assert (error.where.line, error.where.field) == (4, "Total tokens")
 
 
@@ -264,3 +264,17 @@ def test_a_span_of_decades_is_a_wrong_time(tmp_path):
     assert error.where.field == "ts_s"
     write(tmp_path, "ts_s,input_tokens,output_tokens\n1e308,5,6\n-1e308,5,6\n")
     assert "more than any trace lasts" in error_of(path).message
+
+
+@pytest.mark.parametrize("bad", ["7,8,9", "7", "", ",8", "7,x"])
+@pytest.mark.parametrize("at", [0, 149, 150, 299, 500])
+def test_no_row_is_lost_around_a_bad_one_at_any_seam(tmp_path, monkeypatch, bad, at):
+    monkeypatch.setattr("planner.workload.tables.CHUNK_ROWS", 150)
+    monkeypatch.setattr("planner.workload.tables.EXACT_CHUNK_ROWS", 40)
+    rows = [f"{i + 1},5" for i in range(500)]
+    expected = [i + 1 for i in range(500)]
+    path = write(tmp_path, "\n".join(["input_tokens,output_tokens", *rows[:at], bad, *rows[at:], "0,5"]))
+    trace = read_trace(path, skip_bad_rows=True)
+    assert trace.input_tokens.tolist() == expected
+    assert trace.n_bad_rows == (2 if bad else 1)
+    assert error_of(path).where.line == (at + 2 if bad else 502 + 1)
