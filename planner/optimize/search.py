@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.errors import SolverError
+from planner.errors import SolverError, SolverLiedError
 from planner.optimize.backends import solve_milp
 from planner.optimize.model import build_model
 from planner.optimize.routing import balanced_shares, option_load
 from planner.optimize.rows.packing import instances_needed
+from planner.optimize.settings import SolverSettings
 from planner.optimize.termination import Termination
 from planner.optimize.verify import PLAN_TOLERANCE, verify
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from planner.optimize.backends import RawSolution
     from planner.optimize.milp import FloatArray, IntArray, Milp
     from planner.optimize.model import FleetModel
-    from planner.optimize.settings import SolverSettings
 
 STRICT_MARGIN = 5e-6
 """Solvers may overfill a replica by their tolerance (1e-6). Where the fleet that they return does not hold the demand
@@ -29,6 +29,8 @@ exactly, the search is repeated with loads this much larger, relative; the bound
 _STRICT_TRIES = 2
 _SEARCH_SLACK = 1e-6
 """A replica is not needed for less load than this: a solver's tolerance."""
+INTERRUPTED_TIME_LIMIT_S = 3.0
+"""After Ctrl-C on a solver that cannot hand its best solution over, how long a second, short search may take."""
 BOUND_DUST = 1e-9
 """Relative: a bound this close below the cost is the cost."""
 
@@ -80,6 +82,8 @@ def search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
         model = build_model(padded)
         milp = model.freeze()
         raw = run(milp, settings)
+        if raw.values is None and raw.termination.is_limit:
+            raw = _way_out(model, milp, raw, settings)
         seconds += raw.seconds
         bound = raw.bound if bound is None else bound
         found = _fleet(fleet, model, milp, raw)
@@ -97,6 +101,42 @@ def search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
         "The solver's fleets do not hold the demand, even with its tolerance allowed for.",
         hint="Try another solver with --solver.",
     )
+
+
+def _way_out(model: FleetModel, milp: Milp, stopped: RawSolution, settings: SolverSettings) -> RawSolution:
+    """Return the best that can be had quickly after a search that was stopped and handed nothing over."""
+    limit_s = settings.time_limit_s
+    if stopped.termination is Termination.INTERRUPTED:
+        limit_s = min(limit_s, INTERRUPTED_TIME_LIMIT_S)
+        again = run(milp, replace(settings, time_limit_s=limit_s))
+        if again.values is not None or again.termination is Termination.INFEASIBLE:
+            how = again.termination if again.termination is Termination.INFEASIBLE else stopped.termination
+            return replace(again, termination=how, seconds=stopped.seconds + again.seconds)
+    return stopped if model.fleet.is_sliced else _rounded_relaxation(model, milp, stopped, limit_s=limit_s)
+
+
+def _rounded_relaxation(model: FleetModel, milp: Milp, stopped: RawSolution, *, limit_s: float) -> RawSolution:
+    """Return the linear relaxation, rounded up, as a stopped search's solution.
+
+    Rounded-up replicas and instances hold the relaxation's shares; limits may not allow them, and then there is no
+    plan. The relaxation's cost is a bound.
+    """
+    relaxed = replace(milp, is_integer=np.zeros(milp.n_columns, dtype=np.bool_))
+    raw = run(relaxed, SolverSettings(solver="highs", time_limit_s=limit_s))
+    if raw.values is None:
+        return replace(stopped, seconds=stopped.seconds + raw.seconds)
+    rounded = raw.values.copy()
+    rounded[model.n] = np.ceil(rounded[model.n] - PLAN_TOLERANCE)
+    rounded[model.m] = np.maximum(
+        np.ceil(rounded[model.m] - PLAN_TOLERANCE),
+        instances_needed(model.fleet, rounded[model.n].round().astype(np.int64)),
+    )
+    try:
+        values: FloatArray | None = verify(milp, rounded).values
+    except SolverLiedError:  # not the solver's fault: the limits do not allow what was rounded up
+        values = None
+    seconds = stopped.seconds + raw.seconds
+    return replace(stopped, values=values, objective=None, bound=raw.objective, seconds=seconds)
 
 
 def run(milp: Milp, settings: SolverSettings) -> RawSolution:

@@ -235,11 +235,10 @@ def test_a_service_without_options_is_named(make):
     assert "no option at all for x" in plan_of(problem).conflicts[0].explanation
 
 
-def test_time_limit_without_a_plan_is_unknown(make):
+def test_a_time_limit_of_nothing_never_claims_an_optimum(make):
     plan = plan_of(make.melange_example(), settings=SolverSettings(time_limit_s=0.0))
-    assert plan.status is PlanStatus.UNKNOWN
+    assert plan.status in {PlanStatus.FEASIBLE, PlanStatus.UNKNOWN}
     assert plan.solver.termination == "time-limit"
-    assert plan.cost_usd_per_hour is None
 
 
 def test_stopped_with_an_incumbent_is_feasible_with_its_gap(make):
@@ -415,3 +414,44 @@ def test_the_python_of_the_formulation_page_runs():
     page = (Path(__file__).resolve().parents[2] / "docs" / "explanation" / "formulation.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(code, "formulation.md", "exec"), {"__name__": "formulation"})
+
+
+def stopped(termination):
+    return RawSolution(
+        values=None, objective=None, bound=None, termination=termination, seconds=1.0, solver="highs", version=""
+    )
+
+
+@pytest.mark.parametrize("bound", [100, 1])
+def test_a_stopped_search_without_a_plan_rounds_the_relaxation_up(make, monkeypatch, bound):
+    """Where the limits allow what is rounded up there is a feasible plan and a bound, else nothing is known."""
+    honest = search_module.solve_milp
+
+    def slow(milp, settings):
+        return stopped(Termination.TIME_LIMIT) if milp.is_integer.any() else honest(milp, settings)
+
+    monkeypatch.setattr(search_module, "solve_milp", slow)
+    plan = plan_of(make.melange_example(limits=(make.limit("few", "instances", bound),)))
+    assert plan.solver.termination == "time-limit"
+    if bound == 1:
+        assert plan.status is PlanStatus.UNKNOWN
+    else:
+        assert plan.status is PlanStatus.FEASIBLE
+        assert plan.bound_usd_per_hour <= 4.68 <= plan.cost_usd_per_hour
+
+
+@pytest.mark.parametrize("is_possible", [True, False])
+def test_ctrl_c_is_followed_by_a_short_search(make, monkeypatch, is_possible):
+    answers = [stopped(Termination.INTERRUPTED)]
+    honest = search_module.solve_milp
+
+    def first_interrupted(milp, settings):
+        return answers.pop() if answers else honest(milp, settings)
+
+    monkeypatch.setattr(search_module, "solve_milp", first_interrupted)
+    limits = () if is_possible else (make.limit("few", "instances", 0),)
+    plan = plan_of(make.melange_example(limits=limits))
+    expected = (
+        (PlanStatus.FEASIBLE, "interrupted", 4.68) if is_possible else (PlanStatus.INFEASIBLE, "infeasible", None)
+    )
+    assert (plan.status, plan.solver.termination, plan.cost_usd_per_hour) == expected

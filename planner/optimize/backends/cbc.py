@@ -236,3 +236,7 @@ def _version(log: str) -> str:
 
 def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def abandon() -> None:
+    """Nothing is held: CBC is a process of its own."""

@@ -218,41 +218,60 @@ class _StdoutGate:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._depth = 0
+        self._inside: set[int] = set()
+        self._next = 0
         self._saved = -1
 
     @contextlib.contextmanager
     def silenced(self) -> Iterator[None]:
         """Send file descriptor 1 to the null device for the block's duration."""
-        self._enter()
+        ticket = self._enter()
         try:
             yield
         finally:
-            self._leave()
+            self._leave(ticket)
 
-    def _enter(self) -> None:
+    def open(self) -> None:
+        """Give stdout back at once, whoever is inside: for a caller that no longer waits for its solver."""
         with self._lock:
-            self._depth += 1
-            if self._depth > 1:
-                return
-            if sys.stdout is not None:
-                sys.stdout.flush()
-            try:
-                self._saved = os.dup(1)
-            except OSError:  # stdout is closed: nothing to protect
-                self._saved = -1
-                return
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.close(null)
+            self._inside.clear()
+            self._restore()
 
-    def _leave(self) -> None:
+    def _enter(self) -> int:
         with self._lock:
-            self._depth -= 1
-            if self._depth == 0 and self._saved >= 0:
-                os.dup2(self._saved, 1)
-                os.close(self._saved)
-                self._saved = -1
+            self._next += 1
+            self._inside.add(self._next)
+            if len(self._inside) == 1:
+                self._silence()
+            return self._next
+
+    def _leave(self, ticket: int) -> None:
+        with self._lock:
+            self._inside.discard(ticket)
+            if not self._inside:
+                self._restore()
+
+    def _silence(self) -> None:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        try:
+            self._saved = os.dup(1)
+        except OSError:  # stdout is closed: nothing to protect
+            return
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+
+    def _restore(self) -> None:
+        if self._saved >= 0:
+            os.dup2(self._saved, 1)
+            os.close(self._saved)
+            self._saved = -1
 
 
 _STDOUT = _StdoutGate()
+
+
+def abandon() -> None:
+    """Give back what a solve that nobody waits for any more still holds: stdout."""
+    _STDOUT.open()

@@ -98,8 +98,12 @@ def solve_milp(milp: Milp, settings: SolverSettings) -> RawSolution:
             version="",
             detail="a row or a bound that no value satisfies",
         )
-    solve: SolveFunction = import_module(back_end.module).solve
-    return _run_interruptibly(solve, milp, settings, back_end)
+    module = import_module(back_end.module)
+    raw = _run_interruptibly(module.solve, milp, settings, back_end)
+    if raw is None:
+        module.abandon()
+        return _interrupted(back_end, started)
+    return raw
 
 
 def find_back_end(name: str) -> BackEnd:
@@ -140,9 +144,13 @@ def _is_trivially_infeasible(milp: Milp) -> bool:
     )
 
 
-def _run_interruptibly(solve: SolveFunction, milp: Milp, settings: SolverSettings, back_end: BackEnd) -> RawSolution:
-    """Run the solver beside the main thread, so that Ctrl-C is heard while native code is at work."""
-    started = time.perf_counter()
+def _run_interruptibly(
+    solve: SolveFunction, milp: Milp, settings: SolverSettings, back_end: BackEnd
+) -> RawSolution | None:
+    """Run the solver beside the main thread, so that Ctrl-C is heard while native code is at work.
+
+    None: the solver was interrupted and has not handed anything over; its thread works on, unheard, until its limit.
+    """
     interrupt, done = Event(), Event()
     answers: list[RawSolution] = []
     failures: list[BaseException] = []
@@ -163,7 +171,7 @@ def _run_interruptibly(solve: SolveFunction, milp: Milp, settings: SolverSetting
         if Capability.INTERRUPT in back_end.capabilities:
             done.wait(INTERRUPT_GRACE_S)
         if not done.is_set():
-            return _interrupted(back_end, started)
+            return None
     if failures:
         raise failures[0]
     return answers[0]
