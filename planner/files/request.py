@@ -136,7 +136,10 @@ class Parallelism(Strict):
 class Columns(Strict):
     """Names of the columns of a generic CSV or Parquet trace."""
 
-    arrival: str | None = Field(default=None, description="Arrival time, in seconds or as a date and time.")
+    arrival: str | None = Field(
+        default=None,
+        description="Arrival time: a date and time, or a number with its unit, as in 'ts:ms' or a column called arrival_s.",
+    )
     input: str = Field(description="Prompt tokens.")
     output: str = Field(description="Generated tokens.")
 
