@@ -138,7 +138,7 @@ class Columns(Strict):
 
     arrival: str | None = Field(
         default=None,
-        description="Arrival time: a date and time, or a number with its unit, as in 'ts:ms' or a column called arrival_s.",
+        description="Arrival time: a date and time, or a number with its unit: 'ts:ms', or a column called arrival_s.",
     )
     input: str = Field(description="Prompt tokens.")
     output: str = Field(description="Generated tokens.")

@@ -131,6 +131,8 @@ def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict:
     """
     gpus = load_gpus()
     offers, catalog_warnings = read_catalog(request.catalog, gpus=gpus, base_dir=base_dir, today=today, strict=strict)
+    limits = tuple(_limits(request.constraints, gpus, offers))
+    offers, uncounted = _countable(offers, limits)
     services = tuple(
         _prepare_service(service, index, base_dir=base_dir) for index, service in enumerate(request.services)
     )
@@ -139,14 +141,16 @@ def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict:
         offers=offers,
         gpus=gpus,
         store=_measured(request, base_dir),
-        limits=tuple(_limits(request.constraints, gpus, offers)),
+        limits=limits,
         headroom_fraction=request.constraints.headroom,
     )
     slos = {service.name: tuple(service.slo) for service in request.services}
     return Question(
         problem=prepared.problem(slos),
         name=request.name,
-        warnings=catalog_warnings + tuple(warning for service in services for warning in service.demand.warnings),
+        warnings=catalog_warnings
+        + uncounted
+        + tuple(warning for service in services for warning in service.demand.warnings),
         assumptions=tuple(_assumptions(request, services)),
         inputs={
             "files": {service.traffic.name: service.traffic.sha256 for service in services if service.traffic.sha256}
@@ -332,6 +336,22 @@ def _limits(constraints: Constraints, gpus: GpuCatalog, offers: Sequence[Offer])
             bound = getattr(quota, resource.value)
             if bound is not None:
                 yield Limit(name=f"quota {' '.join([*parts, resource])}", resource=resource, bound=bound, scope=scope)
+
+
+def _countable(offers: tuple[Offer, ...], limits: Sequence[Limit]) -> tuple[tuple[Offer, ...], tuple[Warning_, ...]]:
+    """Return the offers without those that a vCPU quota covers but whose vCPUs are not known, and a warning."""
+    quotas = [limit for limit in limits if limit.resource is Resource.VCPUS]
+    known = tuple(
+        offer for offer in offers if offer.vcpus is not None or not any(quota.scope.covers(offer) for quota in quotas)
+    )
+    n_unknown = len(offers) - len(known)
+    if not n_unknown:
+        return offers, ()
+    message = f"{n_unknown} offers that a vCPU quota covers do not say how many vCPUs they have; they are left out."
+    return known, (Warning_(code=UNKNOWN_VCPUS, message=message, observed=n_unknown),)
+
+
+UNKNOWN_VCPUS = "W204"
 
 
 def _assumptions(request: PlanRequest, services: Sequence[PreparedService]) -> Iterator[str]:

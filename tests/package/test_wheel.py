@@ -9,7 +9,6 @@ import sys
 import zipfile
 
 import pytest
-
 from tests_support import REPO
 
 

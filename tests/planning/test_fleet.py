@@ -212,6 +212,16 @@ def test_a_users_own_offers_and_model(tmp_path):
     assert {rental.provider for rental in plan.rentals} == {"home"}
 
 
+def test_offers_of_unknown_vcpus_are_left_out_of_a_vcpu_quota_and_counted(tmp_path):
+    rows = ["provider,instance_type,region,market,gpu,gpu_count,price_usd_per_hour,vcpus"]
+    rows += ["home,unknown,here,on-demand,L4,1,0.01,", "home,known,here,on-demand,L4,1,0.02,8"]
+    (tmp_path / "prices.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    request = small(catalog={"bundled": False, "files": ["prices.csv"]}, constraints={"quotas": [{"vcpus": 800}]})
+    plan = planner.plan(request, base_dir=tmp_path).plan
+    assert {rental.instance_type for rental in plan.rentals} == {"known"}
+    assert [warning.observed for warning in plan.warnings if warning.code == "W204"] == [1]
+
+
 def test_standard_input(gpuplan, monkeypatch):
     import io
     import sys
