@@ -14,6 +14,7 @@ from planner.catalog.offers import load_offers, with_own_offers
 from planner.catalog.select import STALE_PRICES, OfferFilter, plannable, select_offers
 from planner.domain.hardware import EngineConfig, Market, Offer
 from planner.domain.problem import FleetProblem, Limit, Resource, Scope, ServingOption
+from planner.domain.provenance import Warning_
 from planner.errors import DataMissingError, InputError, PlannerError, Where
 from planner.files.request import WHOLE_FLEET, CatalogChoice, Constraints, PlanRequest, Service
 from planner.planning.question import Question, Relaxation
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from planner.domain.model import ModelArchitecture
-    from planner.domain.provenance import Warning_
     from planner.domain.slo import Slo
     from planner.domain.workload import Demand
 
