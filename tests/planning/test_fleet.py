@@ -214,7 +214,7 @@ def test_a_users_own_offers_and_model(tmp_path):
 
 def test_offers_of_unknown_vcpus_are_left_out_of_a_vcpu_quota_and_counted(tmp_path):
     rows = ["provider,instance_type,region,market,gpu,gpu_count,price_usd_per_hour,vcpus"]
-    rows += ["home,unknown,here,on-demand,L4,1,0.01,", "home,known,here,on-demand,L4,1,0.02,8"]
+    rows += ["home,unknown,here,on-demand,H100-80GB,1,0.01,", "home,known,here,on-demand,H100-80GB,1,0.02,8"]
     (tmp_path / "prices.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     request = small(catalog={"bundled": False, "files": ["prices.csv"]}, constraints={"quotas": [{"vcpus": 800}]})
     plan = planner.plan(request, base_dir=tmp_path).plan
