@@ -170,7 +170,7 @@ def format_duration(seconds: float) -> str:
     ('310 ms', '2 s', '1.5 h')
     """
     for unit, factor in (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if abs(seconds) >= factor * (1 if unit in {"s", "ms"} else 1.0):
+        if abs(seconds) >= factor:
             return f"{seconds / factor:.3g} {unit}"
     return f"{seconds:.3g} s"
 
