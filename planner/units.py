@@ -1,4 +1,4 @@
-"""Quantities: what the user writes ("30s", "80GiB", "2.49 USD/h") to SI floats and back.
+"""Quantities: what the user writes ("30s", "40kW", "2.49 USD/h") to SI floats and back.
 
 Inside gpuplan every number is in seconds, bytes, tokens, requests per second, US dollars per hour, watts or a
 fraction of one; the unit stands in the name. A bare number is refused where its unit would be a guess.
@@ -28,7 +28,6 @@ HOURS_PER_MONTH = 730.0
 """365 days x 24 h / 12, the month that cloud providers bill by."""
 
 _SI = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-_IEC = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
 
 _DURATION_S = {
     "ns": 1e-9,
@@ -42,7 +41,6 @@ _DURATION_S = {
     "d": 86400.0,
     "w": 604800.0,
 }
-_BYTES = {prefix + "B": factor for prefix, factor in (_SI | _IEC).items()}
 _RATE_RPS = {
     "req/s": 1.0,
     "rps": 1.0,
@@ -95,17 +93,6 @@ def parse_duration_s(text: object) -> float:
     (0.2, 5400.0)
     """
     return _parse(text, _DURATION_S, what="a duration", example="30s", bare_unit=None)
-
-
-def parse_bytes(text: object) -> float:
-    """Return a size in bytes.
-
-    Examples
-    --------
-    >>> parse_bytes("80GiB"), parse_bytes("80 GB")
-    (85899345920.0, 80000000000.0)
-    """
-    return _parse(text, _BYTES, what="a size", example="80GiB", bare_unit=None)
 
 
 def parse_rate_rps(text: object) -> float:
