@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 # error of GPU planners (a factor of 8 on an 8-GPU machine), so each has a type of its own.
 UsdPerInstanceHour = NewType("UsdPerInstanceHour", float)
 UsdPerReplicaHour = NewType("UsdPerReplicaHour", float)
-RpsPerReplica = NewType("RpsPerReplica", float)
 WattsPerReplica = NewType("WattsPerReplica", float)
 WattsPerGpu = NewType("WattsPerGpu", float)
 BytesPerGpu = NewType("BytesPerGpu", float)
