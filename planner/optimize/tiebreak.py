@@ -16,11 +16,13 @@ from planner.domain.provenance import Warning_
 from planner.errors import SolverLiedError
 from planner.optimize.arrays import offer_gpus
 from planner.optimize.model import Objective, build_model, instances_upper, pool_prices
-from planner.optimize.search import run, settle
+from planner.optimize.search import run, search, settle
 from planner.optimize.termination import Termination
 from planner.optimize.verify import verify
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.milp import FloatArray, IntArray
     from planner.optimize.model import FleetModel
@@ -68,17 +70,44 @@ def break_ties(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -> Br
     """Return the first fleet in the documented order among those that cost what `found` costs."""
     if settings.relative_gap > LARGEST_GAP:
         return Broken(fleet=found)
-    if len(fleet.pair_bucket) > MAX_PAIRS:
-        return Broken(fleet=found, warnings=(_warning("the request is large", len(fleet.pair_bucket), MAX_PAIRS),))
+    limited = replace(settings, relative_gap=0.0, node_limit=NODE_LIMIT)
+    if len(fleet.pair_bucket) <= MAX_PAIRS:
+        return _staged(fleet, found, limited)
+    alone = [_staged(*pair, limited) for pair in _single_offers(fleet, found, limited)]
+    rules = _rules(fleet, found)
+    ranked = sorted(alone, key=lambda each: tuple(rule.value(fleet, each.fleet) for rule in rules))
+    if ranked:
+        return ranked[0]
+    return Broken(fleet=found, warnings=(_warning("the request is large", len(fleet.pair_bucket), MAX_PAIRS),))
+
+
+def _staged(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -> Broken:
+    """Return the first fleet in the documented order, one small programme per rule."""
     best = found
     held: list[tuple[_Rule, float]] = []
-    limited = replace(settings, relative_gap=0.0, node_limit=NODE_LIMIT)
     is_proven = True
     for rule in _rules(fleet, found):
-        best, is_complete = _improve(fleet, best, rule, held, limited)
+        best, is_complete = _improve(fleet, best, rule, held, settings)
         is_proven = is_proven and is_complete
         held.append((rule, rule.value(fleet, best)))
     return Broken(fleet=best, warnings=() if is_proven else (_warning("the search was cut short", NODE_LIMIT, None),))
+
+
+def _single_offers(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -> Iterator[tuple[FleetArrays, Fleet]]:
+    """Yield the fleets of a single offer that cost the same, each with the arrays that have no other offer.
+
+    No order of distinct offers comes before one, so these are all that matter where there is any; and few offers have
+    a price of which the cost is a multiple.
+    """
+    cost = found.cost_usd_per_hour
+    for index, offer in enumerate(fleet.offers):
+        price = float(offer.price_usd_per_hour)
+        if price <= 0 or abs(cost / price - round(cost / price)) > SAME_COST * max(cost / price, 1.0):
+            continue
+        only = replace(fleet, replicas_upper=np.where(fleet.option_offer == index, fleet.replicas_upper, 0.0))
+        alone = search(only, settings).fleet
+        if alone is not None and alone.cost_usd_per_hour <= cost + SAME_COST * max(cost, 1.0):
+            yield only, alone
 
 
 def _rules(fleet: FleetArrays, found: Fleet) -> tuple[_Rule, ...]:

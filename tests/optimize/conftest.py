@@ -16,7 +16,7 @@ settings.register_profile(
     "optimize",
     derandomize=True,
     deadline=None,
-    max_examples=25,
+    max_examples=20,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
 )

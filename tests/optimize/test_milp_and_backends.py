@@ -186,7 +186,7 @@ cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases)
 from planner.optimize.backends import solve_milp
 from planner.optimize.settings import SolverSettings
 for solver in cases.CONTINUOUS:
-    solve_milp(cases.fleet_like(100, 40), SolverSettings(solver=solver, time_limit_s=1.0, relative_gap=0.0))
+    solve_milp(cases.fleet_like(100, 40), SolverSettings(solver=solver, time_limit_s=0.7, relative_gap=0.0))
 print("only this")
 """
 

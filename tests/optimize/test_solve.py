@@ -455,3 +455,39 @@ def test_ctrl_c_is_followed_by_a_short_search(make, monkeypatch, is_possible):
         (PlanStatus.FEASIBLE, "interrupted", 4.68) if is_possible else (PlanStatus.INFEASIBLE, "infeasible", None)
     )
     assert (plan.status, plan.solver.termination, plan.cost_usd_per_hour) == expected
+
+
+def test_ties_of_a_large_request_are_left_with_a_warning_and_the_same_plan(make):
+    prices = [1.01, 1.37, 1.73, 2.11, 2.57, 3.19, 3.83, 4.27, 5.03]
+    half = np.repeat([1.0, 0.0], 40)
+    options = [
+        make.option(make.offer(f"g{j}", price, available=99), 10 * price * (half if j % 2 else half[::-1]))
+        for j, price in enumerate(prices * 2)
+    ]
+    problem = make.problem(make.demand(np.full(80, 0.5)), options)
+    plans = [plan_of(problem) for _ in range(2)]
+    assert [warning.code for warning in plans[0].warnings] == ["W501"]
+    assert plans[0].allocation == plans[1].allocation
+    assert plan_of(problem, settings=SolverSettings(relative_gap=0.5)).warnings == ()
+
+
+def test_a_large_fleet_is_verified_quickly(make):
+    problem = make.problem(make.demand([20000.0]), [make.option(make.offer("8x", 8.0, gpus_per_instance=8), [1.0])])
+    plan = plan_of(problem)
+    assert (plan.rentals[0].instances, plan.cost_usd_per_hour) == (2500, 20000.0)
+
+
+def test_ties_of_a_large_request_still_prefer_a_single_offer(make):
+    """b and c together cost 4, like one of z, which has one GPU, and one of a, which has two."""
+    half = np.repeat([1.0, 0.0], 60)
+    options = [
+        make.option(make.offer("b", 2.0, available=9), 60 * half),
+        make.option(make.offer("c", 2.0, available=9), 60 * half[::-1]),
+        make.option(make.offer("z-one", 4.0, available=9), np.full(120, 120.0)),
+        make.option(make.offer("a-two", 4.0, available=9, gpus_per_instance=2), np.full(120, 120.0), gpus=2),
+        *(make.option(make.offer(f"slow{j}", 3.0, available=9), np.full(120, 2.0 + j)) for j in range(4)),
+    ]
+    problem = make.problem(make.demand(np.full(120, 1.0)), options)
+    plan = plan_of(problem)
+    assert (plan.cost_usd_per_hour, counts(plan)) == (4.0, {("default", "z-one"): 1})
+    assert plan.warnings == ()
