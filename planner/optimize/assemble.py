@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from planner.domain.hardware import Offer
     from planner.domain.problem import FleetProblem, ServingOption
-    from planner.domain.provenance import Provenance, Warning_
+    from planner.domain.provenance import Provenance
     from planner.domain.workload import Bucket
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.milp import FloatArray
@@ -37,7 +37,7 @@ def assemble(
     result: SearchResult,
     *,
     settings: SolverSettings,
-    warnings: tuple[Warning_, ...] = (),
+    assumptions: tuple[str, ...] = (),
 ) -> Plan:
     """Return the plan that `chosen` is, in the order of the request's demands.
 
@@ -63,7 +63,7 @@ def assemble(
         rentals=_rentals(fleet, chosen),
         routing=_routes(fleet, chosen, keys, order),
         binding=binding(fleet, chosen, keys),
-        warnings=warnings,
+        assumptions=assumptions,
         rate_rps=float(sum(demand.total_rate_rps for demand in problem.demands)),
         output_tokens_per_s=None if None in tokens else sum(value or 0.0 for value in tokens),
         power_w=None if None in power else sum(value or 0.0 for value in power),

@@ -49,7 +49,7 @@ def solve(problem: FleetProblem, *, settings: SolverSettings, assignment: Assign
     chosen = Broken(fleet=result.fleet)
     if result.termination is Termination.OPTIMAL:
         chosen = break_ties(fleet, result.fleet, settings)
-    plan = assemble(problem, fleet, chosen.fleet, result, settings=settings, warnings=chosen.warnings)
+    plan = assemble(problem, fleet, chosen.fleet, result, settings=settings, assumptions=chosen.assumptions)
     verify_plan(problem, plan)
     return plan
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.provenance import Warning_
 from planner.errors import SolverLiedError
 from planner.optimize.arrays import offer_gpus
 from planner.optimize.model import Objective, build_model, instances_upper, pool_prices
@@ -40,15 +39,14 @@ SAME_COST = 1e-9
 """Relative: costs this close are equal."""
 SAME_VALUE = 1e-6
 """Rules count things; smaller differences are noise."""
-WARNING_CODE = "W501"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broken:
-    """The chosen fleet, and a warning where it is not proven to be the first one."""
+    """The chosen fleet, and what to assume where it is not proven to be the first one."""
 
     fleet: Fleet
-    warnings: tuple[Warning_, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +76,7 @@ def break_ties(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -> Br
     ranked = sorted(alone, key=lambda each: tuple(rule.value(fleet, each.fleet) for rule in rules))
     if ranked:
         return ranked[0]
-    return Broken(fleet=found, warnings=(_warning("the request is large", len(fleet.pair_bucket), MAX_PAIRS),))
+    return Broken(fleet=found, assumptions=(_unsettled("the request is large"),))
 
 
 def _staged(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -> Broken:
@@ -90,7 +88,7 @@ def _staged(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -> Broke
         best, is_complete = _improve(fleet, best, rule, held, settings)
         is_proven = is_proven and is_complete
         held.append((rule, rule.value(fleet, best)))
-    return Broken(fleet=best, warnings=() if is_proven else (_warning("the search was cut short", NODE_LIMIT, None),))
+    return Broken(fleet=best, assumptions=() if is_proven else (_unsettled("the search for them was cut short"),))
 
 
 def _single_offers(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -> Iterator[tuple[FleetArrays, Fleet]]:
@@ -211,11 +209,8 @@ def _count_offers(model: FleetModel, cost_usd_per_hour: float, *, cost: float) -
     return y
 
 
-def _warning(why: str, observed: float, threshold: float | None) -> Warning_:
-    return Warning_(
-        code=WARNING_CODE,
-        message=f"Other fleets may cost the same and come first in the documented order ({why}); this one is what the "
-        "solver finds every time.",
-        observed=observed,
-        threshold=threshold,
+def _unsettled(why: str) -> str:
+    return (
+        f"Other fleets may cost the same and come first in the documented order ({why}); this is the one that the "
+        "solver finds every time."
     )

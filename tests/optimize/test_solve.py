@@ -198,7 +198,7 @@ def test_ties_fewest_offers_then_gpus_then_names(make):
         plan = plan_of(make.problem(make.demand([4.0]), permutation))
         assert plan.cost_usd_per_hour == 4.0
         assert counts(plan) == {("default", "a-one"): 2}
-        assert plan.warnings == ()
+        assert plan.assumptions == ()
 
 
 def test_same_bytes_twice_and_in_any_order(make):
@@ -457,7 +457,7 @@ def test_ctrl_c_is_followed_by_a_short_search(make, monkeypatch, is_possible):
     assert (plan.status, plan.solver.termination, plan.cost_usd_per_hour) == expected
 
 
-def test_ties_of_a_large_request_are_left_with_a_warning_and_the_same_plan(make):
+def test_ties_of_a_large_request_are_left_and_said_and_the_plan_is_the_same(make):
     prices = [1.01, 1.37, 1.73, 2.11, 2.57, 3.19, 3.83, 4.27, 5.03]
     half = np.repeat([1.0, 0.0], 40)
     options = [
@@ -466,9 +466,9 @@ def test_ties_of_a_large_request_are_left_with_a_warning_and_the_same_plan(make)
     ]
     problem = make.problem(make.demand(np.full(80, 0.5)), options)
     plans = [plan_of(problem) for _ in range(2)]
-    assert [warning.code for warning in plans[0].warnings] == ["W501"]
+    assert ["the request is large" in assumption for assumption in plans[0].assumptions] == [True]
     assert plans[0].allocation == plans[1].allocation
-    assert plan_of(problem, settings=SolverSettings(relative_gap=0.5)).warnings == ()
+    assert plan_of(problem, settings=SolverSettings(relative_gap=0.5)).assumptions == ()
 
 
 def test_a_large_fleet_is_verified_quickly(make):
@@ -490,4 +490,4 @@ def test_ties_of_a_large_request_still_prefer_a_single_offer(make):
     problem = make.problem(make.demand(np.full(120, 1.0)), options)
     plan = plan_of(problem)
     assert (plan.cost_usd_per_hour, counts(plan)) == (4.0, {("default", "z-one"): 1})
-    assert plan.warnings == ()
+    assert plan.assumptions == ()
