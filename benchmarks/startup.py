@@ -1,4 +1,4 @@
-"""How long a command takes from the shell, and where the time goes. Writes the section `startup` of docs/benchmarks.md."""
+"""How long a command takes from the shell, and where the time goes; section `startup` of docs/benchmarks.md."""
 
 from __future__ import annotations
 
