@@ -43,8 +43,10 @@ def _conflict(demand: Demand, index: int, options: list[ServingOption]) -> Confl
             suggestion="Allow more GPUs, providers or engine configurations.",
         )
     reasons = Counter(option.limiting[index] for option in options if option.limiting)
-    words = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(_REASONS_SHOWN) if reason)
-    because = f" What bounds them: {words}." if words else ""
+    shown = reasons.most_common(_REASONS_SHOWN)
+    words = ", ".join(f"{reason} ({count})" for reason, count in shown if reason)
+    others = f", and {len(reasons) - len(shown)} more reasons" if len(reasons) > len(shown) else ""
+    because = f" What bounds them: {words}{others}." if words else ""
     return Conflict(
         requirement=name,
         explanation=f"None of the {len(options)} options of {demand.service} can serve it within its objectives."
