@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench clean
+.PHONY: help setup demo test check docs format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -24,10 +24,7 @@ demo: $(READY) ## plan Llama-3.1-8B for the Azure 2023 conversation trace over r
 	$(BIN)/gpuplan plan examples/request.yaml -o demo/plan.json -o demo/plan.csv -o demo/plan.md -o demo/report.html --force
 
 test: $(READY) ## run the test suite
-	$(BIN)/python -m pytest -n 2 -q -m "not slow"
-
-test-slow: $(READY) ## the tests that take minutes
-	$(BIN)/python -m pytest -n 2 -q -m slow
+	$(BIN)/python -m pytest -n 2 -q
 
 check: $(READY) ## format, lint, types, import rules, schema drift
 	$(BIN)/ruff format --check .
@@ -35,6 +32,11 @@ check: $(READY) ## format, lint, types, import rules, schema drift
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m planner.cli.main schema --check docs/schemas/v1
+
+docs: $(READY) ## generate the reference pages and schemas, and run every command that the docs show
+	$(BIN)/python docs/generate.py
+	$(BIN)/gpuplan schema --write docs/schemas/v1
+	$(BIN)/python -m pytest -q tests/docs
 
 format: $(READY) ## rewrite the code in house style
 	$(BIN)/ruff format .

@@ -57,6 +57,7 @@ def select_offers(offers: Sequence[Offer], wanted: OfferFilter, *, today: date, 
     Raises
     ------
     InputError: if a provider, region or GPU in the filter matches no offer at all.
+    DataMissingError: if a GPU in it is not known.
     """
     keep = _tests(offers, wanted, gpus)
     dropped = dict.fromkeys(keep, 0)
@@ -130,7 +131,8 @@ def _known(name: str, gpus: GpuCatalog) -> tuple[str, ...]:
     try:
         return gpus.matching(name)
     except DataMissingError as error:
-        raise InputError(error.message, hint=error.hint, where=Where(field="gpus")) from error
+        error.where = Where(field="gpus")
+        raise
 
 
 def age_months(as_of: date, today: date) -> float:

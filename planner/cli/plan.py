@@ -64,7 +64,7 @@ def command(
     settings = solver_settings(solver=solver, time_limit=time_limit, gap=gap, seed=seed, threads=threads)
     targets = output or []
     for target in targets:
-        check_suffix(target)
+        check_target(target, targets)
         if target != "-":
             check_writable(Path(target), force=force)
     result = plan(
@@ -77,7 +77,7 @@ def command(
     )
     for target in targets:
         console.write_result(target, result.to_text(".json" if target == "-" else Path(target).suffix), force=force)
-    if as_json:
+    if as_json and "-" not in targets:
         console.print_json(result.to_document())
     elif "-" not in targets:
         show(result, routes=routes)
@@ -98,16 +98,18 @@ def exit_code(plan: Plan) -> ExitCode:
     }[plan.status]
 
 
-def check_suffix(target: str) -> None:
-    """Raise before any work if the format of `target` is not known.
+def check_target(target: str, targets: list[str]) -> None:
+    """Raise before any work if `target` cannot be written as asked.
 
     Raises
     ------
-    InputError: if its suffix names no format.
+    InputError: if its suffix names no format, or it is asked for twice.
     """
     from planner.errors import InputError, Where
     from planner.report.result import SUFFIXES
 
+    if targets.count(target) > 1:
+        raise InputError("This output is asked for twice.", where=Where(path=target))
     if target != "-" and Path(target).suffix.lower() not in SUFFIXES:
         raise InputError(
             f"The suffix {Path(target).suffix!r} names no format.",

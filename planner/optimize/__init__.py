@@ -3,7 +3,7 @@
 from planner.optimize.backends.registry import BACK_ENDS
 from planner.optimize.baselines import savings_vs_best_single, single_gpu_baselines
 from planner.optimize.conflicts import find_conflicts
-from planner.optimize.explain import GpuPrice, price_of_gpu, price_of_limits
+from planner.optimize.explain import GpuPrice, assignment_of, price_of_gpu, price_of_limits
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.settings import Assignment, SolverSettings
 from planner.optimize.solving import solve
@@ -18,6 +18,7 @@ __all__ = [
     "GpuPrice",
     "SolverSettings",
     "Termination",
+    "assignment_of",
     "find_conflicts",
     "price_of_gpu",
     "price_of_limits",

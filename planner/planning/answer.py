@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.domain.plan import Plan, PlanStatus
+from planner.domain.plan import Conflict, Plan, PlanStatus
 from planner.errors import InputError, PlannerError
 from planner.files.documents import Document, load_document, parse_document, validation_error
 from planner.optimize import (
@@ -68,7 +68,7 @@ def plan(
     folder = base_dir or (Path(document.path).parent if isinstance(request, str | Path) else Path())
     question = read_question(document, base_dir=folder, today=today, strict=strict)
     settings = settings or SolverSettings()
-    chosen = _assignment(assignment, slice_factor or question.slice_factor)
+    chosen = _assignment(assignment, asked_slices=slice_factor, slice_factor=question.slice_factor)
     inputs = {
         "request_path": document.path,
         "request_sha256": document.sha256,
@@ -93,12 +93,20 @@ def answer(question: Question, *, settings: SolverSettings, assignment: Assignme
         assumptions=question.assumptions + found.assumptions,
     )
     if found.status is PlanStatus.INFEASIBLE:
-        conflicts = find_conflicts(question.problem, settings=settings)
-        return replace(found, conflicts=conflicts + slo_conflicts(question, settings=settings))
+        conflicts = find_conflicts(question.problem, settings=settings, assignment=assignment)
+        conflicts += slo_conflicts(question, settings=settings, assignment=assignment)
+        return replace(found, conflicts=conflicts or (UNEXPLAINED,))
     if found.cost_usd_per_hour is None:
         return found
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
     return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
+
+
+UNEXPLAINED = Conflict(
+    requirement="all requirements together",
+    explanation="No plan meets them all, and loosening any single one, or all objectives alike, does not give one.",
+    suggestion="Loosen several limits, or shorten the list of services.",
+)
 
 
 def read_request(request: str | Path | Mapping[str, Any]) -> Document:
@@ -165,18 +173,23 @@ def _location(dotted: str) -> tuple[str | int, ...]:
     return tuple(int(part[1:-1]) if part.startswith("[") else part for part in parts)
 
 
-def _assignment(kind: str, slice_factor: int) -> Assignment:
+def _assignment(kind: str, *, asked_slices: int | None, slice_factor: int) -> Assignment:
     if kind == "fractional":
+        if asked_slices is not None:
+            raise InputError("A slice factor means nothing without slices.", hint="Add --assignment sliced.")
         return Assignment.fractional()
     if kind == "sliced":
-        return Assignment.sliced(slice_factor)
+        return Assignment.sliced(asked_slices or slice_factor)
     raise InputError(f"{kind!r} is not a way to assign requests.", hint="Use fractional or sliced.")
 
 
-def _reproduce(path: str, today: date, settings: SolverSettings, assignment: Assignment, *, strict: bool) -> str:
-    """Return the command that gives this plan again, from the same folder and files."""
+def _reproduce(path: str, today: date, settings: SolverSettings, assignment: Assignment, *, strict: bool) -> str | None:
+    """Return the command that gives this plan again, from the same folder and files; None if there was no file."""
+    if path in {STDIN, IN_MEMORY}:
+        return None
     parts = ["gpuplan", "plan", path, "--as-of", today.isoformat(), "--solver", settings.solver]
-    parts += ["--gap", f"{settings.relative_gap * 100:g}%", "--seed", str(settings.seed)]
+    parts += ["--time-limit", f"{settings.time_limit_s:g}s", "--gap", f"{settings.relative_gap * 100:g}%"]
+    parts += ["--seed", str(settings.seed), "--threads", str(settings.threads)]
     if assignment.slice_factor is not None:
         parts += ["--assignment", "sliced", "--slice-factor", str(assignment.slice_factor)]
     if strict:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.domain.plan import Plan, PlanStatus
-from planner.errors import InputError, Where
+from planner.errors import InputError, SolverLiedError, Where
 from planner.files.documents import Document, closest
-from planner.optimize import Assignment, SolverSettings, price_of_gpu, price_of_limits, solve
+from planner.optimize import SolverSettings, assignment_of, price_of_gpu, price_of_limits, solve, verify_plan
 from planner.planning.answer import read_question
+from planner.report.result import PlanResult
 from planner.units import HOURS_PER_MONTH, format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from planner.planning.question import Question, Relaxation
 
 N_GPUS_EXPLAINED = 5
 """GPU types outside the plan that are explained unasked: the cheapest alone."""
+DEFAULT_PLAN_NAME = "plan.json"
 LOOSENING = 1.5
 """The price of an objective is what a bound half as large again would save."""
 
@@ -60,19 +63,28 @@ class Explanation:
         return asdict(self)
 
 
-def explain(plan: Plan, *, plan_path: Path, gpus: Sequence[str] = (), settings: SolverSettings) -> Explanation:
+def explain(
+    plan: Plan | PlanResult,
+    *,
+    plan_path: Path | None = None,
+    gpus: Sequence[str] = (),
+    settings: SolverSettings | None = None,
+) -> Explanation:
     """Return why `plan` is as it is, by solving again without each limit, with each objective loosened, with each GPU.
 
     Parameters
     ----------
-    plan : as read from plan.json; it carries its request.
-    plan_path : where it was read, for files that the request names.
+    plan : as `planner.plan` returned it, or as read from plan.json; it carries its request.
+    plan_path : where it was read, to find the files that the request names; default: the working directory.
     gpus : GPU types to explain; default: the cheapest that are not in the plan.
+    settings : as for `planner.plan`.
 
     Raises
     ------
-    InputError: if the plan carries no request, or a file it was made from has changed.
+    InputError: if the plan carries no request, does not fit it, or a file it was made from has changed.
     """
+    settings = settings or SolverSettings()
+    plan = plan.plan if isinstance(plan, PlanResult) else plan
     if plan.status is PlanStatus.INFEASIBLE or plan.cost_usd_per_hour is None:
         return Explanation(
             cost_usd_per_hour=None,
@@ -82,7 +94,7 @@ def explain(plan: Plan, *, plan_path: Path, gpus: Sequence[str] = (), settings: 
             gpus=(),
             conflicts=tuple(conflict.suggestion or conflict.explanation for conflict in plan.conflicts),
         )
-    question = question_of(plan, plan_path)
+    question = question_of(plan, plan_path or Path(DEFAULT_PLAN_NAME))
     return Explanation(
         cost_usd_per_hour=plan.cost_usd_per_hour,
         binding=plan.binding,
@@ -98,28 +110,72 @@ def question_of(plan: Plan, plan_path: Path) -> Question:
 
     Raises
     ------
-    InputError: if it carries none, or a file it was made from has changed since.
+    InputError: if it carries none, does not fit it, or a file it was made from has changed since.
     """
-    inputs = plan.inputs
     where = Where(path=str(plan_path))
-    if not {"request", "request_path", "as_of"} <= set(inputs):
-        raise InputError(
-            "This plan does not carry its request.", hint="Make it again with `gpuplan plan ... -o`.", where=where
-        )
-    folder = Path(inputs["request_path"]).parent
-    if not folder.is_dir():
-        folder = plan_path.parent
-    document = Document(data=inputs["request"], path=inputs["request_path"], sha256=inputs.get("request_sha256", ""))
-    question = read_question(document, base_dir=folder, today=date.fromisoformat(inputs["as_of"]), strict=False)
+    made = _made_from(plan.inputs, where)
+    folder = _folder(made, plan_path)
+    question = read_question(made.document, base_dir=folder, today=made.as_of, strict=False)
     for name, digest in question.inputs.get("files", {}).items():
-        if inputs.get("files", {}).get(name) != digest:
+        if made.files.get(name) != digest:
             raise InputError(f"{name} has changed since the plan was made.", hint="Plan again.", where=where)
+    if question.inputs.get("bundled") != plan.inputs.get("bundled"):
+        raise InputError("The bundled data have changed since the plan was made.", hint="Plan again.", where=where)
+    try:
+        verify_plan(question.problem, plan)
+    except SolverLiedError as error:
+        raise InputError(
+            f"The plan does not fit its request: {error.message}", hint="Plan again.", where=where
+        ) from error
     return question
 
 
-def _assignment(plan: Plan) -> Assignment:
-    slices = plan.inputs.get("slice_factor")
-    return Assignment.fractional() if slices is None else Assignment.sliced(int(slices))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _MadeFrom:
+    """What a plan says of its own making, checked."""
+
+    document: Document
+    as_of: date
+    files: Mapping[str, str]
+
+
+def _made_from(inputs: Mapping[str, Any], where: Where) -> _MadeFrom:
+    missing = {"request", "request_path", "as_of"} - set(inputs)
+    if missing:
+        raise InputError(
+            "This plan does not carry its request.", hint="Make it again with `gpuplan plan ... -o`.", where=where
+        )
+    slices, files = inputs.get("slice_factor"), inputs.get("files", {})
+    for key, is_right in (
+        ("request_path", isinstance(inputs["request_path"], str)),
+        ("request", isinstance(inputs["request"], dict)),
+        ("files", isinstance(files, dict)),
+        ("slice_factor", slices is None or (isinstance(slices, int) and slices >= 1)),
+    ):
+        if not is_right:
+            value = inputs.get(key)
+            raise InputError(f"inputs.{key} cannot be {value!r}.", hint="Plan again.", where=where)
+    try:
+        as_of = date.fromisoformat(inputs["as_of"])
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"inputs.as_of is not a date: {inputs['as_of']!r}.", hint="Plan again.", where=where
+        ) from error
+    document = Document(
+        data=inputs["request"], path=inputs["request_path"], sha256=str(inputs.get("request_sha256", ""))
+    )
+    return _MadeFrom(document=document, as_of=as_of, files=files)
+
+
+def _folder(made: _MadeFrom, plan_path: Path) -> Path:
+    """Return the folder that the request's paths start from: where a file of its name and content still lies."""
+    asked = Path(made.document.path)
+    beside = plan_path.absolute().parent
+    candidates = (asked, beside / asked, beside / asked.name)
+    for path in candidates:
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == made.document.sha256:
+            return path.parent
+    return asked.parent if asked.parent != Path() or not plan_path.is_file() else beside
 
 
 def _money(usd_per_hour: float) -> str:
@@ -142,7 +198,7 @@ def _objective_prices(question: Question, plan: Plan, settings: SolverSettings) 
 def _objective_price(relaxation: Relaxation, plan: Plan, settings: SolverSettings) -> LimitPrice:
     slo, cost = relaxation.slo, plan.cost_usd_per_hour or 0.0
     looser = relaxation.problem_with_bound(slo.bound_s * LOOSENING)
-    found = solve(looser, settings=settings, assignment=_assignment(plan))
+    found = solve(looser, settings=settings, assignment=assignment_of(plan))
     saving = max(0.0, cost - (found.cost_usd_per_hour if found.cost_usd_per_hour is not None else cost))
     change = f"{slo.metric} {slo.statistic} of {format_duration(slo.bound_s * LOOSENING)}"
     sentence = f"{relaxation.service}: {change} instead of {format_duration(slo.bound_s)} would save {_money(saving)}."

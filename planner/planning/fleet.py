@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.catalog.files import read_offers_file
@@ -16,6 +18,8 @@ from planner.domain.hardware import EngineConfig, Market, Offer
 from planner.domain.problem import FleetProblem, Limit, Resource, Scope, ServingOption
 from planner.domain.provenance import Warning_
 from planner.errors import DataMissingError, InputError, PlannerError, Where
+from planner.files.bundled import bundled_sha256
+from planner.files.documents import did_you_mean
 from planner.files.request import WHOLE_FLEET, CatalogChoice, Constraints, PlanRequest, Service
 from planner.planning.question import Question, Relaxation
 from planner.planning.traffic import TrafficSource, read_demand
@@ -26,7 +30,6 @@ from planner.units import UsdPerInstanceHour
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import date
-    from pathlib import Path
 
     from planner.domain.model import ModelArchitecture
     from planner.domain.slo import Slo
@@ -152,11 +155,21 @@ def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict:
         + uncounted
         + tuple(warning for service in services for warning in service.demand.warnings),
         assumptions=tuple(_assumptions(request, services)),
-        inputs={
-            "files": {service.traffic.name: service.traffic.sha256 for service in services if service.traffic.sha256}
-        },
+        inputs={"files": _hashes(request, services, base_dir), "bundled": bundled_sha256("catalogs", "profiles")},
         relaxations=tuple(_relaxations(prepared, slos)),
+        problem_with_all_bounds=partial(_problem_with_all_bounds, prepared, slos),
     )
+
+
+def _hashes(request: PlanRequest, services: Sequence[PreparedService], base_dir: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of the user's that the question was read from, by its name in the request."""
+    paths = {name: base_dir / name for name in (*request.catalog.files, *request.profiles.files)}
+    for service in services:
+        source = Path(service.model.source)  # a library model's source is no file
+        if source.is_file():
+            paths[service.request.model] = source
+    found = {service.traffic.name: service.traffic.sha256 for service in services if service.traffic.sha256}
+    return found | {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
 
 
 def read_catalog(
@@ -178,12 +191,19 @@ def read_catalog(
         regions=_with_owned_regions(choice),
         gpus_include=choice.gpus.include,
         gpus_exclude=choice.gpus.exclude,
-        markets=choice.markets,
+        markets=[*choice.markets, Market.OWNED] if choice.owned else choice.markets,
         max_price_age_days=choice.max_price_age / SECONDS_PER_DAY,
     )
     with _inside("catalog"):
         selection = select_offers(offers, wanted, today=today, gpus=gpus)
     usable, more_warnings = plannable(selection.offers)
+    if not usable:
+        lost = ", ".join(f"{count} by {name}" for name, count in selection.n_dropped_by.items() if count)
+        raise DataMissingError(
+            f"No offer of whole GPUs is left of {len(offers)}; dropped: {lost or 'shares of GPUs'}.",
+            hint="Widen the catalog's filters.",
+            where=_at("catalog"),
+        )
     stale = [warning for warning in selection.warnings if warning.code == STALE_PRICES]
     if strict and stale:
         raise DataMissingError(
@@ -331,11 +351,24 @@ def _limits(constraints: Constraints, gpus: GpuCatalog, offers: Sequence[Offer])
         with _inside(f"constraints.quotas[{index}].gpu"):
             gpu_name = gpus.get(quota.gpu).name if quota.gpu else None
         scope = Scope(provider=quota.provider, region=quota.region, gpu=gpu_name, market=quota.market)
+        _check_scope(scope, offers, f"constraints.quotas[{index}]")
         parts = [part for part in (quota.provider, quota.region, gpu_name, quota.market) if part]
         for resource in (Resource.GPUS, Resource.VCPUS, Resource.INSTANCES):
             bound = getattr(quota, resource.value)
             if bound is not None:
                 yield Limit(name=f"quota {' '.join([*parts, resource])}", resource=resource, bound=bound, scope=scope)
+
+
+def _check_scope(scope: Scope, offers: Sequence[Offer], field: str) -> None:
+    """Refuse a quota that covers no offer: it would look like a limit and be none."""
+    if any(scope.covers(offer) for offer in offers):
+        return
+    for key in ("provider", "region", "gpu", "market"):
+        wanted, known = getattr(scope, key), sorted({str(getattr(offer, key)) for offer in offers})
+        if wanted is not None and str(wanted) not in known:
+            hint = did_you_mean(str(wanted), known) or f"There are: {', '.join(known[:12])}."
+            raise InputError(f"No offer that may be rented has the {key} {str(wanted)!r}.", hint=hint, where=_at(field))
+    raise InputError("No offer that may be rented is covered by this quota.", where=_at(field))
 
 
 def _countable(offers: tuple[Offer, ...], limits: Sequence[Limit]) -> tuple[tuple[Offer, ...], tuple[Warning_, ...]]:
@@ -368,6 +401,15 @@ def _relaxations(prepared: Prepared, slos: Mapping[str, tuple[Slo, ...]]) -> Ite
         for index, slo in enumerate(objectives):
             with_bound = partial(_problem_with_bound, prepared, slos, service, index)
             yield Relaxation(service=service, slo=slo, problem_with_bound=with_bound)
+
+
+def _problem_with_all_bounds(prepared: Prepared, slos: Mapping[str, tuple[Slo, ...]], factor: float) -> FleetProblem:
+    """Return the problem with every bound of every service `factor` times as large."""
+    looser = {
+        service: tuple(replace(slo, bound_s=slo.bound_s * factor) for slo in objectives)
+        for service, objectives in slos.items()
+    }
+    return prepared.problem(looser)
 
 
 def _problem_with_bound(

@@ -33,5 +33,7 @@ class Question:
     assumptions: tuple[str, ...] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict)
     relaxations: tuple[Relaxation, ...] = ()
+    problem_with_all_bounds: Callable[[float], FleetProblem] | None = None
+    """Factor -> the same problem with every bound of every objective multiplied by it; None if there are none."""
     slice_factor: int = 1
     """Slices per bucket that the request itself asks for, should the assignment be sliced."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LONGEST_BOUND_S = 3600.0
 """An objective that would have to be looser than this is not what stands in the way."""
+LARGEST_FACTOR = 1e6
+"""Objectives that would all have to be looser than this are not what stands in the way."""
 RELATIVE_STEP = 0.02
 """Bounds are found to 2%, and rounded up."""
 ROUGH_GAP = 0.05
@@ -31,15 +33,22 @@ FAIR_COST_FACTOR = 1.5
 whose plan costs at most this many times what it would without the objective."""
 
 
-def slo_conflicts(question: Question, *, settings: SolverSettings) -> tuple[Conflict, ...]:
-    """Return, for each objective of an infeasible question, the smallest loosening of it alone that gives a plan."""
+def slo_conflicts(question: Question, *, settings: SolverSettings, assignment: Assignment) -> tuple[Conflict, ...]:
+    """Return, for each objective of an infeasible question, the smallest loosening of it alone that gives a plan.
+
+    Where none of them alone is enough, the smallest factor by which all of them together must be loosened.
+    """
     rough = replace(settings, relative_gap=ROUGH_GAP)
-    found = (_conflict(relaxation, rough) for relaxation in question.relaxations)
-    return tuple(conflict for conflict in found if conflict is not None)
+    found = [_conflict(relaxation, rough, assignment) for relaxation in question.relaxations]
+    alone = tuple(conflict for conflict in found if conflict is not None)
+    if alone or question.problem_with_all_bounds is None:
+        return alone
+    together = _together(question.problem_with_all_bounds, rough, assignment)
+    return () if together is None else (together,)
 
 
-def _conflict(relaxation: Relaxation, settings: SolverSettings) -> Conflict | None:
-    cost_at = _cost_function(relaxation, settings)
+def _conflict(relaxation: Relaxation, settings: SolverSettings, assignment: Assignment) -> Conflict | None:
+    cost_at = _cost_function(relaxation.problem_with_bound, settings, assignment)
     slo, longest = relaxation.slo, max(LONGEST_BOUND_S, relaxation.slo.bound_s)
     cheapest = cost_at(longest)
     if cheapest is None:
@@ -59,20 +68,39 @@ def _conflict(relaxation: Relaxation, settings: SolverSettings) -> Conflict | No
     )
 
 
+def _together(
+    problem_at: Callable[[float], FleetProblem], settings: SolverSettings, assignment: Assignment
+) -> Conflict | None:
+    cost_at = _cost_function(problem_at, settings, assignment)
+    if cost_at(LARGEST_FACTOR) is None:
+        return None
+    factor = _smallest(lambda factor: cost_at(factor) is not None, 1.0, LARGEST_FACTOR)
+    return Conflict(
+        requirement="all objectives together",
+        explanation="No plan meets them, and loosening one of them alone is not enough.",
+        current=1.0,
+        relaxed=factor,
+        unit="times every bound",
+        suggestion=f"every objective's bound x {factor:g}{_price(cost_at(factor))}",
+    )
+
+
 def _price(usd_per_hour: float | None) -> str:
     if usd_per_hour is None:
         return ""
     return f" (then about {usd_per_hour:,.{2 if usd_per_hour < 100 else 0}f} USD/h)"
 
 
-def _cost_function(relaxation: Relaxation, settings: SolverSettings) -> Callable[[float], float | None]:
+def _cost_function(
+    problem_at: Callable[[float], FleetProblem], settings: SolverSettings, assignment: Assignment
+) -> Callable[[float], float | None]:
     @cache
-    def cost_at(bound_s: float) -> float | None:
-        """Return about what a plan in USD/h costs with this bound; None if there is none."""
-        problem = relaxation.problem_with_bound(bound_s)
+    def cost_at(change: float) -> float | None:
+        """Return about what a plan costs in USD/h with this bound or factor; None if there is none."""
+        problem = problem_at(change)
         if not all(_is_served(problem, demand) for demand in problem.demands):
             return None
-        return solve(problem, settings=settings, assignment=Assignment.fractional()).cost_usd_per_hour
+        return solve(problem, settings=settings, assignment=assignment).cost_usd_per_hour
 
     return cost_at
 
@@ -84,7 +112,7 @@ def _is_served(problem: FleetProblem, demand: Demand) -> bool:
 
 
 def _smallest(works: Callable[[float], bool], low: float, high: float) -> float:
-    """Return the smallest bound in s that works, to 2% and rounded up to 3 digits; `high` is known to work."""
+    """Return the smallest value that works, to 2% and rounded up to 3 digits; `high` is known to work."""
     if works(low):
         return low
     while high / low > 1.0 + RELATIVE_STEP:

@@ -45,7 +45,7 @@ class AllocationRow:
     region: str
     market: str
     instance_type: str
-    instances: int
+    offer_instances: int
     gpu: str
     gpus_per_replica: int
     replicas: int
@@ -197,7 +197,7 @@ def _allocation_row(row: Allocation, index: ServesIndex) -> AllocationRow:
         region=row.region,
         market=row.market,
         instance_type=row.instance_type,
-        instances=row.instances,
+        offer_instances=row.instances,
         gpu=row.gpu,
         gpus_per_replica=row.gpus_per_replica,
         replicas=row.replicas,

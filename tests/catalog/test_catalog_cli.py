@@ -59,7 +59,7 @@ def test_list_in_a_narrow_terminal_keeps_the_prices(gpuplan, monkeypatch):
     [
         (("list", "--provider", "awz"), 2, "Did you mean 'aws'?"),
         (("list", "--market", "spott"), 2, "Did you mean 'spot'?"),
-        (("list", "--gpu", "H1000"), 2, "The GPU 'H1000' is not known"),
+        (("list", "--gpu", "H1000"), 6, "The GPU 'H1000' is not known"),
         (("list", "--provider", "aws", "--market", "spot"), 6, "100 by market"),
         (("list", "--max-age", "180"), 2, "no unit"),
         (("list", "-o", "offers.txt"), 2, "neither a .csv nor a .json"),
