@@ -23,6 +23,9 @@ CNY_REGIONS: Mapping[str, str] = MappingProxyType({"aws": "cn-", "azure": "china
 
 BYTES_PER_GIB = 2.0**30
 
+MAX_GPUS_PER_INSTANCE = 1024
+"""No machine has more; a larger number is another column or a number of bytes."""
+
 
 class CurrencyError(InputError):
     """A price that is not in US dollars."""
@@ -113,11 +116,17 @@ def gpu_of(row: Row, column: str, gpus: GpuCatalog) -> Alias:
 
 
 def gpu_count_of(row: Row, column: str) -> float:
-    """Return a number of GPUs, above 0; a fraction of one for a share of a GPU."""
+    """Return a number of GPUs, above 0 and at most `MAX_GPUS_PER_INSTANCE`; a fraction for a share of a GPU."""
     count = row.number(column)
     if count <= 0:
         hint = "For a share of a GPU write its fraction, e.g. 0.125."
         raise UnknownGpuError("An offer of 0 GPUs cannot be planned with.", hint=hint, where=row.at(column))
+    if count > MAX_GPUS_PER_INSTANCE:
+        raise InputError(
+            f"{count:g} GPUs in one instance are more than {MAX_GPUS_PER_INSTANCE}.",
+            hint="Give the GPUs of ONE instance; how many instances there are goes into `available`.",
+            where=row.at(column),
+        )
     return count
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from planner.catalog.cells import SKIPPABLE, Row, unique
@@ -14,7 +15,6 @@ from planner.files.documents import load_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from datetime import date
     from pathlib import Path
 
     from planner.catalog.gpus import GpuCatalog
@@ -121,7 +121,8 @@ def import_offers(
     origin = Origin(provider=provider or _provider_of(path), as_of=as_of, source=f"{path.name} ({layout.name})")
     skipped: Counter[str] = Counter()
     pairs = _offers(rows, layout.read, gpus=gpus, origin=origin, skipped=skipped if skip_unknown else None)
-    offers = tuple(unique(merge_zones(pairs) if layout.read is skypilot_offers else pairs))
+    pairs = _dated(merge_zones(pairs) if layout.read is skypilot_offers else pairs)
+    offers = tuple(unique(pairs))
     if not offers:
         hint = "Rows without GPUs are passed over." + (f" Left out: {dict(skipped)}." if skipped else "")
         raise InputError(f"The file ({layout.name}) holds no GPU offer.", hint=hint, where=Where(path=str(path)))
@@ -140,6 +141,22 @@ def _offers(
             skipped[SKIPPABLE[type(error)]] += 1
             continue
         yield from ((offer, row) for offer in offers)
+
+
+def _dated(offers: Iterable[tuple[Offer, Row]]) -> Iterator[tuple[Offer, Row]]:
+    """Yield the offers, refusing a price of a later day than today anywhere on Earth.
+
+    The clock counts here, not the day that a plan is made for: a plan for a past day may use newer prices.
+    """
+    latest = date.today() + timedelta(days=1)
+    for offer, row in offers:
+        if offer.as_of is not None and offer.as_of > latest:
+            raise InputError(
+                f"The price is dated {offer.as_of.isoformat()}, which has not come yet.",
+                hint="Give the day on which the price was read.",
+                where=row.at("as_of"),
+            )
+        yield offer, row
 
 
 def _unknown_layout(path: Path, header: Iterable[str]) -> PlannerError:

@@ -76,6 +76,13 @@ class MelangeConfig(Strict):
         }
 
     @model_validator(mode="after")
+    def _names_are_not_empty(self) -> MelangeConfig:
+        for what, names in (("GPU type of gpu_info", self.gpu_info), ("service", self.services or ())):
+            if any(not name.strip() for name in names):
+                raise InputError(f"A {what} has an empty name.", hint="The plan tells them apart by their names.")
+        return self
+
+    @model_validator(mode="after")
     def _one_form(self) -> MelangeConfig:
         single = (self.workload_distribution, self.total_request_rate)
         if self.services is None:

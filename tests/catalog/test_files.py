@@ -173,6 +173,8 @@ def test_skip_unknown_counts_what_it_leaves_out(written):
         ("acme,box,dc1,on-demand,L4,1,0", "price_usd_per_hour", "The price is 0"),
         ("acme,box,dc1,on-demand,L4,0,0.5", "gpu_count", "0 GPUs"),
         ("acme,box,dc1,on-demand,L4,,0.5", "gpu_count", "empty"),
+        ("acme,box,dc1,on-demand,L4,1025,0.5", "gpu_count", "1025 GPUs in one instance are more than 1024"),
+        ("acme,box,dc1,on-demand, ,1,0.5", "gpu", "empty"),
         ("acme,box,dc1,on-demand,L5,1,0.5", "gpu", "The GPU 'L5' is not known"),
         ("acme,box,dc1,on-demnd,L4,1,0.5", "market", "'on-demnd' is not known here"),
         (",box,dc1,on-demand,L4,1,0.5", "provider", "empty"),
@@ -192,6 +194,7 @@ def test_a_wrong_cell_is_named(written, row, field, message):
     ("column", "value", "message"),
     [
         ("as_of", "20.7.2026", "'20.7.2026' is not a date"),
+        ("as_of", "2099-01-01", "dated 2099-01-01, which has not come yet"),
         ("available", "1.5", "not a whole number"),
         ("vcpus", "-4", "negative"),
         ("ram_gib", "much", "'much' is not a finite number"),

@@ -136,6 +136,7 @@ CASES: dict[str, tuple[Any, int, tuple[str, ...]]] = {
     "melange: ragged throughput": (melange(gpu_info__A10G__tputs=[[2], [5, 2]]), 2, ("different lengths",)),
     "melange: wrong shape": (melange(gpu_info__A10G__tputs=[[2, 1]]), 2, ("1 x 2", "2 x 2")),
     "melange: shares that do not sum to 1": (melange(workload_distribution=[[0.2, 0.1], [0.5, 0.1]]), 2, ("sum to 0.9",)),
+    "melange: a GPU without a name": (melange().replace('"A10G"', '" "'), 2, ("GPU type of gpu_info has an empty name",)),
     "melange: no GPUs": (melange(gpu_info={}), 2, ("gpu_info",)),
     "melange: unknown key": (melange(gpu_info__A10G__price=1), 2, ("'price'",)),
     "melange: slice factor 0": (melange(slice_factor=0), 2, ("slice_factor",)),
