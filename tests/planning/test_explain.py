@@ -93,3 +93,70 @@ def test_a_trace_that_changed_is_refused(gpuplan, tmp_path, monkeypatch):
     refused = gpuplan("explain", "plan.json")
     assert refused.code == 2
     assert "trace.csv has changed" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (lambda plan: plan["inputs"].update(as_of="yesterday"), "inputs.as_of"),
+        (lambda plan: plan["inputs"].update(slice_factor="many"), "inputs.slice_factor"),
+        (lambda plan: plan["inputs"].update(request_path=5), "inputs.request_path"),
+        (lambda plan: plan["inputs"].update(files=3), "inputs.files"),
+        (lambda plan: plan["inputs"].update(request=[1]), "inputs.request"),
+        (lambda plan: plan["inputs"].pop("request"), "does not carry its request"),
+        (lambda plan: plan["inputs"]["request"].update(total_request_rate=300), "does not fit its request"),
+        (lambda plan: plan.update(cost_usd_per_hour=1.0), "does not fit its request"),
+        (lambda plan: plan["inputs"]["request"]["gpu_info"].pop("A10G"), "does not fit its request"),
+    ],
+    ids=range(9),
+)
+def test_a_plan_that_was_tampered_with_is_refused(changed, words, gpuplan, tmp_path):
+    path = tmp_path / "plan.json"
+    gpuplan("plan", REPO / "examples/melange.json", "-o", path)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    changed(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    refused = gpuplan("explain", path)
+    assert refused.code == 2, refused
+    assert words in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_a_plan_is_explained_from_any_folder(gpuplan, tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "prices.csv").write_text(
+        "provider,instance_type,region,market,gpu,gpu_count,price_usd_per_hour\nhome,box,here,on-demand,H100-80GB,1,2\n",
+        encoding="utf-8",
+    )
+    request = {
+        "schema_version": "1",
+        "kind": "PlanRequest",
+        "services": [
+            {
+                "name": "chat",
+                "model": "meta-llama/Llama-3.1-8B",
+                "workload": {"constant": {"input_tokens": 500, "output_tokens": 100}, "rate": "5 req/s"},
+                "slo": ["ttft p99 <= 2s"],
+            }
+        ],
+        "catalog": {"bundled": False, "files": ["prices.csv"]},
+    }
+    (project / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    monkeypatch.chdir(project)
+    assert gpuplan("plan", "request.json", "-o", "plan.json", "--as-of", AS_OF).code == 0
+    for folder, plan in ((project, "plan.json"), (tmp_path, "project/plan.json"), (REPO, project / "plan.json")):
+        monkeypatch.chdir(folder)
+        explained = gpuplan("explain", plan, "--json")
+        assert explained.code == 0, explained.err
+    (project / "prices.csv").write_text(
+        (project / "prices.csv").read_text(encoding="utf-8").replace(",2\n", ",200\n"), encoding="utf-8"
+    )
+    assert "prices.csv has changed" in gpuplan("explain", project / "plan.json").err
+
+
+def test_a_result_explains_without_a_file():
+    import planner
+
+    explanation = planner.explain(planner.plan(REPO / "examples/melange.json"))
+    assert explanation.cost_usd_per_hour == pytest.approx(4.68)

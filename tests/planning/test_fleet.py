@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -109,6 +110,48 @@ def test_reproduce_gives_the_same_plan(gpuplan, tmp_path, monkeypatch):
     assert again == first
 
 
+def test_reproduce_says_every_option_that_changes_the_plan(gpuplan, tmp_path):
+    options = [
+        "--as-of",
+        "2026-08-01",
+        "--strict",
+        "--time-limit",
+        "50s",
+        "--gap",
+        "1%",
+        "--seed",
+        "3",
+        "--threads",
+        "2",
+    ]
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps(small(catalog__providers=["aws"], catalog__gpus={})), encoding="utf-8")
+    made = gpuplan("plan", path, "--json", *options)
+    assert made.code == 0, made.err
+    words = shlex.split(made.json["inputs"]["reproduce"])
+    assert words[:3] == ["gpuplan", "plan", str(path)]
+    pairs = {words[index]: words[index + 1] for index in range(len(words) - 1) if words[index].startswith("--")}
+    assert "--strict" in words
+    for name, value in (
+        ("--as-of", "2026-08-01"),
+        ("--time-limit", "50s"),
+        ("--gap", "1%"),
+        ("--seed", "3"),
+        ("--threads", "2"),
+    ):
+        assert pairs[name] == value
+
+
+def test_a_request_that_is_no_file_has_no_command(gpuplan):
+    assert planner.plan(small()).plan.inputs["reproduce"] is None
+
+
+def test_json_to_stdout_is_one_document_however_it_is_asked_for(gpuplan, tmp_path):
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps(small()), encoding="utf-8")
+    assert gpuplan("plan", path, "--json", "-o", "-", "-o", tmp_path / "plan.csv").json["kind"] == "Plan"
+
+
 def test_same_inputs_same_bytes(gpuplan):
     runs = [gpuplan("plan", REQUEST, "--json", "--as-of", AS_OF).out for _ in range(2)]
     documents = [json.loads(run) for run in runs]
@@ -135,6 +178,25 @@ class TestWhatChangesTheCost:
 
     def test_a_competing_precision_never_costs_more(self):
         assert cost(small(services__precision=["bf16", "fp8"])) <= cost(small())
+
+    def test_owned_machines_cost_their_price_per_gpu_and_come_in_whole_machines(self):
+        def owned(count):
+            machines = {"gpu": "A100-80GB", "count": count, "gpus_per_instance": 4, "region": "dc1", "price": "1 USD/h"}
+            workload = {"constant": {"input_tokens": 500, "output_tokens": 100}, "rate": "100 req/s"}
+            return small(catalog={"bundled": False, "owned": [machines]}, services__workload=workload)
+
+        plan = planner.plan(owned(40)).plan
+        (rental,) = plan.rentals
+        assert rental.cost_usd_per_hour == pytest.approx(4.0 * rental.instances)
+        (conflict,) = planner.plan(owned(4)).plan.conflicts[:1]
+        assert conflict.current == 1  # one machine of 4 GPUs, not 4 machines
+        assert conflict.relaxed == rental.instances
+
+    def test_available_counts_gpus_and_not_machines(self):
+        machines = {"gpu": "A100-80GB", "count": 80, "gpus_per_instance": 8, "region": "dc1", "price": "1 USD/h"}
+        catalog = {"bundled": False, "owned": [machines]}
+        assert planner.plan(small(catalog=catalog, constraints={"available": {"A100-80GB": 8}})).plan.rentals
+        assert planner.plan(small(catalog=catalog, constraints={"available": {"A100-80GB": 7}})).plan.conflicts
 
     def test_owned_machines_at_no_cost_are_used_first(self):
         owned = [{"gpu": "H100-80GB", "count": 8, "region": "dc1", "price": "0 USD/h"}]
@@ -179,6 +241,24 @@ def test_infeasible_limits_name_a_relaxation_that_works(constraints, name):
     assert by_name[name].relaxed > by_name[name].current
 
 
+def test_two_objectives_that_are_both_impossible_are_relaxed_together():
+    request = small(services__slo=["ttft p99 <= 1ms", "tpot p95 <= 0.1ms"])
+    (conflict,) = [found for found in planner.plan(request).plan.conflicts if "objectives" in found.requirement]
+    factor = conflict.relaxed
+    for scale, status in ((factor, "optimal"), (factor * 0.95, "infeasible")):
+        bounds = [f"ttft p99 <= {1e-3 * scale}s", f"tpot p95 <= {1e-4 * scale}s"]
+        assert planner.plan(small(services__slo=bounds)).plan.status == status
+
+
+def test_the_second_bound_of_a_way_out_is_at_a_fair_price():
+    plan = planner.plan(small(services__slo=["ttft p99 <= 1ms", "tpot p95 <= 60ms"])).plan
+    (conflict,) = [conflict for conflict in plan.conflicts if "ttft" in conflict.requirement]
+    costs = [float(cost.replace(",", "")) for cost in re.findall(r"about ([0-9,.]+) USD/h", conflict.suggestion)]
+    without = cost(small(services__slo=["ttft p99 <= 1h", "tpot p95 <= 60ms"]))
+    assert len(costs) == 2
+    assert costs[1] <= 1.6 * without < costs[0]
+
+
 def test_an_impossible_slo_names_the_bound_that_is_possible():
     plan = planner.plan(small(services__slo=["ttft p99 <= 1ms", "tpot p95 <= 60ms"])).plan
     assert plan.status == "infeasible"
@@ -196,6 +276,8 @@ def test_stale_prices_are_warned_of_and_refused_when_strict(gpuplan, tmp_path):
     warned = gpuplan("plan", path, "--json", "--as-of", AS_OF)
     assert warned.code == 0
     assert "W201" in {warning["code"] for warning in warned.json["warnings"]}
+    for as_of, code in (("2026-08-04", 0), ("2026-08-05", 6)):  # one and two days after gcp's prices
+        assert gpuplan("plan", path, "--json", "--as-of", as_of, "--strict").code == code
     strict = gpuplan("plan", path, "--json", "--as-of", AS_OF, "--strict")
     assert strict.code == 6
     assert "old" in json.loads(strict.err)["error"]["message"]

@@ -89,3 +89,19 @@ def test_yaml_and_json_say_the_same(gpuplan, tmp_path):
     for document in (as_json, as_yaml):
         del document["solver"]["seconds"], document["inputs"]
     assert as_json == as_yaml
+
+
+@pytest.mark.parametrize(("key", "name"), [("budget_usd_per_hour", "budget")])
+def test_ways_out_of_a_sliced_request_are_for_slices(key, name):
+    config = {**json.loads(EXAMPLE.read_text(encoding="utf-8")), key: 4.68}  # enough for shares, not for slices
+    assert planner.plan(config).plan.status == "optimal"
+    plan = planner.plan(config, assignment="sliced").plan
+    assert plan.status == "infeasible"
+    (conflict,) = plan.conflicts
+    assert (conflict.requirement.split(" ")[0], conflict.relaxed) == (name, pytest.approx(6.70))
+    assert planner.plan({**config, key: conflict.relaxed}, assignment="sliced").plan.status == "optimal"
+
+
+def test_a_slice_factor_without_slices_is_refused():
+    with pytest.raises(planner.InputError, match="slices"):
+        planner.plan(EXAMPLE, slice_factor=2)
