@@ -114,7 +114,11 @@ Degree = Annotated[int, Field(ge=1, le=64, strict=True)]
 class Engine(Strict):
     """The serving engine and the settings of it that change throughput."""
 
-    name: str = Field(default="vllm", description="Engine; measured profiles are used only where they match it.")
+    name: str = Field(
+        default="vllm",
+        description="vllm, sglang, tensorrt-llm, lmdeploy, tgi or s-lora, or one that profiles.files measured; "
+        "measured profiles are used only where they match it.",
+    )
     version: str = Field(default="", description="Engine version, for the record.")
     max_num_seqs: int = Field(default=256, ge=1, description="Most sequences in one batch (vLLM's --max-num-seqs).")
     max_num_batched_tokens: int = Field(

@@ -23,6 +23,7 @@ from planner.files.documents import did_you_mean
 from planner.files.request import WHOLE_FLEET, CatalogChoice, Constraints, PlanRequest, Service
 from planner.planning.question import Question, Relaxation
 from planner.planning.traffic import TrafficSource, read_demand
+from planner.profilers.efficiency import check_engine
 from planner.profilers.measured import MeasuredStore, load_measured, read_profile_file
 from planner.profilers.options import OptionProfile, profile_option
 from planner.units import UsdPerInstanceHour
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from planner.domain.model import ModelArchitecture
     from planner.domain.slo import Slo
     from planner.domain.workload import Demand
+    from planner.profilers.schema import MeasuredPoint
 
 SECONDS_PER_DAY = 86400.0
 
@@ -136,6 +138,10 @@ def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict:
     offers, catalog_warnings = read_catalog(request.catalog, gpus=gpus, base_dir=base_dir, today=today, strict=strict)
     limits = tuple(_limits(request.constraints, gpus, offers))
     offers, uncounted = _countable(offers, limits)
+    measurements = [point for name in request.profiles.files for point in read_profile_file(base_dir / name)]
+    for index, service in enumerate(request.services):
+        with _inside(f"services[{index}].engine.name"):
+            check_engine(service.engine.name, measured={point.engine for point in measurements})
     services = tuple(
         _prepare_service(service, index, base_dir=base_dir) for index, service in enumerate(request.services)
     )
@@ -143,7 +149,7 @@ def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict:
         services=services,
         offers=offers,
         gpus=gpus,
-        store=_measured(request, base_dir),
+        store=_measured(request, measurements),
         limits=limits,
         headroom_fraction=request.constraints.headroom,
     )
@@ -323,11 +329,10 @@ def engine_configs(service: Service, model: ModelArchitecture) -> Iterator[Engin
                 )
 
 
-def _measured(request: PlanRequest, base_dir: Path) -> MeasuredStore:
+def _measured(request: PlanRequest, own: Sequence[MeasuredPoint]) -> MeasuredStore:
     if request.profiles.prefer == "estimated":
         return MeasuredStore.empty()
-    points = [point for name in request.profiles.files for point in read_profile_file(base_dir / name)]
-    return load_measured().with_rows(points)
+    return load_measured().with_rows(own)
 
 
 def _limits(constraints: Constraints, gpus: GpuCatalog, offers: Sequence[Offer]) -> Iterator[Limit]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from planner.errors import DataMissingError
+from planner.errors import DataMissingError, InputError
 from planner.files.bundled import bundled
+from planner.files.documents import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from planner.domain.hardware import GpuSpec
 
@@ -28,8 +29,12 @@ ENGINE_FAMILIES = {
     "lmdeploy-turbomind": "lmdeploy",
     "turbomind": "lmdeploy",
     "slora": "s-lora",
+    "text-generation-inference": "tgi",
 }
 """Other spellings of an engine's family; measurements count for the same family only."""
+
+ENGINES = ("vllm", "sglang", "tensorrt-llm", "lmdeploy", "tgi", "s-lora")
+"""Families that estimates are meant for; those without parameters of their own take the defaults, fitted to vLLM."""
 
 
 def engine_family(engine: str) -> str:
@@ -42,6 +47,32 @@ def engine_family(engine: str) -> str:
     """
     name = engine.strip().lower().replace("_", "-")
     return ENGINE_FAMILIES.get(name, name)
+
+
+def known_engines() -> tuple[str, ...]:
+    """Return every name of an engine that is understood, families first."""
+    return (*ENGINES, *ENGINE_FAMILIES)
+
+
+def check_engine(engine: str, *, measured: Iterable[str] = ()) -> None:
+    """Refuse an engine that is neither known nor measured.
+
+    Parameters
+    ----------
+    measured : engines of the user's own measurements.
+
+    Raises
+    ------
+    InputError: naming the engine that was probably meant.
+    """
+    families = {*ENGINES, *map(engine_family, measured)}
+    if engine_family(engine) not in families:
+        known = ", ".join(sorted(families))
+        raise InputError(
+            f"The engine {engine!r} is not known.",
+            hint=did_you_mean(engine, known_engines())
+            or f"Known: {known}; others need measurements of their own in profiles.files.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,10 @@ CASES: dict[str, tuple[Any, int, tuple[str, ...]]] = {
     "unknown provider": (request("[gcp]", "[gpc]"), 2, ("gpc", "gcp")),
     "unknown market": (request("providers: [gcp]", "markets: [spott]"), 2, ("spott", "spot")),
     "unknown precision": (request("    slo:", "    precision: [bf8]\n    slo:"), 2, ("precision", "bf8")),
+    "misspelt engine": (
+        request("    slo:", "    engine: {name: vlllm}\n    slo:"), 2,
+        ("The engine 'vlllm' is not known", "Did you mean 'vllm'", "request.yaml:7", "services[0].engine.name"),
+    ),
     "impossible tensor parallelism": (request("    slo:", "    parallelism: {tp: [3]}\n    slo:"), 2, ("[3]", "heads")),
     "headroom of 20 without unit": (REQUEST + "constraints: {headroom: 20}\n", 2, ("headroom", "20%")),
     "power without unit": (REQUEST + "constraints: {power: {us-central1: 40}}\n", 2, ("no unit", "power")),

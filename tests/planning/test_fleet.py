@@ -13,6 +13,7 @@ from tests_support import REPO, copy_user_files
 
 import planner
 from planner.domain.slo import Metric
+from planner.errors import InputError
 from planner.planning.answer import read_question, read_request
 
 AS_OF = "2026-11-21"
@@ -300,6 +301,19 @@ def test_offers_of_unknown_vcpus_are_left_out_of_a_vcpu_quota_and_counted(tmp_pa
     plan = planner.plan(request, base_dir=tmp_path).plan
     assert {rental.instance_type for rental in plan.rentals} == {"known"}
     assert [warning.observed for warning in plan.warnings if warning.code == "W204"] == [1]
+
+
+def test_an_engine_of_ones_own_needs_measurements(tmp_path):
+    rows = ["model,gpu,gpu_count,tp,pp,engine,precision,input_tokens,output_tokens,load_kind,throughput_req_s"]
+    rows += ["Llama-3.1-8B,L4,1,1,1,inhouse,bf16,500,100,offline_max,4"]
+    (tmp_path / "mine.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    request = small(services__engine={"name": "InHouse"}, catalog__gpus={"include": ["L4"]})
+    with pytest.raises(InputError, match=r"'InHouse' is not known.*profiles\.files") as caught:
+        planner.plan(request)
+    assert caught.value.where.field == "services[0].engine.name"
+    for prefer in ("measured", "estimated"):
+        profiles = {"prefer": prefer, "files": ["mine.csv"]}
+        assert planner.plan({**request, "profiles": profiles}, base_dir=tmp_path).plan.status == "optimal"
 
 
 def test_standard_input(gpuplan, monkeypatch):
