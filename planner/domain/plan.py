@@ -105,6 +105,33 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unserved:
+    """Requests of one bucket that the plan leaves unserved, because the limits do not hold all demand."""
+
+    service: str
+    input_tokens: tuple[int, int] | None
+    output_tokens: tuple[int, int] | None
+    row: int
+    column: int
+    rate_rps: float
+    fraction: float
+    """Of the bucket's requests, 0..1."""
+    priority: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveValue:
+    """What a plan comes to in one of the objectives that it was made for."""
+
+    minimise: str
+    """E.g. "power", or "1 cost + 0.05 power" for a weighted sum."""
+    value: float
+    bound: float | None
+    """No plan that is as good in the objectives before this one comes to less; None = not known."""
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
     """The best plan that uses a single GPU type."""
 
@@ -158,3 +185,7 @@ class Plan:
     rate_rps: float = 0.0
     output_tokens_per_s: float | None = None
     power_w: float | None = None
+    unserved: tuple[Unserved, ...] = ()
+    """Empty where everything is served; else `rate_rps`, `output_tokens_per_s` and `routing` count what is served."""
+    objectives: tuple[ObjectiveValue, ...] = ()
+    """In the order in which they were minimised; empty for a plan of the least cost."""

@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -81,6 +83,42 @@ class Limit:
     scope: Scope = Scope()
 
 
+class Measure(StrEnum):
+    """What a plan can have little of."""
+
+    COST = "cost"
+    """Price of everything rented."""
+    POWER = "power"
+    """Peak power of all replicas."""
+    GPUS = "gpus"
+    """Rented GPUs."""
+
+
+MEASURE_UNITS = {Measure.COST: "USD/h", Measure.POWER: "kW", Measure.GPUS: "GPUs"}
+"""What one of each measure is, in results and for weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What to minimise where that is not the cost alone."""
+
+    stages: tuple[Mapping[Measure, float], ...]
+    """One objective after the other, each a weighted sum of measures in their units; the cost breaks ties."""
+    within: float = 0.0
+    """By what fraction of itself an objective may be missed for the sake of those after it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shedding:
+    """Demand may stay unserved where the limits do not hold all of it: as little as possible, most important last."""
+
+    priority: Mapping[str, int]
+    """Service -> 1 (most important) and up; a service that is not named has 1.
+
+    Unserved req/s are least for priority 1 first, then for 2, and so on; only then is the cost.
+    """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetProblem:
     """Everything the optimiser needs; nothing it could misread a file for."""
@@ -92,3 +130,7 @@ class FleetProblem:
     """Demand is multiplied by (1 + headroom)."""
     utilization_cap: float = 1.0
     """Largest load per replica."""
+    shed: Shedding | None = None
+    """None = every request must be served."""
+    goal: Goal | None = None
+    """None = the least cost."""

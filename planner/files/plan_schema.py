@@ -12,11 +12,13 @@ from planner.domain.plan import (
     Allocation,
     Baseline,
     Conflict,
+    ObjectiveValue,
     Plan,
     PlanStatus,
     Rental,
     Route,
     SolverInfo,
+    Unserved,
 )
 from planner.domain.provenance import ProvenanceKind, Warning_
 from planner.errors import InputError, UnsupportedFormatError
@@ -133,6 +135,32 @@ class RouteDocument(_Part):
         return self
 
 
+class UnservedDocument(_Part):
+    """Requests of one bucket that the plan leaves unserved, because the limits do not hold all demand."""
+
+    service: str = Field(description="The service whose requests these are.")
+    input_tokens: TokenRange | None = Field(
+        description="Prompt length; null where the bucket is known by position only."
+    )
+    output_tokens: TokenRange | None = Field(description="Answer length; null where known by position only.")
+    row: Count = Field(description="Input-size row of the bucket, 0-based.")
+    column: Count = Field(description="Output-size column of the bucket, 0-based.")
+    rate_rps: NonNegative = Field(description="Requests per second that are not served.")
+    fraction: Weight = Field(description="Share of the bucket's requests that is not served.")
+    priority: int = Field(1, ge=1, description="Of the service; 1 = most important.")
+
+
+class ObjectiveValueDocument(_Part):
+    """What a plan comes to in one of the objectives that it was made for."""
+
+    minimise: str = Field(description='The measure: cost, power, gpus; or a weighted sum, "1 cost + 0.05 power".')
+    value: float = Field(description="What the plan comes to, in `unit`.")
+    bound: float | None = Field(
+        description="No plan that is as good in the objectives before this one comes to less; null = not known."
+    )
+    unit: str = Field("", description='Unit of `value` and `bound`; "" for a weighted sum.')
+
+
 class BaselineDocument(_Part):
     """The best plan that uses a single GPU type, for comparison."""
 
@@ -208,6 +236,16 @@ class PlanDocument(_Part):
     inputs: dict[str, Any] = Field(
         default_factory=dict, description="Hashes and dates of everything read, and the request itself."
     )
+    unserved: list[UnservedDocument] = Field(
+        default_factory=list,
+        description="What the limits do not hold, where the request allows shedding; `rate_rps`, `output_tokens_per_s`"
+        " and `routing` then count only what is served.",
+    )
+    objectives: list[ObjectiveValueDocument] = Field(
+        default_factory=list,
+        description="What was minimised, one after the other; empty for a plan of the least cost. `gap` is then the"
+        " largest of theirs, and `bound_usd_per_hour` is null.",
+    )
 
     @model_validator(mode="after")
     def _routes_lead_somewhere(self) -> "PlanDocument":
@@ -233,6 +271,8 @@ class PlanDocument(_Part):
             "routing": tuple(Route(**dict(row)) for row in self.routing),
             "baselines": tuple(Baseline(**dict(row)) for row in self.baselines),
             "conflicts": tuple(Conflict(**dict(row)) for row in self.conflicts),
+            "objectives": tuple(ObjectiveValue(**dict(row)) for row in self.objectives),
+            "unserved": tuple(Unserved(**dict(row)) for row in self.unserved),
             "warnings": tuple(Warning_(**dict(row)) for row in self.warnings),
             "binding": tuple(self.binding),
             "assumptions": tuple(self.assumptions),

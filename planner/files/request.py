@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from planner.domain.hardware import Market
+from planner.domain.problem import Measure
 from planner.domain.slo import Metric, Slo
 from planner.errors import InputError
 from planner.files.schema import Count, DurationS, Fraction, PowerW, RateRps, Strict, UsdPerHour
@@ -225,6 +226,13 @@ class Service(Strict):
     parallelism: Parallelism = Field(default=Parallelism(), description="How a replica may be spread over GPUs.")
     workload: Workload = Field(description="What is asked of it.")
     slo: list[SloField] = Field(min_length=1, description="Service-level objectives; all must hold.")
+    priority: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        strict=True,
+        description="1 = most important; with constraints.shed: allowed, larger numbers lose requests first.",
+    )
 
 
 class GpuChoice(Strict):
@@ -333,6 +341,90 @@ class Constraints(Strict):
         json_schema_extra={"default": f"{DEFAULT_HEADROOM_FRACTION:.0%}"},
         description="Capacity kept free above the planned rate.",
     )
+    shed: Literal["never", "allowed"] = Field(
+        default="never",
+        description="What to do where limits cannot hold all demand: never = there is no plan; allowed = leave as few"
+        " requests as possible unserved, those of the least important services first, and say which.",
+    )
+
+
+_MEASURES = [measure.value for measure in Measure]
+_OBJECTIVE_HINT = "Write e.g. power, {cost: 1, power: 0.05} or [gpus, cost]."
+
+
+def parse_minimise(value: Any) -> tuple[dict[Measure, float], ...]:  # noqa: ANN401 - whatever the document holds
+    """Return what to minimise, one objective after the other: a measure, weights of measures, or a list of measures.
+
+    Raises
+    ------
+    InputError: if it is none of these.
+
+    Examples
+    --------
+    >>> parse_minimise("power") == ({Measure.POWER: 1.0},)
+    True
+    >>> [list(stage.values()) for stage in parse_minimise({"cost": 1, "power": 0.05})]
+    [[1.0, 0.05]]
+    """
+    if isinstance(value, dict) and value:
+        return ({_measure(name): _weight(name, weight) for name, weight in value.items()},)
+    if isinstance(value, list) and value:
+        return tuple({measure: 1.0} for measure in dict.fromkeys(map(_measure, value)))
+    return ({_measure(value): 1.0},)
+
+
+def _measure(name: object) -> Measure:
+    if name not in _MEASURES:
+        raise InputError(f"{name!r} is not a measure; there are {', '.join(_MEASURES)}.", hint=_OBJECTIVE_HINT)
+    return Measure(str(name))
+
+
+def _weight(name: object, weight: object) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        raise InputError(f"The weight of {name} must be a number above zero, not {weight!r}.", hint=_OBJECTIVE_HINT)
+    return float(weight)
+
+
+Minimise = Annotated[
+    tuple[dict[Measure, float], ...],
+    BeforeValidator(parse_minimise),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": _MEASURES},
+                {
+                    "type": "object",
+                    "propertyNames": {"enum": _MEASURES},
+                    "additionalProperties": {"type": "number", "exclusiveMinimum": 0},
+                    "minProperties": 1,
+                },
+                {"type": "array", "items": {"enum": _MEASURES}, "minItems": 1},
+            ]
+        }
+    ),
+]
+
+
+class Objective(Strict):
+    """What the plan should have least of. The cost breaks ties."""
+
+    minimise: Minimise = Field(
+        description="One measure; a weighted sum, {cost: 1, power: 0.05}, in USD/h, kW and GPUs; or a list of"
+        " measures, minimised one after the other."
+    )
+    cost_cap: UsdPerHour | None = Field(default=None, description="Most that the plan may cost.")
+    within: Fraction = Field(
+        default=0.0,
+        le=1.0,
+        json_schema_extra={"default": "0%"},
+        description="By how much an objective of a list may be missed for the sake of those after it.",
+    )
+
+
+def _name_alone(schema: dict[str, Any]) -> None:
+    """Let the JSON Schema take the name of a measure in place of the mapping."""
+    schema["anyOf"] = [{"enum": _MEASURES}, {"$ref": schema.pop("$ref")}]
+    schema["default"] = Measure.COST.value
 
 
 class PlanRequest(Strict):
@@ -345,6 +437,13 @@ class PlanRequest(Strict):
     catalog: CatalogChoice = Field(default=CatalogChoice(), description="What may be rented.")
     profiles: ProfileChoice = Field(default=ProfileChoice(), description="Where throughput comes from.")
     constraints: Constraints = Field(default=Constraints(), description="Limits on the whole fleet.")
+    objective: Annotated[
+        Objective, BeforeValidator(lambda value: {"minimise": value} if isinstance(value, str) else value)
+    ] = Field(
+        default=Objective.model_construct(minimise=({Measure.COST: 1.0},)),
+        description="What the plan should have least of: cost, power or gpus; or more, in a mapping.",
+        json_schema_extra=_name_alone,
+    )
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> PlanRequest:

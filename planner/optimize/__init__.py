@@ -6,6 +6,7 @@ from planner.optimize.conflicts import find_conflicts
 from planner.optimize.explain import GpuPrice, assignment_of, price_of_gpu, price_of_limits
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.settings import Assignment, SolverSettings
+from planner.optimize.shed import UNSERVED
 from planner.optimize.solving import solve
 from planner.optimize.termination import Termination
 
@@ -14,6 +15,7 @@ SOLVERS = tuple(BACK_ENDS)
 
 __all__ = [
     "SOLVERS",
+    "UNSERVED",
     "Assignment",
     "GpuPrice",
     "SolverSettings",

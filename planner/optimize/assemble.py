@@ -38,15 +38,18 @@ def assemble(
     *,
     settings: SolverSettings,
     assumptions: tuple[str, ...] = (),
+    keys: list[str] | None = None,
 ) -> Plan:
     """Return the plan that `chosen` is, in the order of the request's demands.
 
     Parameters
     ----------
     problem : the whole problem; `fleet` may be its pruned form.
+    keys : names of the fleet's options, where they are not options of `problem`.
     """
-    names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
-    keys = [names[id(option)] for option in fleet.options]
+    if keys is None:
+        names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
+        keys = [names[id(option)] for option in fleet.options]
     order = {demand.service: index for index, demand in enumerate(problem.demands)}
     allocation = _allocations(problem, fleet, chosen, keys)
     allocation.sort(key=lambda item: (order[item.service], item.offer, item.option))

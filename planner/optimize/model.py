@@ -36,6 +36,8 @@ class FleetModel:
     """Columns of instances, shape (pools,)."""
     slack: IntArray | None = None
     """Columns by which limits are exceeded, shape (limits,); only in an elastic model."""
+    u: IntArray | None = None
+    """Columns of unserved shares, shape (buckets,); only where demand may be shed."""
 
     def freeze(self) -> Milp:
         """Return the programme as it stands."""
@@ -66,6 +68,7 @@ def build_model(
     *,
     slack_cost: FloatArray | None = None,
     slack_upper: FloatArray | None = None,
+    unserved_cost: FloatArray | None = None,
 ) -> FleetModel:
     """Return the model of `fleet`, minimising its cost unless another `objective` is given.
 
@@ -73,6 +76,7 @@ def build_model(
     ----------
     slack_cost, slack_upper : make limits elastic: the price of exceeding each by 1 and by how much it may be, shape
         (limits,).
+    unserved_cost : lets buckets be left unserved, at this price for all of a bucket, shape (buckets,).
     """
     builder = MilpBuilder()
     aim = objective or cost_objective(fleet)
@@ -108,11 +112,14 @@ def build_model(
             cost=slack_cost,
             label=lambda i: all_limits(fleet)[i].name,
         )
-    define_coverage(builder, fleet, x)
+    u = None
+    if unserved_cost is not None:
+        u = builder.add_columns("unserved", len(fleet.buckets), upper=1.0, cost=unserved_cost)
+    define_coverage(builder, fleet, x, u=u)
     define_capacity(builder, fleet, x, n)
     define_packing(builder, fleet, n, m)
     define_limits(builder, fleet, n, m, slack=slack)
-    return FleetModel(fleet=fleet, builder=builder, x=x, n=n, m=m, slack=slack)
+    return FleetModel(fleet=fleet, builder=builder, x=x, n=n, m=m, slack=slack, u=u)
 
 
 def instances_upper(fleet: FleetArrays) -> FloatArray:

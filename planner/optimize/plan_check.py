@@ -10,16 +10,16 @@ from collections import Counter, defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from planner.domain.problem import Resource
+from planner.domain.problem import Measure, Resource
 from planner.errors import SolverLiedError
 from planner.optimize.arrays import chains
 from planner.optimize.naming import bucket_name, option_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from planner.domain.hardware import Offer
-    from planner.domain.plan import Allocation, Plan
+    from planner.domain.plan import Allocation, Plan, Route
     from planner.domain.problem import FleetProblem, Limit, ServingOption
 
 TOLERANCE = 1e-9
@@ -48,6 +48,28 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     _check_instances(plan, by_key)
     _check_limits(problem, plan, by_key)
     _check_cost(problem, plan)
+    _check_objectives(problem, plan, by_key)
+
+
+def _check_objectives(problem: FleetProblem, plan: Plan, by_key: dict[tuple[str, str], ServingOption]) -> None:
+    """Every objective comes to what the plan's own rentals and replicas add up to, and not below its bound."""
+    goal = problem.goal
+    if goal is None:
+        if plan.objectives:
+            _fail("it states objectives that the request does not have")
+        return
+    watts = sum(float(by_key[row.service, row.option].power_w or 0.0) * row.replicas for row in plan.allocation)
+    totals = {
+        Measure.COST: plan.cost_usd_per_hour or 0.0,
+        Measure.POWER: watts / 1000,
+        Measure.GPUS: sum(rental.gpus_per_instance * rental.instances for rental in plan.rentals),
+    }
+    for stage, stated in zip(goal.stages, plan.objectives, strict=False):
+        value = sum(weight * totals[measure] for measure, weight in stage.items())
+        if abs(value - stated.value) > LIMIT_TOLERANCE * max(value, 1.0):
+            _fail(f"it comes to {value!r} in {stated.minimise}, and says {stated.value!r}")
+        if stated.bound is not None and stated.bound > stated.value + LIMIT_TOLERANCE * max(value, 1.0):
+            _fail(f"it claims that nothing comes to less than {stated.bound!r} in {stated.minimise}")
 
 
 def _fail(what: str) -> None:
@@ -60,21 +82,24 @@ def _check_loads(
     by_key: dict[tuple[str, str], ServingOption],
     used: dict[tuple[str, str], Allocation],
 ) -> None:
-    """Every bucket is served whole, by options that can serve it, and no replica is above the utilisation cap."""
+    """Every bucket is served, but for what may be shed, by options that can, and none is above the utilisation cap."""
+    unserved = _unserved_rates(problem, plan)
     routes = {(route.service, route.row, route.column): route for route in plan.routing}
     loads: dict[tuple[str, str], float] = defaultdict(float)
     for demand in problem.demands:
         for index, bucket in enumerate(demand.buckets):
+            at = (demand.service, bucket.row, bucket.column)
+            served_rps = bucket.rate_rps - unserved.pop(at, 0.0)
+            if problem.shed is not None and at not in routes and served_rps <= TOLERANCE * bucket.rate_rps:
+                continue
             name = bucket_name(demand.service, bucket)
-            route = routes.get((demand.service, bucket.row, bucket.column))
-            if route is None or abs(sum(route.weights.values()) - 1) > TOLERANCE or min(route.weights.values()) < 0:
-                _fail(f"the routing weights of {name} are missing or do not sum to 1")
-                return
-            for key, weight in route.weights.items():
+            for key, weight in _checked_weights(routes.get(at), name, served_rps, bucket.rate_rps).items():
                 place = (demand.service, key)
                 if place not in used or not by_key[place].throughput_rps[index] > 0:
                     _fail(f"{name} is sent to {key}, which is not in the plan or cannot serve it")
-                loads[place] += bucket.rate_rps * weight / float(by_key[place].throughput_rps[index])
+                loads[place] += served_rps * weight / float(by_key[place].throughput_rps[index])
+    if unserved:
+        _fail(f"requests are unserved of buckets that the problem does not have: {sorted(unserved)[:3]}")
     for place, load in loads.items():
         replicas = used[place].replicas
         limit = problem.utilization_cap * replicas / (1 + problem.headroom_fraction)
@@ -82,6 +107,29 @@ def _check_loads(
             _fail(f"{place[0]} on {place[1]} has a load of {load!r} replicas, and {limit!r} may be used")
         if abs(used[place].utilization * replicas - load) > max(TOLERANCE * load, TOLERANCE) * 10:
             _fail(f"{place[0]} on {place[1]} is not utilised by {used[place].utilization!r}")
+
+
+def _checked_weights(route: Route | None, name: str, served_rps: float, demand_rps: float) -> Mapping[str, float]:
+    """Return the weights of a bucket's route, which must serve just what the plan does not call unserved."""
+    if route is None or abs(sum(route.weights.values()) - 1) > TOLERANCE or min(route.weights.values()) < 0:
+        _fail(f"the routing weights of {name} are missing or do not sum to 1")
+        return {}
+    if abs(route.rate_rps - served_rps) > TOLERANCE * demand_rps:
+        _fail(f"what is served ({route.rate_rps!r} req/s) and unserved of {name} is not its demand")
+    return route.weights
+
+
+def _unserved_rates(problem: FleetProblem, plan: Plan) -> dict[tuple[str, int, int], float]:
+    """Return the unserved req/s of each bucket that the plan lists."""
+    if plan.unserved and problem.shed is None:
+        _fail("it leaves requests unserved, which the request does not allow")
+    rates: dict[tuple[str, int, int], float] = {}
+    for item in plan.unserved:
+        place = (item.service, item.row, item.column)
+        if place in rates or not item.rate_rps > 0:
+            _fail(f"what is unserved of {place} is listed twice or is not more than nothing")
+        rates[place] = item.rate_rps
+    return rates
 
 
 def _check_instances(plan: Plan, by_key: dict[tuple[str, str], ServingOption]) -> None:

@@ -1,7 +1,8 @@
 """Leaves out what no cheapest plan needs: dominated options and dominated offers. Exact: the optimal cost stays.
 
 An option is dominated by another one of the same service on the same offer if it needs at least as many GPUs (a
-multiple, so that replicas still pack), serves no bucket faster, and draws no less power where watts are limited.
+multiple, so that replicas still pack), serves no bucket faster, and draws no less power where watts are limited or
+minimised.
 
 An offer b is dominated by an offer a of which any number can be had if everything that runs on one instance of b also
 runs on r = G_b / G_a instances of a, for no more money and no more of anything that is limited. Real catalogs list the
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.problem import Resource
+from planner.domain.problem import Measure, Resource
 from planner.optimize.arrays import chains, offer_gpus, option_sort_key
 from planner.optimize.rows.limits import instance_usage
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from planner.domain.hardware import Offer
-    from planner.domain.problem import FleetProblem, Limit, ServingOption
+    from planner.domain.problem import FleetProblem, ServingOption
 
 _PRICE_TOLERANCE = 1e-12
 """Relative: 8 x 0.1 is not 0.8 in floating point, and such offers are equal."""
@@ -63,7 +64,7 @@ def prune(problem: FleetProblem, *, keep_apart: str | None = None) -> FleetProbl
         _OfferGroup(
             offer=options[0].offer,
             gpus=offer_gpus(options[0].offer),
-            options=_undominated(options, problem.limits),
+            options=_undominated(options, problem),
             signature=(
                 *(limit.scope.covers(options[0].offer) for limit in problem.limits),
                 options[0].offer.gpu == keep_apart,
@@ -76,15 +77,21 @@ def prune(problem: FleetProblem, *, keep_apart: str | None = None) -> FleetProbl
     groups.sort(key=lambda group: (group.offer.price_usd_per_hour / group.gpus, group.gpus, group.offer.name))
     kept: list[_OfferGroup] = []
     for group in groups:
-        if not any(_replaces(better, group, problem.limits) for better in kept):
+        if not any(_replaces(better, group, problem) for better in kept):
             kept.append(group)
     options = tuple(option for group in kept for option in group.options)
     return replace(problem, options=options)
 
 
-def _undominated(options: Sequence[ServingOption], limits: tuple[Limit, ...]) -> tuple[ServingOption, ...]:
+def _aims_at_power(problem: FleetProblem) -> bool:
+    return problem.goal is not None and any(Measure.POWER in stage for stage in problem.goal.stages)
+
+
+def _undominated(options: Sequence[ServingOption], problem: FleetProblem) -> tuple[ServingOption, ...]:
     """Return the options of one offer without those that another one of them makes superfluous."""
-    watts = any(limit.resource is Resource.WATTS and limit.scope.covers(options[0].offer) for limit in limits)
+    watts = _aims_at_power(problem) or any(
+        limit.resource is Resource.WATTS and limit.scope.covers(options[0].offer) for limit in problem.limits
+    )
     # A smaller replica in its place can cut a chain of sizes in two (1, 2, 4 with 3), so sizes must already chain.
     sizes_chain = len(chains([option.gpus_per_replica for option in options])) == 1
     kept: list[ServingOption] = []
@@ -106,15 +113,15 @@ def _serves_as_well(better: ServingOption, worse: ServingOption, *, watts: bool,
     return bool(np.all(better.throughput_rps >= worse.throughput_rps))
 
 
-def _replaces(better: _OfferGroup, worse: _OfferGroup, limits: tuple[Limit, ...]) -> bool:
+def _replaces(better: _OfferGroup, worse: _OfferGroup, problem: FleetProblem) -> bool:
     """Return whether any content of m instances of `worse` runs on r m instances of `better` at no more cost."""
     if not better.is_unlimited or better.signature != worse.signature or worse.gpus % better.gpus:
         return False
     count = worse.gpus // better.gpus
     if count * better.offer.price_usd_per_hour > worse.offer.price_usd_per_hour * (1 + _PRICE_TOLERANCE):
         return False
-    watts = False
-    for limit, covered in zip(limits, better.signature, strict=False):
+    watts = _aims_at_power(problem)
+    for limit, covered in zip(problem.limits, better.signature, strict=False):
         if not covered:
             continue
         watts = watts or limit.resource is Resource.WATTS

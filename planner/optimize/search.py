@@ -90,7 +90,7 @@ def search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
         if found is not None or raw.values is None:
             return SearchResult(
                 fleet=found,
-                bound_usd_per_hour=_clean_bound(bound, found),
+                bound_usd_per_hour=clean_bound(bound, found),
                 termination=raw.termination,
                 seconds=seconds,
                 solver=raw.solver,
@@ -158,7 +158,7 @@ def run(milp: Milp, settings: SolverSettings) -> RawSolution:
     return raw
 
 
-def _clean_bound(bound: float | None, found: Fleet | None) -> float | None:
+def clean_bound(bound: float | None, found: Fleet | None) -> float | None:
     """Return the bound as a price: at least 0, and not above the verified cost by floating-point dust."""
     if bound is None:
         return 0.0 if found is not None else None

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.domain.plan import Conflict, Plan, PlanStatus, SolverInfo
+from planner.errors import SolverError
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.assemble import assemble, plan_status, relative_gap, solver_info
 from planner.optimize.backends.registry import find_back_end
+from planner.optimize.goals import check_goal, goal_gap, search_goal
+from planner.optimize.naming import option_keys
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.prune import prune
 from planner.optimize.search import search
+from planner.optimize.shed import serve_most, unserved_buckets, unserved_warning
 from planner.optimize.termination import Termination
 from planner.optimize.tiebreak import Broken, break_ties
 from planner.optimize.unserved import unserved_conflicts
 
 if TYPE_CHECKING:
     from planner.domain.problem import FleetProblem
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.search import Fleet, SearchResult
     from planner.optimize.settings import Assignment, SolverSettings
+    from planner.optimize.shed import Served
 
 
 def solve(problem: FleetProblem, *, settings: SolverSettings, assignment: Assignment) -> Plan:
@@ -32,26 +40,77 @@ def solve(problem: FleetProblem, *, settings: SolverSettings, assignment: Assign
     SolverError: if the solver is missing, fails, or returns what does not satisfy the model.
     """
     find_back_end(settings.solver)
+    check_goal(problem)
     whole = fleet_arrays(problem, assignment)
     if whole.unserved:
         return no_plan(settings, conflicts=unserved_conflicts(problem))
     pruned = prune(problem)
     fleet = fleet_arrays(pruned, assignment)
+    if problem.goal is not None:
+        return _goal_plan(problem, fleet, settings)
     result = search(fleet, settings)
+    if result.fleet is None and problem.shed is not None:
+        served = serve_most(pruned, settings, assignment)
+        if served is not None:
+            return _partial_plan(problem, served, settings)
     if result.fleet is None:
-        return Plan(
-            status=plan_status(result),
-            cost_usd_per_hour=None,
-            bound_usd_per_hour=result.bound_usd_per_hour if result.termination is not Termination.INFEASIBLE else None,
-            gap=relative_gap(None, None),
-            solver=solver_info(result, settings),
-        )
+        return _empty_plan(result, settings)
     chosen = Broken(fleet=result.fleet)
     if result.termination is Termination.OPTIMAL:
         chosen = break_ties(fleet, result.fleet, settings)
     plan = assemble(problem, fleet, chosen.fleet, result, settings=settings, assumptions=chosen.assumptions)
     verify_plan(problem, plan)
     return plan
+
+
+def _empty_plan(result: SearchResult, settings: SolverSettings) -> Plan:
+    """Return the plan of a search that found none."""
+    return Plan(
+        status=plan_status(result),
+        cost_usd_per_hour=None,
+        bound_usd_per_hour=result.bound_usd_per_hour if result.termination is not Termination.INFEASIBLE else None,
+        gap=relative_gap(None, None),
+        solver=solver_info(result, settings),
+    )
+
+
+def _goal_plan(problem: FleetProblem, fleet: FleetArrays, settings: SolverSettings) -> Plan:
+    """Return the plan that is best in the problem's own objectives, verified."""
+    if problem.goal is None:
+        raise SolverError("There is no goal to plan for.")
+    found = search_goal(fleet, problem.goal, settings)
+    if found.result.fleet is None:
+        return _empty_plan(found.result, settings)
+    chosen = Broken(fleet=found.result.fleet)
+    if found.result.termination is Termination.OPTIMAL:
+        chosen = break_ties(fleet, chosen.fleet, settings, kept=found.kept)
+    plan = assemble(problem, fleet, chosen.fleet, found.result, settings=settings, assumptions=chosen.assumptions)
+    plan = replace(plan, objectives=found.reached, gap=goal_gap(found.reached))
+    verify_plan(problem, plan)
+    return plan
+
+
+def _partial_plan(problem: FleetProblem, served: Served, settings: SolverSettings) -> Plan:
+    """Return the plan that serves what the limits hold, verified, with what it leaves unserved."""
+    result, chosen = served.result, Broken(fleet=_found(served.result))
+    if result.termination is Termination.OPTIMAL and served.fleet.buckets:
+        chosen = break_ties(served.fleet, chosen.fleet, settings)
+    names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
+    keys = [names[id(option)] for option in served.options]
+    unserved = unserved_buckets(problem, served.problem)
+    plan = assemble(
+        served.problem, served.fleet, chosen.fleet, result, settings=settings, assumptions=chosen.assumptions, keys=keys
+    )
+    if unserved:
+        plan = replace(plan, unserved=unserved, warnings=(*plan.warnings, unserved_warning(problem, unserved)))
+    verify_plan(problem, plan)
+    return plan
+
+
+def _found(result: SearchResult) -> Fleet:
+    if result.fleet is None:
+        raise SolverError("There is no fleet for what is served.", hint="Try another solver with --solver.")
+    return result.fleet
 
 
 def no_plan(settings: SolverSettings, *, conflicts: tuple[Conflict, ...]) -> Plan:

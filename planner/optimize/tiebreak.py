@@ -20,7 +20,7 @@ from planner.optimize.termination import Termination
 from planner.optimize.verify import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.milp import FloatArray, IntArray
@@ -64,13 +64,22 @@ class _Rule:
         )
 
 
-def break_ties(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -> Broken:
-    """Return the first fleet in the documented order among those that cost what `found` costs."""
+def break_ties(
+    fleet: FleetArrays, found: Fleet, settings: SolverSettings, *, kept: Sequence[tuple[Objective, float]] = ()
+) -> Broken:
+    """Return the first fleet in the documented order among those that cost what `found` costs.
+
+    Parameters
+    ----------
+    kept : other objectives, each with the most that it may be.
+    """
     if settings.relative_gap > LARGEST_GAP:
         return Broken(fleet=found)
     limited = replace(settings, relative_gap=0.0, node_limit=NODE_LIMIT)
     if len(fleet.pair_bucket) <= MAX_PAIRS:
-        return _staged(fleet, found, limited)
+        return _staged(fleet, found, limited, kept)
+    if kept:
+        return Broken(fleet=found, assumptions=(_unsettled("the request is large"),))
     alone = [_staged(*pair, limited) for pair in _single_offers(fleet, found, limited)]
     rules = _rules(fleet, found)
     ranked = sorted(alone, key=lambda each: tuple(rule.value(fleet, each.fleet) for rule in rules))
@@ -79,10 +88,15 @@ def break_ties(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -> Br
     return Broken(fleet=found, assumptions=(_unsettled("the request is large"),))
 
 
-def _staged(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -> Broken:
+def _staged(
+    fleet: FleetArrays, found: Fleet, settings: SolverSettings, kept: Sequence[tuple[Objective, float]] = ()
+) -> Broken:
     """Return the first fleet in the documented order, one small programme per rule."""
     best = found
-    held: list[tuple[_Rule, float]] = []
+    held = [
+        (_Rule(per_replica=objective.per_replica, per_instance=objective.per_instance), most)
+        for objective, most in kept
+    ]
     is_proven = True
     for rule in _rules(fleet, found):
         best, is_complete = _improve(fleet, best, rule, held, settings)

@@ -15,6 +15,7 @@ from planner.domain.plan import Conflict, Plan, PlanStatus
 from planner.errors import InputError, PlannerError
 from planner.files.documents import Document, load_document, parse_document, validation_error
 from planner.optimize import (
+    UNSERVED,
     Assignment,
     SolverSettings,
     find_conflicts,
@@ -27,8 +28,9 @@ from planner.planning.relax import slo_conflicts
 from planner.report.result import PlanResult
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from planner.domain.provenance import Warning_
     from planner.planning.question import Question
 
 STDIN = "-"
@@ -98,6 +100,8 @@ def answer(question: Question, *, settings: SolverSettings, assignment: Assignme
         return replace(found, conflicts=conflicts or (UNEXPLAINED,))
     if found.cost_usd_per_hour is None:
         return found
+    if found.unserved:
+        found = replace(found, warnings=tuple(_with_ways_out(found.warnings, question, settings)))
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
     return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
 
@@ -107,6 +111,21 @@ UNEXPLAINED = Conflict(
     explanation="No plan meets them all, and loosening any single one, or all objectives alike, does not give one.",
     suggestion="Loosen several limits, or shorten the list of services.",
 )
+
+
+def _with_ways_out(warnings: tuple[Warning_, ...], question: Question, settings: SolverSettings) -> Iterator[Warning_]:
+    """Yield the warnings, that of unserved requests with what would serve all of them."""
+    conflicts = find_conflicts(replace(question.problem, shed=None), settings=settings)
+    ways_out = [conflict.suggestion for conflict in conflicts if conflict.suggestion][:MAX_WAYS_OUT]
+    for warning in warnings:
+        if warning.code == UNSERVED and ways_out:
+            yield replace(warning, message=f"{warning.message} To serve all: {', or '.join(ways_out)}.")
+        else:
+            yield warning
+
+
+MAX_WAYS_OUT = 3
+"""Relaxations that a warning names; each of them alone is enough."""
 
 
 def read_request(request: str | Path | Mapping[str, Any]) -> Document:

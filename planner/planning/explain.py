@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,11 +183,32 @@ def _money(usd_per_hour: float) -> str:
 
 
 def _limit_prices(question: Question, plan: Plan, settings: SolverSettings) -> Iterator[LimitPrice]:
+    if plan.unserved:
+        yield from _shed_prices(question, plan, settings)
+        return
     for name, saving in price_of_limits(question.problem, plan, settings).items():
         sentence = f"Without the limit '{name}' the plan would be {_money(saving)} cheaper."
         if saving <= settings.relative_gap * (plan.cost_usd_per_hour or 0.0):
             sentence = f"The limit '{name}' costs nothing."
         yield LimitPrice(requirement=name, saving_usd_per_hour=saving, sentence=sentence)
+
+
+def _shed_prices(question: Question, plan: Plan, settings: SolverSettings) -> Iterator[LimitPrice]:
+    """Yield what each limit costs in requests, where the limits do not hold all of them."""
+    left = sum(item.rate_rps for item in plan.unserved)
+    cost = plan.cost_usd_per_hour or 0.0
+    for limit in question.problem.limits:
+        others = tuple(other for other in question.problem.limits if other is not limit)
+        without = replace(question.problem, limits=others)
+        found = solve(without, settings=settings, assignment=assignment_of(plan))
+        more = left - sum(item.rate_rps for item in found.unserved)
+        saving = cost - (found.cost_usd_per_hour if found.cost_usd_per_hour is not None else cost)
+        sentence = (
+            f"Without the limit '{limit.name}' {more:.4g} req/s more would be served, for {_money(-saving)} more."
+        )
+        if more <= settings.relative_gap * left or found.cost_usd_per_hour is None:
+            sentence = f"Without the limit '{limit.name}' no more would be served."
+        yield LimitPrice(requirement=limit.name, saving_usd_per_hour=saving, sentence=sentence)
 
 
 def _objective_prices(question: Question, plan: Plan, settings: SolverSettings) -> Iterator[LimitPrice]:

@@ -15,12 +15,12 @@ from planner.catalog.models import load_record
 from planner.catalog.offers import load_offers, with_own_offers
 from planner.catalog.select import STALE_PRICES, OfferFilter, plannable, select_offers
 from planner.domain.hardware import EngineConfig, Market, Offer
-from planner.domain.problem import FleetProblem, Limit, Resource, Scope, ServingOption
+from planner.domain.problem import FleetProblem, Goal, Limit, Measure, Resource, Scope, ServingOption, Shedding
 from planner.domain.provenance import Warning_
 from planner.errors import DataMissingError, InputError, PlannerError, Where
 from planner.files.bundled import bundled_sha256
 from planner.files.documents import did_you_mean
-from planner.files.request import WHOLE_FLEET, CatalogChoice, Constraints, PlanRequest, Service
+from planner.files.request import WHOLE_FLEET, CatalogChoice, Constraints, Objective, PlanRequest, Service
 from planner.planning.question import Question, Relaxation
 from planner.planning.traffic import TrafficSource, read_demand
 from planner.profilers.efficiency import check_engine
@@ -69,6 +69,8 @@ class Prepared:
     store: MeasuredStore
     limits: tuple[Limit, ...]
     headroom_fraction: float
+    shed: Shedding | None = None
+    goal: Goal | None = None
 
     def problem(self, slos: Mapping[str, Sequence[Slo]]) -> FleetProblem:
         """Return the problem in which each service has the objectives `slos[its name]`."""
@@ -80,6 +82,8 @@ class Prepared:
             options=options,
             limits=self.limits,
             headroom_fraction=self.headroom_fraction,
+            shed=self.shed,
+            goal=self.goal,
         )
 
     def _options(self, service: PreparedService, slos: Sequence[Slo]) -> Iterator[ServingOption]:
@@ -137,6 +141,8 @@ def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict:
     gpus = load_gpus()
     offers, catalog_warnings = read_catalog(request.catalog, gpus=gpus, base_dir=base_dir, today=today, strict=strict)
     limits = tuple(_limits(request.constraints, gpus, offers))
+    if request.objective.cost_cap is not None:
+        limits += (Limit(name=COST_CAP, resource=Resource.USD_PER_HOUR, bound=request.objective.cost_cap),)
     offers, uncounted = _countable(offers, limits)
     measurements = [point for name in request.profiles.files for point in read_profile_file(base_dir / name)]
     for index, service in enumerate(request.services):
@@ -152,6 +158,8 @@ def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict:
         store=_measured(request, measurements),
         limits=limits,
         headroom_fraction=request.constraints.headroom,
+        shed=_shedding(request),
+        goal=goal_of(request.objective),
     )
     slos = {service.name: tuple(service.slo) for service in request.services}
     return Question(
@@ -176,6 +184,23 @@ def _hashes(request: PlanRequest, services: Sequence[PreparedService], base_dir:
             paths[service.request.model] = source
     found = {service.traffic.name: service.traffic.sha256 for service in services if service.traffic.sha256}
     return found | {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
+
+
+COST_CAP = "cost cap"
+"""Name of the limit that objective.cost_cap sets."""
+
+
+def goal_of(objective: Objective) -> Goal | None:
+    """Return what to minimise; None for the cost alone."""
+    if all(set(stage) == {Measure.COST} for stage in objective.minimise):
+        return None
+    return Goal(stages=objective.minimise, within=objective.within)
+
+
+def _shedding(request: PlanRequest) -> Shedding | None:
+    if request.constraints.shed == "never":
+        return None
+    return Shedding(priority={service.name: service.priority for service in request.services})
 
 
 def read_catalog(

@@ -262,6 +262,8 @@ def optimality_text(plan: Plan) -> str:
         if plan.gap is None or plan.gap <= 1e-9:
             return "proven optimal"
         return f"proven within {percent(plan.gap, up=True)} of the optimum"
+    if plan.gap is not None and plan.objectives:
+        return f"not proven optimal: a limit stopped the search at a gap of {percent(plan.gap, up=True)}"
     if plan.gap is None or plan.bound_usd_per_hour is None:
         return "a limit stopped the search before anything was proven"
     return (
@@ -398,6 +400,8 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
         texts = [("Binding", binding_text(plan))]
     else:
         texts = [
+            ("Unserved", unserved_text(plan)),
+            ("Objective", objective_text(plan)),
             ("Saving", saving_text(plan)),
             ("SLO", SLO_NOTE if plan.allocation else ""),
             ("Binding", binding_text(plan)),
@@ -407,6 +411,34 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
             ("Prices", price_age_text(plan, today=today)),
         ]
     return tuple(Note(label=label, text=text) for label, text in texts if text)
+
+
+def objective_text(plan: Plan) -> str:
+    """Return what was minimised and how far down, one objective after the other; empty for the cost alone."""
+    parts = []
+    for item in plan.objectives:
+        bound = ""
+        if item.bound is not None and item.value - item.bound > SAME_COST_FRACTION * abs(item.value):
+            bound = f" (no plan comes to less than {number(item.bound)})"
+        parts.append(f"{item.minimise} {number(item.value)} {item.unit}".rstrip() + bound)
+    return f"least {'; then least '.join(parts)}." if parts else ""
+
+
+def unserved_text(plan: Plan) -> str:
+    """Return how many requests of which services the plan leaves unserved, least important first; empty if none."""
+    if not plan.unserved:
+        return ""
+    served: dict[str, float] = defaultdict(float)
+    for route in plan.routing:
+        served[route.service] += route.rate_rps
+    left: dict[tuple[int, str], float] = defaultdict(float)
+    for item in plan.unserved:
+        left[-item.priority, item.service] += item.rate_rps
+    parts = [
+        f"{clean(service)} {number(rate)} of {number(rate + served[service])} req/s (priority {-rank})"
+        for (rank, service), rate in sorted(left.items())
+    ]
+    return "; ".join(parts) + "."
 
 
 def binding_text(plan: Plan) -> str:

@@ -16,11 +16,13 @@ from planner.domain.plan import (
     Allocation,
     Baseline,
     Conflict,
+    ObjectiveValue,
     Plan,
     PlanStatus,
     Rental,
     Route,
     SolverInfo,
+    Unserved,
 )
 from planner.domain.provenance import ProvenanceKind, Warning_
 from planner.errors import InputError, PlannerError, UnsupportedFormatError
@@ -273,6 +275,8 @@ def plans(draw):
         "conflicts": several(built(Conflict)),
         "warnings": several(built(Warning_, code=st.from_regex(r"W[0-9]{3}", fullmatch=True))),
         "inputs": st.dictionaries(names, plain, max_size=3),
+        "objectives": several(built(ObjectiveValue)),
+        "unserved": several(built(Unserved, fraction=st.sampled_from([0.25, 0.5, 1.0]))),
     }
     return draw(built(Plan, **parts))
 
@@ -299,7 +303,9 @@ def test_writing_a_plan_that_was_read_gives_the_same_bytes(cost, tokens):
 
 
 @pytest.mark.parametrize(
-    "kind", [Plan, SolverInfo, Allocation, Rental, Route, Baseline, Conflict, Warning_], ids=lambda kind: kind.__name__
+    "kind",
+    [Plan, SolverInfo, Allocation, Rental, Route, Unserved, ObjectiveValue, Baseline, Conflict, Warning_],
+    ids=lambda kind: kind.__name__,
 )
 def test_the_schema_has_exactly_the_fields_of_the_dataclass(kind):
     model = getattr(
@@ -338,6 +344,8 @@ MODELS = [
     plan_schema.AllocationDocument,
     plan_schema.RentalDocument,
     plan_schema.RouteDocument,
+    plan_schema.UnservedDocument,
+    plan_schema.ObjectiveValueDocument,
     plan_schema.BaselineDocument,
     plan_schema.ConflictDocument,
     plan_schema.WarningDocument,

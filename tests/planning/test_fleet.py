@@ -334,3 +334,19 @@ def test_a_problem_with_another_bound_differs_only_in_that():
     same = question.relaxations[0].problem_with_bound(2.0)
     for ours, theirs in zip(question.problem.options, same.options, strict=True):
         assert (ours.throughput_rps == theirs.throughput_rps).all()
+
+
+def test_a_budget_that_holds_too_little_sheds_the_less_important_service(gpuplan, tmp_path, monkeypatch):
+    copy_user_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = gpuplan("plan", "examples/priorities.yaml", "--json", "-o", "plan.json")
+    assert done.code == 0
+    plan = done.json
+    assert {row["service"] for row in plan["unserved"]} == {"batch-summaries"}
+    left = sum(row["rate_rps"] for row in plan["unserved"])
+    assert plan["rate_rps"] + left == pytest.approx(70.0)
+    [warning] = [item for item in plan["warnings"] if item["code"] == "W401"]
+    assert "To serve all: budget 30.00 -> " in warning["message"]
+    explained = gpuplan("explain", "plan.json").out
+    assert "Without the limit 'budget' 18.5 req/s more would be served" in explained
+    assert "Unserved: batch-summaries 18.5 of 30 req/s (priority 2)" in gpuplan("plan", "examples/priorities.yaml").out

@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from planner.optimize.milp import IntArray, MilpBuilder
 
 
-def define_coverage(builder: MilpBuilder, fleet: FleetArrays, x: IntArray) -> IntArray:
-    """For every bucket b:  sum_j x[b, j] = 1  (= k where buckets are cut into k slices).
+def define_coverage(builder: MilpBuilder, fleet: FleetArrays, x: IntArray, *, u: IntArray | None = None) -> IntArray:
+    """For every bucket b:  sum_j x[b, j] (+ u[b]) = 1  (= k where buckets are cut into k slices).
 
     x : columns of the eligible pairs, shape (pairs,); pairs with X[j, b] = 0 have none, which is eligibility.
+    u : columns of unserved shares, shape (buckets,), where the request lets demand be shed.
     """
+    left = np.zeros(0, dtype=np.int64) if u is None else u
     whole = np.full(len(fleet.buckets), fleet.units_per_bucket)
     return builder.add_rows(
         "coverage",
-        rows=fleet.pair_bucket,
-        columns=x,
+        rows=np.concatenate([fleet.pair_bucket, np.arange(len(left))]),
+        columns=np.concatenate([x, left]),
         values=1.0,
         lower=whole,
         upper=whole,

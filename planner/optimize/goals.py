@@ -1,0 +1,219 @@
+"""Objectives other than the cost: least power or GPUs, weighted sums of them, and one after the other.
+
+    for k = 1, 2, ...:   V[k] = min  sum_m w[k, m] (measure m)    with  (objective i) <= (1 + within) V[i],  i < k
+
+The cost comes last where the request does not place it, so that nothing is rented for nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.plan import ObjectiveValue
+from planner.domain.problem import MEASURE_UNITS, Measure
+from planner.errors import InputError, SolverError
+from planner.optimize.arrays import offer_gpus
+from planner.optimize.model import Objective, build_model, pool_prices
+from planner.optimize.rows.goals import define_kept_goals
+from planner.optimize.search import STRICT_MARGIN, SearchResult, run, settle
+from planner.optimize.termination import Termination
+from planner.optimize.verify import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from planner.domain.problem import FleetProblem, Goal
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.backends import RawSolution
+    from planner.optimize.milp import FloatArray
+    from planner.optimize.search import Fleet
+    from planner.optimize.settings import SolverSettings
+
+MARGINS = (0.0, STRICT_MARGIN, 10 * STRICT_MARGIN)
+"""As in `planner.optimize.search`: how much larger loads are planned where a solver's tolerance overfills replicas."""
+SAME_VALUE = 1e-9
+"""Relative: objectives this close are equal."""
+WATTS_PER_KW = 1000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoalResult:
+    """How a search for several objectives ended."""
+
+    result: SearchResult
+    """Its bound is that of no price: another fleet may cost less and reach less of the objectives."""
+    reached: tuple[ObjectiveValue, ...]
+    kept: tuple[tuple[Objective, float], ...]
+    """Every objective with the most that it may be."""
+
+
+def stages_of(goal: Goal) -> tuple[Mapping[Measure, float], ...]:
+    """Return the objectives one after the other, the cost last where the goal does not place it."""
+    has_cost = any(stage.get(Measure.COST, 0.0) > 0 for stage in goal.stages)
+    return goal.stages if has_cost else (*goal.stages, {Measure.COST: 1.0})
+
+
+def stage_name(stage: Mapping[Measure, float]) -> str:
+    """Return an objective in words: "power", or "1 cost + 0.05 power".
+
+    Examples
+    --------
+    >>> stage_name({Measure.POWER: 1.0}), stage_name({Measure.COST: 1.0, Measure.GPUS: 0.5})
+    ('power', '1 cost + 0.5 gpus')
+    """
+    if len(stage) == 1:
+        return str(next(iter(stage)))
+    return " + ".join(f"{weight:g} {measure}" for measure, weight in stage.items())
+
+
+def stage_unit(stage: Mapping[Measure, float]) -> str:
+    """Return the unit of an objective; a weighted sum has none."""
+    return MEASURE_UNITS[next(iter(stage))] if len(stage) == 1 else ""
+
+
+def check_goal(problem: FleetProblem) -> None:
+    """Return if the goal can be counted.
+
+    Raises
+    ------
+    InputError: if a weight is no weight, if demand may be shed, or if a number is missing that a measure counts.
+    """
+    goal = problem.goal
+    if goal is None:
+        return
+    if problem.shed is not None:
+        raise InputError(
+            "Demand can only be shed where the cost is minimised.", hint="Drop constraints.shed, or the objective."
+        )
+    if not goal.stages or not all(stage and all(weight > 0 for weight in stage.values()) for stage in goal.stages):
+        raise InputError("An objective has no measure, or a weight that is not above zero.")
+    if any(Measure.POWER in stage for stage in goal.stages):
+        for option in problem.options:
+            if option.power_w is None:
+                raise InputError(
+                    f"The objective counts power, and that of {option.service} on {option.offer.name} is not known.",
+                    hint="Give power_w, or leave this GPU out.",
+                )
+
+
+def stage_objective(stage: Mapping[Measure, float], fleet: FleetArrays) -> Objective:
+    """Return the coefficients of an objective: of each replica, and of each instance."""
+    per_replica, per_instance = np.zeros(len(fleet.options)), np.zeros(len(fleet.pool_offer))
+    for measure, weight in stage.items():
+        if measure is Measure.COST:
+            per_instance = per_instance + weight * pool_prices(fleet)
+        elif measure is Measure.GPUS:
+            per_instance = per_instance + weight * np.array(
+                [offer_gpus(fleet.offers[offer]) for offer in fleet.pool_offer.tolist()], dtype=np.float64
+            )
+        else:
+            watts = np.array([float(option.power_w or 0.0) for option in fleet.options])
+            per_replica = per_replica + weight * watts / WATTS_PER_KW
+    return Objective(per_replica=per_replica, per_instance=per_instance)
+
+
+def objective_value(objective: Objective, found: Fleet) -> float:
+    """Return what a fleet comes to."""
+    return float(objective.per_replica @ found.replicas + objective.per_instance @ found.instances)
+
+
+def search_goal(fleet: FleetArrays, goal: Goal, settings: SolverSettings) -> GoalResult:
+    """Return the fleet that is best in one objective after the other, verified, with the bound of each.
+
+    Raises
+    ------
+    SolverError: if the solver fails or its answer does not satisfy the model.
+    """
+    deadline = time.monotonic() + settings.time_limit_s
+    for margin in MARGINS:
+        left = replace(settings, time_limit_s=max(deadline - time.monotonic(), 0.0))
+        found = _stages(fleet, goal, left, margin)
+        if found is not None:
+            return found
+    raise SolverError(
+        "The solver's fleets do not hold the demand, even with its tolerance allowed for.",
+        hint="Try another solver with --solver.",
+    )
+
+
+def _stages(fleet: FleetArrays, goal: Goal, settings: SolverSettings, margin: float) -> GoalResult | None:
+    """Return the result of all programmes; None if a fleet does not hold the demand exactly."""
+    deadline = time.monotonic() + settings.time_limit_s
+    padded = replace(fleet, pair_load=fleet.pair_load * (1 + margin)) if margin else fleet
+    stages = stages_of(goal)
+    objectives = [stage_objective(stage, fleet) for stage in stages]
+    kept: list[tuple[Objective, float]] = []
+    reached: list[ObjectiveValue] = []
+    best: Fleet | None = None
+    ended, seconds = Termination.OPTIMAL, 0.0
+    raw: RawSolution | None = None
+    for stage, objective in zip(stages, objectives, strict=True):
+        left = replace(settings, time_limit_s=max(deadline - time.monotonic(), 0.0))
+        raw, found = _one(padded, fleet, objective, kept, left)
+        seconds += raw.seconds
+        ended = raw.termination if ended is Termination.OPTIMAL else ended
+        if raw.values is None:
+            break
+        if found is None:
+            return None
+        best = found
+        value = objective_value(objective, best)
+        kept.append((objective, value * (1 + goal.within) + SAME_VALUE * max(value, 1.0)))
+        bound = None if raw.bound is None else min(max(raw.bound, 0.0), value)
+        reached.append(ObjectiveValue(minimise=stage_name(stage), value=value, bound=bound, unit=stage_unit(stage)))
+    if raw is None:
+        return None
+    reached = [
+        replace(item, value=objective_value(objective, best)) if best is not None else item
+        for item, objective in zip(reached, objectives, strict=False)
+    ]
+    result = SearchResult(
+        fleet=best,
+        bound_usd_per_hour=None,
+        termination=ended,
+        seconds=seconds,
+        solver=raw.solver,
+        version=raw.version,
+    )
+    return GoalResult(result=result, reached=tuple(reached), kept=tuple(kept))
+
+
+def _one(
+    padded: FleetArrays,
+    fleet: FleetArrays,
+    objective: Objective,
+    kept: list[tuple[Objective, float]],
+    settings: SolverSettings,
+) -> tuple[RawSolution, Fleet | None]:
+    """Return a solver's answer to one programme, and the fleet in it if that holds the demand exactly."""
+    model = build_model(padded, objective)
+    columns = np.concatenate([model.n, model.m])
+    if kept:
+        rows: list[FloatArray] = [np.concatenate([item.per_replica, item.per_instance]) for item, _ in kept]
+        define_kept_goals(model.builder, columns, rows, [most for _, most in kept])
+    milp = model.freeze()
+    raw = run(milp, settings)
+    if raw.values is None:
+        return raw, None
+    verified = verify(milp, raw.values, stated_objective=raw.objective, bound=raw.bound)
+    found = settle(
+        fleet,
+        replicas=verified.values[model.n].round().astype(np.int64),
+        instances=verified.values[model.m].round().astype(np.int64),
+        assigned=verified.values[model.x] / fleet.units_per_bucket,
+    )
+    return raw, found
+
+
+def goal_gap(reached: tuple[ObjectiveValue, ...]) -> float | None:
+    """Return the largest (value - bound) / value of the objectives; None where one has no bound."""
+    gaps = []
+    for item in reached:
+        if item.bound is None:
+            return None
+        gaps.append(0.0 if item.value <= 0 else max(0.0, (item.value - item.bound) / item.value))
+    return max(gaps, default=None)
