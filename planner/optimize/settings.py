@@ -8,6 +8,8 @@ DEFAULT_TIME_LIMIT_S = 60.0
 """Long enough for a catalog's problem on a laptop; a limit that is reached is reported, never hidden."""
 DEFAULT_RELATIVE_GAP = 1e-4
 """One cent in a hundred dollars: below the precision of any throughput that goes in."""
+MAX_SEED = 2**31 - 1
+"""Solvers keep their seed in 32 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,9 @@ class SolverSettings:
             raise ValueError(msg)
         if self.threads < 1:
             msg = f"threads must be >= 1, not {self.threads!r}"
+            raise ValueError(msg)
+        if not 0 <= self.seed <= MAX_SEED:
+            msg = f"seed must be in [0, {MAX_SEED}], not {self.seed!r}"
             raise ValueError(msg)
 
 

@@ -91,10 +91,8 @@ def verify(
 
 
 def _check_bounds(milp: Milp, values: FloatArray, tolerance: float) -> None:
-    allowed = tolerance * np.maximum(np.abs(values), 1.0)
-    missed = np.maximum(milp.col_lower - values, values - milp.col_upper) - allowed
-    worst = int(np.argmax(missed)) if len(missed) else 0
-    if len(missed) and missed[worst] > 0:
+    worst = _worst_miss(values, milp.col_lower, milp.col_upper, tolerance * np.maximum(np.abs(values), 1.0))
+    if worst is not None:
         raise SolverLiedError(
             f"The solver returned {values[worst]!r} for {milp.column_name(worst)}, which must lie in "
             f"[{milp.col_lower[worst]:g}, {milp.col_upper[worst]:g}].",
@@ -105,11 +103,17 @@ def _check_bounds(milp: Milp, values: FloatArray, tolerance: float) -> None:
 def _check_rows(milp: Milp, values: FloatArray, tolerance: float) -> None:
     activity = milp.activity(values)
     allowed = tolerance * np.maximum(milp.row_scale(values), 1.0)
-    missed = np.maximum(milp.row_lower - activity, activity - milp.row_upper) - allowed
-    worst = int(np.argmax(missed)) if len(missed) else 0
-    if len(missed) and missed[worst] > 0:
+    worst = _worst_miss(activity, milp.row_lower, milp.row_upper, allowed)
+    if worst is not None:
         raise SolverLiedError(
             f"The solver's solution breaks {milp.row_name(worst)}: {activity[worst]!r} is not in "
             f"[{milp.row_lower[worst]:g}, {milp.row_upper[worst]:g}].",
             hint="Try another solver with --solver.",
         )
+
+
+def _worst_miss(values: FloatArray, lower: FloatArray, upper: FloatArray, allowed: FloatArray) -> int | None:
+    """Return where `values` lie farthest outside [lower, upper], beyond what is allowed; None if nowhere."""
+    missed = np.maximum(lower - values, values - upper) - allowed
+    worst = int(np.argmax(missed)) if len(missed) else 0
+    return worst if len(missed) and missed[worst] > 0 else None

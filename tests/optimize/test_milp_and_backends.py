@@ -14,7 +14,7 @@ from planner.errors import SolverError, SolverUnavailableError
 from planner.optimize.backends import BACK_ENDS, cbc, registry, solve_milp
 from planner.optimize.backends.base import Capability, RawSolution
 from planner.optimize.milp import MilpBuilder
-from planner.optimize.settings import SolverSettings
+from planner.optimize.settings import MAX_SEED, SolverSettings
 from planner.optimize.termination import Termination
 
 CONTINUOUS = [name for name, back_end in BACK_ENDS.items() if Capability.CONTINUOUS in back_end.capabilities]
@@ -249,7 +249,14 @@ def test_interrupt_returns_what_the_solver_hands_over(monkeypatch):
     assert found is None
 
 
-@pytest.mark.parametrize("bad", [{"time_limit_s": -1}, {"relative_gap": 1.5}, {"threads": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"time_limit_s": -1}, {"relative_gap": 1.5}, {"threads": 0}, {"seed": -1}, {"seed": 2**31}]
+)
 def test_settings_are_checked(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         SolverSettings(**bad)
+
+
+@pytest.mark.parametrize("solver", CONTINUOUS)
+def test_the_largest_seed_is_taken(solver):
+    assert solve_milp(knapsack(), SolverSettings(solver=solver, seed=MAX_SEED)).objective == pytest.approx(11.75)

@@ -491,3 +491,16 @@ def test_ties_of_a_large_request_still_prefer_a_single_offer(make):
     plan = plan_of(problem)
     assert (plan.cost_usd_per_hour, counts(plan)) == (4.0, {("default", "z-one"): 1})
     assert plan.assumptions == ()
+
+
+def test_small_instances_that_waste_gpus_do_not_replace_large_ones(make):
+    """Replicas of 3 GPUs leave a GPU of every 4 idle: 4 of them fill one 12-GPU machine, and need four of 4 GPUs."""
+    problem = make.problem(
+        make.demand([4.0]),
+        [
+            make.option(make.offer("4x", 4.0, gpus_per_instance=4), [1.0], gpus=3),
+            make.option(make.offer("12x", 12.0, gpus_per_instance=12), [1.0], gpus=3),
+        ],
+    )
+    plan = plan_of(problem)
+    assert (plan.cost_usd_per_hour, counts(plan)) == (12.0, {("default", "12x"): 4})
