@@ -162,6 +162,7 @@ def _spec(row: Mapping[str, str], achieved: Mapping[str, float]) -> GpuSpec:
         link=row["link"],
         link_bytes_per_s=float(row["link_gb_s_unidirectional"]) * GIGA,
         pcie_bytes_per_s=float(row["pcie_gb_s_unidirectional"]) * GIGA,
+        compute_capability=float(row["compute_capability"]) if row["compute_capability"] else None,
         source=row["source"],
         unverified_fields=tuple(row["unverified_fields"].split()),
         notes=row["notes"],

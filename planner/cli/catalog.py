@@ -299,6 +299,8 @@ def _facts_table(spec: GpuSpec) -> Table:
     table.add_row("power", f"{spec.tdp_w:g} W" + (f", {spec.idle_w:g} W idle" if spec.idle_w is not None else ""))
     table.add_row("link", f"{spec.link}, {spec.link_bytes_per_s / GIGA:g} GB/s each way")
     table.add_row("PCIe", f"{spec.pcie_bytes_per_s / GIGA:g} GB/s each way")
+    if spec.compute_capability is not None:
+        table.add_row("compute capability", f"{spec.compute_capability:.1f}")
     if spec.unverified_fields:
         table.add_row("one source only", ", ".join(spec.unverified_fields))
     for key in ("notes", "source"):

@@ -40,6 +40,8 @@ class GpuSpec:
     link_bytes_per_s: float
     """Uni-directional, per GPU; the PCIe rate where there is no better link."""
     pcie_bytes_per_s: float
+    compute_capability: float | None = None
+    """CUDA compute capability, e.g. 8.9; None = none (not NVIDIA) or not known."""
     source: str = ""
     unverified_fields: tuple[str, ...] = ()
     notes: str = ""

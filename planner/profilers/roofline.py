@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.domain.precision import KV_BYTES_PER_ELEMENT, UNQUANTIZED_BYTES, bytes_per_parameter, weight_bytes
+from planner.profilers.support import unsupported
 from planner.units import format_bytes
 
 if TYPE_CHECKING:
@@ -149,8 +150,11 @@ def misfit(model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, params:
     """Return in words why this model cannot run on this configuration at all; "" if it can."""
     if config.precision not in MATH_FORMATS:
         return f"precision {config.precision} is not known (known: {', '.join(MATH_FORMATS)})"
-    if math_format(config.precision, gpu) is None:
-        return f"{gpu.name} has no tensor arithmetic for {config.precision} weights"
+    reason = unsupported(gpu, config)
+    if not reason and math_format(config.precision, gpu) is None:
+        reason = f"{gpu.name} has no tensor arithmetic for {config.precision} weights"
+    if reason:
+        return reason
     if config.kv_precision not in KV_BYTES_PER_ELEMENT:
         return f"KV-cache precision {config.kv_precision} is not known (known: {', '.join(KV_BYTES_PER_ELEMENT)})"
     if config.pipeline_parallel > model.n_layers:
