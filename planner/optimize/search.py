@@ -29,6 +29,8 @@ exactly, the search is repeated with loads this much larger, relative; the bound
 _STRICT_TRIES = 2
 _SEARCH_SLACK = 1e-6
 """A replica is not needed for less load than this: a solver's tolerance."""
+_DROP_ROUNDS = 20
+"""Replicas that new shares leave idle are dropped, which gives new shares; each round drops one replica or more."""
 INTERRUPTED_TIME_LIMIT_S = 3.0
 """After Ctrl-C on a solver that cannot hand its best solution over, how long a second, short search may take."""
 BOUND_DUST = 1e-9
@@ -201,9 +203,19 @@ def settle(fleet: FleetArrays, *, replicas: IntArray, instances: IntArray, assig
         shares = balanced_shares(fleet, needed, assigned)
     if shares is None:
         return None
-    fewer = np.minimum(needed, np.ceil(option_load(fleet, shares) - PLAN_TOLERANCE).astype(np.int64))
-    if np.any(fewer < needed):
-        again = balanced_shares(fleet, fewer, shares)
-        needed, shares = (fewer, again) if again is not None else (needed, shares)
+    for _ in range(_DROP_ROUNDS):
+        fewer = np.minimum(needed, _replicas_in_use(fleet, shares))
+        again = balanced_shares(fleet, fewer, shares) if np.any(fewer < needed) else None
+        if again is None:
+            break
+        needed, shares = fewer, again
+    needed = np.where(_replicas_in_use(fleet, shares) > 0, needed, 0)
     packed = np.minimum(instances, instances_needed(fleet, needed))
     return Fleet(replicas=needed, instances=packed, shares=shares, cost_usd_per_hour=exact_cost(fleet, packed))
+
+
+def _replicas_in_use(fleet: FleetArrays, shares: FloatArray) -> IntArray:
+    """Return the replicas that `shares` fill, at least one wherever there is any share, shape (options,)."""
+    full = np.ceil(option_load(fleet, shares) - PLAN_TOLERANCE).astype(np.int64)
+    is_used = np.bincount(fleet.pair_option, weights=shares, minlength=len(fleet.options)) > 0
+    return np.maximum(full, is_used)

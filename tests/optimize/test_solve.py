@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from planner.cli.plan import exit_code
 from planner.domain.plan import PlanStatus
 from planner.errors import InputError, SolverError, SolverUnavailableError
 from planner.optimize import (
@@ -504,3 +505,32 @@ def test_small_instances_that_waste_gpus_do_not_replace_large_ones(make):
     )
     plan = plan_of(problem)
     assert (plan.cost_usd_per_hour, counts(plan)) == (12.0, {("default", "12x"): 4})
+
+
+@pytest.mark.parametrize("termination", [Termination.TIME_LIMIT, Termination.INTERRUPTED])
+def test_what_a_stopped_search_rents_too_much_is_not_in_the_plan(make, monkeypatch, termination):
+    """Fewer replicas give new shares, which leave other replicas idle: they go as well, with their instances."""
+    problem = make.problem(
+        make.demand([4.0, 2.0]),
+        [
+            make.option(make.offer("a", 4.0), [1.0, 4.0]),
+            make.option(make.offer("b", 1.0), [0.0, 1.0]),
+            make.option(make.offer("c", 2.0), [0.0, 2.0]),
+        ],
+    )
+    replicas = [5.0, 2.0, 2.0]
+    found = RawSolution(
+        values=np.array([1.0, 1 / 3, 1 / 3, 1 / 3, *replicas, *replicas]),
+        objective=26.0,
+        bound=1.0,
+        termination=termination,
+        seconds=0.0,
+        solver="highs",
+        version="",
+    )
+    monkeypatch.setattr(search_module, "run", lambda milp, settings: found)
+    plan = plan_of(problem)
+    assert (plan.status, plan.solver.termination) == (PlanStatus.FEASIBLE, termination.value)
+    assert {item.offer for item in plan.rentals} == {item.offer for item in plan.allocation}
+    assert sum(item.cost_usd_per_hour for item in plan.allocation) == pytest.approx(plan.cost_usd_per_hour)
+    assert int(exit_code(plan)) == (130 if termination is Termination.INTERRUPTED else 4)
