@@ -23,6 +23,7 @@ from planner.optimize import (
     single_gpu_baselines,
     solve,
 )
+from planner.planning.caveats import caveats
 from planner.planning.melange import melange_question
 from planner.planning.relax import slo_conflicts
 from planner.report.result import PlanResult
@@ -100,6 +101,7 @@ def answer(question: Question, *, settings: SolverSettings, assignment: Assignme
         return replace(found, conflicts=conflicts or (UNEXPLAINED,))
     if found.cost_usd_per_hour is None:
         return found
+    found = replace(found, warnings=(*found.warnings, *caveats(found)))
     if found.unserved:
         found = replace(found, warnings=tuple(_with_ways_out(found.warnings, question, settings)))
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)

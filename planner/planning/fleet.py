@@ -44,6 +44,7 @@ ASSUMPTIONS = (
     "Every bucket meets the SLO on its own, which is stricter than all requests together meeting it.",
     "The SLO enters through each GPU's throughput; this plan has not been replayed request by request.",
     "A replica stays within one instance; its power is the TDP of its GPUs.",
+    "Every offer is assumed to be available in any number unless the request says otherwise.",
 )
 
 

@@ -1,0 +1,33 @@
+"""What the user must know of the plan that was found: warnings about what it rents, not about what it might have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from planner.domain.hardware import Market
+from planner.domain.provenance import Warning_
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from planner.domain.plan import Plan
+
+SPOT_CAPACITY = "W402"
+
+
+def caveats(plan: Plan) -> Iterator[Warning_]:
+    """Yield the warnings that what `plan` rents calls for."""
+    yield from _spot(plan)
+
+
+def _spot(plan: Plan) -> Iterator[Warning_]:
+    spot = [rental for rental in plan.rentals if rental.market == Market.SPOT]
+    n_instances = sum(rental.instances for rental in spot)
+    if n_instances:
+        total = sum(rental.instances for rental in plan.rentals)
+        yield Warning_(
+            code=SPOT_CAPACITY,
+            message=f"{n_instances} of {total} instances are spot capacity: its price changes and it can be taken back "
+            "at short notice. Nothing is set aside for that.",
+            observed=n_instances,
+        )
