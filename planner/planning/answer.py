@@ -101,7 +101,7 @@ def answer(question: Question, *, settings: SolverSettings, assignment: Assignme
         return replace(found, conflicts=conflicts or (UNEXPLAINED,))
     if found.cost_usd_per_hour is None:
         return found
-    found = replace(found, warnings=(*found.warnings, *caveats(found)))
+    found = replace(found, warnings=(*found.warnings, *caveats(found, question.unchecked_gpus)))
     if found.unserved:
         found = replace(found, warnings=tuple(_with_ways_out(found.warnings, question, settings)))
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)

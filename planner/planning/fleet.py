@@ -23,7 +23,7 @@ from planner.files.documents import did_you_mean
 from planner.files.request import WHOLE_FLEET, CatalogChoice, Constraints, Objective, PlanRequest, Service
 from planner.planning.question import Question, Relaxation
 from planner.planning.traffic import TrafficSource, read_demand
-from planner.profilers.efficiency import check_engine
+from planner.profilers.efficiency import check_engine, default_params
 from planner.profilers.measured import MeasuredStore, load_measured, read_profile_file
 from planner.profilers.options import OptionProfile, profile_option
 from planner.units import UsdPerInstanceHour
@@ -170,6 +170,7 @@ def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict:
         + uncounted
         + tuple(warning for service in services for warning in service.demand.warnings),
         assumptions=tuple(_assumptions(request, services)),
+        unchecked_gpus=_unchecked_gpus(prepared),
         inputs={"files": _hashes(request, services, base_dir), "bundled": bundled_sha256("catalogs", "profiles")},
         relaxations=tuple(_relaxations(prepared, slos)),
         problem_with_all_bounds=partial(_problem_with_all_bounds, prepared, slos),
@@ -425,6 +426,19 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService]) -> I
         yield f"{service.request.name}: {service.demand.basis}; weights in {formats}; engine {engine}."
     yield f"{request.constraints.headroom:.0%} headroom above the planned rate."
     yield from ASSUMPTIONS
+
+
+def _unchecked_gpus(prepared: Prepared) -> dict[str, str]:
+    """Return GPU -> architecture where neither the estimator was fitted nor one of the usable figures was measured."""
+    specs = {offer.gpu: prepared.gpus.get(offer.gpu) for offer in prepared.offers}
+    params = default_params()
+    found = (prepared.gpus.find(name) for name in {point.gpu for point in prepared.store.points})
+    measured = {prepared.gpus.by_name[alias.gpu].architecture for alias in found if alias is not None}
+    return {
+        name: spec.architecture
+        for name, spec in specs.items()
+        if not params.is_fitted(spec) and spec.architecture not in measured
+    }
 
 
 def _relaxations(prepared: Prepared, slos: Mapping[str, tuple[Slo, ...]]) -> Iterator[Relaxation]:

@@ -35,5 +35,7 @@ class Question:
     relaxations: tuple[Relaxation, ...] = ()
     problem_with_all_bounds: Callable[[float], FleetProblem] | None = None
     """Factor -> the same problem with every bound of every objective multiplied by it; None if there are none."""
+    unchecked_gpus: Mapping[str, str] = field(default_factory=dict)
+    """GPU -> its architecture, where no measurement of that architecture stands behind the throughput."""
     slice_factor: int = 1
     """Slices per bucket that the request itself asks for, should the assignment be sliced."""

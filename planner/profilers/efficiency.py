@@ -115,6 +115,8 @@ class EstimatorParams:
     """Squared coefficient of variation of inter-arrival times; 1 = Poisson."""
     service_scv: float
     """Squared coefficient of variation of the prompts' service times at the prefill server."""
+    fitted_architectures: frozenset[str] = frozenset()
+    """GPU architectures, in lower case, with a matrix rate that was fitted to measurements of them."""
     is_context_enforced: bool = True
     """Refuse requests longer than the model's context; off only to compare with benchmarks that ignore it."""
 
@@ -132,6 +134,10 @@ class EstimatorParams:
                 hint="Add a row to profiles/efficiency.csv.",
             )
         return found
+
+    def is_fitted(self, gpu: GpuSpec) -> bool:
+        """Return whether any measurement on this GPU's architecture went into these parameters."""
+        return gpu.architecture.lower() in self.fitted_architectures
 
     def efficiency(self, gpu: GpuSpec, engine: str, *, link_kind: str) -> Efficiency:
         """Return the parameters of `engine` on `gpu` with its GPUs joined by `link_kind`."""
@@ -162,9 +168,16 @@ class EstimatorParams:
 def default_params() -> EstimatorParams:
     """Return the bundled parameters (profiles/efficiency.csv)."""
     text = bundled("profiles", "efficiency.csv").read_text(encoding="utf-8")
-    table = {(row["parameter"], row["scope"].lower()): float(row["value"]) for row in csv.DictReader(text.splitlines())}
+    rows = list(csv.DictReader(text.splitlines()))
+    table = {(row["parameter"], row["scope"].lower()): float(row["value"]) for row in rows}
+    fitted = {
+        row["scope"].lower()
+        for row in rows
+        if row["parameter"].startswith("gemm_fraction_") and row["source"].startswith("fit of")
+    }
     return EstimatorParams(
         table=table,
         arrival_scv=table["arrival_scv", DEFAULT_SCOPE],
         service_scv=table["service_scv", DEFAULT_SCOPE],
+        fitted_architectures=frozenset(fitted - {DEFAULT_SCOPE}),
     )

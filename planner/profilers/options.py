@@ -136,7 +136,8 @@ def profile_option(
     estimates = estimate(config, slos)
     rates = estimates.rate_rps.copy()
     if found is None:
-        origin = _why_estimated(store.engines(names, gpu.name, config), config)
+        unfitted = "" if params.is_fitted(gpu) else gpu.architecture
+        origin = _why_estimated(store.engines(names, gpu.name, config), config, unfitted=unfitted)
         provenance = (origin,) * len(buckets)
     else:
         unlimited = estimate(measured.measured_config(found.table.points[0], config), ())
@@ -162,12 +163,14 @@ def _measured_indices(found: _Measurements, free: Sequence[bool]) -> list[int]:
     ]
 
 
-def _why_estimated(engines: Sequence[str], config: EngineConfig) -> Provenance:
+def _why_estimated(engines: Sequence[str], config: EngineConfig, *, unfitted: str) -> Provenance:
     family = engine_family(config.engine)
     others = [engine for engine in engines if engine != family]
     note = f"no measurement of this model, GPU, parallelism and precision with {family}"
     if others:
         note += f"; those with {', '.join(others)} are not used for it (same-engine policy)"
+    if unfitted:
+        note += f"; the efficiencies are assumed: none was fitted on {unfitted}"
     return Provenance(kind=ProvenanceKind.ESTIMATED, source=ESTIMATE_SOURCE, note=note)
 
 

@@ -44,3 +44,29 @@ def test_spot_capacity_is_warned_of_where_it_is_used(market, expected, tmp_path)
 
 def test_unlimited_availability_is_an_assumption():
     assert any("available in any number" in line for line in plan("L4").assumptions)
+
+
+def test_an_architecture_without_measurements_is_warned_of_where_it_is_used(tmp_path):
+    found = plan("MI300X")
+    (warning,) = (warning for warning in found.warnings if warning.code == "W403")
+    assert warning.observed == "MI300X"
+    assert "not checked against any measurement on CDNA3" in warning.message
+    assert all("none was fitted on CDNA3" in allocation.provenance_note for allocation in found.allocation)
+    for fitted in ("L4", "A100-80GB", "H100-80GB"):
+        assert codes(plan(fitted)) == []
+
+
+def test_ones_own_measurement_of_the_architecture_is_a_check(tmp_path):
+    rows = ["model,gpu,gpu_count,tp,pp,engine,precision,input_tokens,output_tokens,load_kind,throughput_req_s"]
+    rows += ["Llama-3.1-8B,MI300X,1,1,1,vllm,bf16,1000,200,offline_max,10"]
+    (tmp_path / "mine.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    request = {
+        "schema_version": "1",
+        "kind": "PlanRequest",
+        "services": [SERVICE],
+        "catalog": {"gpus": {"include": ["MI300X"]}},
+        "profiles": {"files": ["mine.csv"]},
+    }
+    assert codes(planner.plan(request, base_dir=tmp_path).plan) == []
+    request["profiles"]["prefer"] = "estimated"
+    assert codes(planner.plan(request, base_dir=tmp_path).plan) == ["W403"]
