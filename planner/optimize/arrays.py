@@ -102,7 +102,9 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
         option_gpus=option_gpus,
         option_pool=option_pool,
         pool_offer=pool_offer,
-        replicas_upper=np.ceil(whole_load * (1 + _ROUNDING)),
+        replicas_upper=np.maximum(
+            np.ceil(whole_load * (1 + _ROUNDING)), np.bincount(pair_option, minlength=len(options)) > 0
+        ),
         units_per_bucket=assignment.units_per_bucket,
         is_sliced=assignment.slice_factor is not None,
     )

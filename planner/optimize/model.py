@@ -16,6 +16,7 @@ from planner.optimize.rows.capacity import define_capacity
 from planner.optimize.rows.coverage import define_coverage
 from planner.optimize.rows.limits import all_limits, define_limits
 from planner.optimize.rows.packing import define_packing
+from planner.optimize.rows.presence import define_presence
 
 if TYPE_CHECKING:
     from planner.optimize.arrays import FleetArrays
@@ -117,6 +118,7 @@ def build_model(
         u = builder.add_columns("unserved", len(fleet.buckets), upper=1.0, cost=unserved_cost)
     define_coverage(builder, fleet, x, u=u)
     define_capacity(builder, fleet, x, n)
+    define_presence(builder, fleet, x, n)
     define_packing(builder, fleet, n, m)
     define_limits(builder, fleet, n, m, slack=slack)
     return FleetModel(fleet=fleet, builder=builder, x=x, n=n, m=m, slack=slack, u=u)

@@ -56,7 +56,9 @@ def option_load(fleet: FleetArrays, shares: FloatArray) -> FloatArray:
 
 
 def holds(fleet: FleetArrays, replicas: IntArray, shares: FloatArray) -> bool:
-    """Return whether every bucket is served and no replica is overfull, within 1e-9."""
+    """Return whether every bucket is served by options with replicas and no replica is overfull, within 1e-9."""
+    if np.any(replicas[fleet.pair_option[shares > 0]] < 1):
+        return False  # whatever its load
     served = np.bincount(fleet.pair_bucket, weights=shares, minlength=len(fleet.buckets))
     return bool(
         np.all(np.abs(served - 1) <= PLAN_TOLERANCE)

@@ -196,12 +196,14 @@ def settle(fleet: FleetArrays, *, replicas: IntArray, instances: IntArray, assig
     replicas, instances : as the solver has them, shape (options,) and (pools,).
     assigned : the solver's shares, shape (pairs,); kept as they are where buckets are sliced.
     """
-    needed = np.minimum(replicas, np.ceil(option_load(fleet, assigned) - _SEARCH_SLACK).astype(np.int64))
-    shares = balanced_shares(fleet, needed, assigned)
-    if shares is None:
-        needed = replicas
+    by_load = np.ceil(option_load(fleet, assigned) - _SEARCH_SLACK).astype(np.int64)
+    in_use = _replicas_in_use(fleet, np.where(assigned > _SEARCH_SLACK, assigned, 0.0))  # however little the load is
+    for wanted in (by_load, np.maximum(by_load, np.minimum(in_use, 1)), replicas):
+        needed = np.minimum(replicas, wanted)
         shares = balanced_shares(fleet, needed, assigned)
-    if shares is None:
+        if shares is not None:
+            break
+    else:
         return None
     for _ in range(_DROP_ROUNDS):
         fewer = np.minimum(needed, _replicas_in_use(fleet, shares))

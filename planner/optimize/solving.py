@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planner.domain.plan import Conflict, Plan, PlanStatus, SolverInfo
-from planner.errors import SolverError
+from planner.errors import InputError, SolverError
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.assemble import assemble, plan_status, relative_gap, solver_info
 from planner.optimize.backends.registry import find_back_end
 from planner.optimize.goals import check_goal, goal_gap, search_goal
-from planner.optimize.naming import option_keys
+from planner.optimize.naming import bucket_name, option_keys
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.prune import prune
 from planner.optimize.search import search
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from planner.optimize.search import Fleet, SearchResult
     from planner.optimize.settings import Assignment, SolverSettings
     from planner.optimize.shed import Served
+
+MAX_REPLICAS = 1e7
+"""More replicas than this are a slip in a rate's or a throughput's unit, and beyond what solvers count exactly."""
 
 
 def solve(problem: FleetProblem, *, settings: SolverSettings, assignment: Assignment) -> Plan:
@@ -44,6 +49,7 @@ def solve(problem: FleetProblem, *, settings: SolverSettings, assignment: Assign
     whole = fleet_arrays(problem, assignment)
     if whole.unserved:
         return no_plan(settings, conflicts=unserved_conflicts(problem))
+    _check_size(whole)
     pruned = prune(problem)
     fleet = fleet_arrays(pruned, assignment)
     if problem.goal is not None:
@@ -111,6 +117,18 @@ def _found(result: SearchResult) -> Fleet:
     if result.fleet is None:
         raise SolverError("There is no fleet for what is served.", hint="Try another solver with --solver.")
     return result.fleet
+
+
+def _check_size(fleet: FleetArrays) -> None:
+    """Refuse demand that needs more replicas than any fleet has, however it is served."""
+    least = np.full(len(fleet.buckets), np.inf)
+    np.minimum.at(least, fleet.pair_bucket, fleet.pair_load)
+    if least.sum() > MAX_REPLICAS:
+        worst = int(np.argmax(least))
+        raise InputError(
+            f"{bucket_name(*fleet.buckets[worst])} alone needs {least[worst]:.3g} replicas where it is served best.",
+            hint=f"Fleets of up to {MAX_REPLICAS:,.0f} replicas are planned; check the units of rate and throughput.",
+        )
 
 
 def no_plan(settings: SolverSettings, *, conflicts: tuple[Conflict, ...]) -> Plan:

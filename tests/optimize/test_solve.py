@@ -534,3 +534,29 @@ def test_what_a_stopped_search_rents_too_much_is_not_in_the_plan(make, monkeypat
     assert {item.offer for item in plan.rentals} == {item.offer for item in plan.allocation}
     assert sum(item.cost_usd_per_hour for item in plan.allocation) == pytest.approx(plan.cost_usd_per_hour)
     assert int(exit_code(plan)) == (130 if termination is Termination.INTERRUPTED else 4)
+
+
+@pytest.mark.parametrize("rate", [1e-300, 1e-12, 5e-7, 5e-6, 5e-5, 2e-4])
+@pytest.mark.parametrize("assignment", [FRACTIONAL, Assignment.sliced(4)])
+@pytest.mark.parametrize("solver", ["highs", "cbc", "scip"])
+def test_a_rare_service_gets_a_replica(make, rate, assignment, solver):
+    """Its load is within the solvers' tolerance; alone, beside a busy service, and where an instance has no room."""
+    eight = make.offer("8x", 8.0, gpus_per_instance=2)
+    one = make.offer("1x", 9.0)
+    rare = make.demand([rate, rate], service="rare")
+    options = [make.option(one, [1.0, 1.0], service="rare"), make.option(eight, [1.0, 1.0], service="rare")]
+    busy = make.option(eight, [10.0], service="busy")
+    settings = SolverSettings(solver=solver)
+    alone = plan_of(make.problem(rare, options), assignment, settings)
+    assert counts(alone) == {("rare", "8x"): 1}
+    for busy_rate, cost in ((10.0, 8.0), (20.0, 16.0)):
+        problem = make.problem((make.demand([busy_rate], service="busy"), rare), [busy, *options])
+        plan = plan_of(problem, assignment, settings)
+        assert (plan.cost_usd_per_hour, plan.bound_usd_per_hour) == (cost, pytest.approx(cost, rel=1e-3))
+        assert plan.status is PlanStatus.OPTIMAL
+
+
+def test_demand_beyond_any_fleet_is_refused(make):
+    problem = make.problem(make.demand([1.0, 1e300]), [make.option(make.offer(), [1.0, 1.0])])
+    with pytest.raises(InputError, match=r"default: bucket row 1.* needs 1e\+300 replicas"):
+        plan_of(problem)
