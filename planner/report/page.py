@@ -76,14 +76,14 @@ class Figure:
 
 def plan_html(plan: Plan, *, today: date) -> str:
     """Return a compact HTML fragment of the plan, for notebooks."""
-    return _environment().get_template("fragment.html.j2").render(summary=summarize(plan, today=today))
+    return environment().get_template("fragment.html.j2").render(summary=summarize(plan, today=today))
 
 
 def report_html(plan: Plan, *, today: date) -> str:
     """Return the plan as one HTML page with charts; it loads nothing from anywhere."""
     summary = summarize(plan, today=today)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             summary=summary,
@@ -97,7 +97,8 @@ def report_html(plan: Plan, *, today: date) -> str:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the templates of the reports; what they are given is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - only HTML pays for it
 
     return Environment(
