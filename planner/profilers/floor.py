@@ -60,13 +60,39 @@ def _kv_read_bytes(model: ModelArchitecture, context_tokens: float) -> float:
     return total
 
 
-def _largest_batch(point: MeasuredPoint, model: ModelArchitecture, gpu: GpuSpec) -> float:
-    """Return how many sequences can decode at once: the stated load, else what the whole memory holds."""
-    if point.load_kind in {"concurrency", "static_batch"} and point.load:
-        return point.load
-    per_sequence = _kv_read_bytes(model, point.input_tokens)
-    room = max(0.0, point.n_gpus * gpu.memory_bytes - step_bytes(model, point.precision))
+def _largest_batch(
+    model: ModelArchitecture, gpu: GpuSpec, *, n_gpus: int, precision: str, input_tokens: float
+) -> float:
+    """Return how many sequences the whole memory holds beside the weights."""
+    per_sequence = _kv_read_bytes(model, input_tokens)
+    room = max(0.0, n_gpus * gpu.memory_bytes - step_bytes(model, precision))
     return room / per_sequence if per_sequence else float("inf")
+
+
+def rate_bounds_rps(
+    model: ModelArchitecture,
+    gpu: GpuSpec,
+    *,
+    n_gpus: int,
+    precision: str,
+    input_tokens: float,
+    output_tokens: float,
+    batch: float | None = None,
+) -> tuple[float, float]:
+    """Return the largest rates of one replica that its arithmetic and its memory bandwidth allow, in requests/s.
+
+    Parameters
+    ----------
+    batch : sequences that decode at once; None = as many as the whole memory holds.
+    """
+    by_flops = n_gpus * peak_flops(gpu, precision) / request_flops(model, input_tokens, output_tokens)
+    if output_tokens <= 1:
+        return by_flops, float("inf")
+    if batch is None:
+        batch = _largest_batch(model, gpu, n_gpus=n_gpus, precision=precision, input_tokens=input_tokens)
+    shared = step_bytes(model, precision) / batch if batch else float("inf")
+    read = shared + _kv_read_bytes(model, input_tokens)
+    return by_flops, n_gpus * gpu.bandwidth_bytes_per_s / read / max(output_tokens - 1.0, 1.0)
 
 
 def violations(point: MeasuredPoint, model: ModelArchitecture, gpu: GpuSpec) -> tuple[str, ...]:
@@ -78,14 +104,22 @@ def violations(point: MeasuredPoint, model: ModelArchitecture, gpu: GpuSpec) -> 
     weights = step_bytes(model, point.precision)
     cache = _kv_read_bytes(model, point.input_tokens)
     if point.rate_rps:
-        most = flops / request_flops(model, point.input_tokens, point.output_tokens)
+        is_load_stated = point.load_kind in {"concurrency", "static_batch"} and point.load
+        most, most_read = rate_bounds_rps(
+            model,
+            gpu,
+            n_gpus=point.n_gpus,
+            precision=point.precision,
+            input_tokens=point.input_tokens,
+            output_tokens=point.output_tokens,
+            batch=point.load if is_load_stated else None,
+        )
         if point.rate_rps > most * slack:
             found.append(f"{point.rate_rps:.4g} requests/s need more FLOPs than the dense peak gives ({most:.4g}/s)")
-        batch = _largest_batch(point, model, gpu)
-        shared = weights / batch if batch else float("inf")
-        most = bandwidth / (shared + cache) / max(point.output_tokens - 1.0, 1.0)
-        if point.output_tokens > 1 and point.rate_rps > most * slack:
-            found.append(f"{point.rate_rps:.4g} requests/s read more bytes than the memory delivers ({most:.4g}/s)")
+        if point.rate_rps > most_read * slack:
+            found.append(
+                f"{point.rate_rps:.4g} requests/s read more bytes than the memory delivers ({most_read:.4g}/s)"
+            )
     least = max(request_flops(model, point.input_tokens, 1.0) / flops, weights / bandwidth)
     found += [
         f"TTFT {name} {value * 1e3:.4g} ms is below the prompt's {least * 1e3:.4g} ms of arithmetic or weight reads"

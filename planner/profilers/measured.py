@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 LORA_FOLDER = "lora"
-"""Adapter measurements have a schema of their own."""
+"""Adapter measurements have a schema of their own; they ship as data, and no plan uses them yet."""
 
 BENCHMARK_MAX_NUM_SEQS = 2048
 """Batch limit assumed of published maximum-throughput runs, which do not state it (TensorRT-LLM's build default)."""
@@ -148,7 +148,10 @@ class MeasuredStore:
 
 @cache
 def load_measured() -> MeasuredStore:
-    """Return the bundled measurements (profiles/, one folder per model; origins in profiles/SOURCES.md)."""
+    """Return the bundled measurements (profiles/, one folder per model; origins in profiles/SOURCES.md).
+
+    The folder of adapter measurements, `LORA_FOLDER`, is left out.
+    """
     found: list[MeasuredPoint] = []
     for folder in sorted(bundled("profiles").iterdir(), key=lambda entry: entry.name):
         if not folder.is_dir() or folder.name == LORA_FOLDER:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,6 +145,7 @@ def profile_option(
         for i in _measured_indices(found, free):
             rates[i] = found.table.points[found.correction.nearest[i]].rate_rps
         provenance = tuple(_provenance(found, i, is_free=free[i]) for i in range(len(buckets)))
+        rates, provenance = _within_physics(rates, provenance, model, gpu, config, sizes=sizes)
     return OptionProfile(
         throughput_rps=rates,
         provenance=provenance,
@@ -152,6 +153,37 @@ def profile_option(
         power_w=peak_power_w(gpu, config),
         estimates=estimates,
     )
+
+
+def _within_physics(
+    rates: Array,
+    provenance: tuple[Provenance, ...],
+    model: ModelArchitecture,
+    gpu: GpuSpec,
+    config: EngineConfig,
+    *,
+    sizes: Array,
+) -> tuple[Array, tuple[Provenance, ...]]:
+    """Return calibrated rates no larger than `floor.rate_bounds_rps`; the notes of those that were say so.
+
+    Measured points obey the floor, but a factor found at one load or size may promise too much at another one.
+    """
+    capped, notes = rates.copy(), list(provenance)
+    for i, (origin, size) in enumerate(zip(provenance, np.maximum(sizes, 1.0).tolist(), strict=True)):
+        most = min(
+            floor.rate_bounds_rps(
+                model,
+                gpu,
+                n_gpus=config.gpus_per_replica,
+                precision=config.precision,
+                input_tokens=size[0],
+                output_tokens=size[1],
+            )
+        )
+        if origin.kind is ProvenanceKind.CALIBRATED and rates[i] > most:
+            capped[i] = most
+            notes[i] = replace(origin, note=f"{origin.note}; held to the {most:.4g} requests/s that physics allows")
+    return capped, tuple(notes)
 
 
 def _measured_indices(found: _Measurements, free: Sequence[bool]) -> list[int]:

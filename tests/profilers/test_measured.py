@@ -220,6 +220,26 @@ def test_an_impossible_profile_stops_the_plan_that_would_use_it():
         profile((1000, 200), config=EngineConfig(), store=store)
 
 
+def test_calibrated_rates_are_held_to_the_floor():
+    """A lone client, whose steps are reads, beats an estimate with slow reads; the arithmetic cannot follow."""
+    lone = point(rate_rps=1.1, load_kind="concurrency", load=1.0)
+    store = MeasuredStore.empty().with_rows([lone])
+    slow_reads = default_params().with_values(bandwidth_fraction=0.3)
+    config = EngineConfig(max_num_seqs=2048)
+    found = profile_option(LLAMA, H100, config, [bucket(1000, 200)], (), store=store, params=slow_reads)
+    bounds = floor.rate_bounds_rps(LLAMA, H100, n_gpus=1, precision="bf16", input_tokens=1000, output_tokens=200)
+    assert found.estimates.rate_rps[0] > min(bounds)
+    assert found.throughput_rps[0] == min(bounds)
+    assert found.provenance[0].kind is ProvenanceKind.CALIBRATED
+    assert "that physics allows" in found.provenance[0].note
+    assert "that physics allows" not in profile((700, 1300)).provenance[0].note
+
+
+def test_adapter_measurements_are_not_used():
+    assert (bundled("profiles") / measured.LORA_FOLDER).is_dir()
+    assert not any(measured.LORA_FOLDER in str(one.where) for one in load_measured().points)
+
+
 # --- look-up and correction ------------------------------------------------------------------------------------------
 
 
