@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from planner.domain.hardware import replica_price
 from planner.domain.plan import Baseline
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.naming import bucket_name
 from planner.optimize.prune import prune
 from planner.optimize.rows.limits import availability_limits
 from planner.optimize.search import search
+from planner.optimize.settings import Clock
 from planner.optimize.termination import Termination
 
 if TYPE_CHECKING:
@@ -18,9 +22,11 @@ if TYPE_CHECKING:
 
     from planner.domain.plan import Plan
     from planner.domain.problem import FleetProblem
+    from planner.optimize.arrays import FleetArrays
     from planner.optimize.settings import Assignment, SolverSettings
 
 _BUCKETS_NAMED = 2
+NOT_SOLVED = "not solved within the time limit"
 
 
 def single_gpu_baselines(
@@ -28,10 +34,26 @@ def single_gpu_baselines(
 ) -> tuple[Baseline, ...]:
     """Return the best plan with each GPU type alone, by name; where there is none, with the reason.
 
-    One GPU type may still be rented as several instance types, and serve with several configurations.
+    One GPU type may still be rented as several instance types, and serve with several configurations. All of them
+    share one time limit; those that look cheapest come first, since the best one is what a plan is compared with.
     """
-    gpus = sorted({option.offer.gpu for option in problem.options})
-    return tuple(_baseline(gpu, problem, settings, assignment) for gpu in gpus)
+    clock = Clock(settings)
+    alone = {
+        gpu: replace(problem, options=tuple(option for option in problem.options if option.offer.gpu == gpu))
+        for gpu in sorted({option.offer.gpu for option in problem.options})
+    }
+    arrays = {gpu: fleet_arrays(part, assignment) for gpu, part in alone.items()}
+    order = sorted(alone, key=lambda gpu: (_least_cost(arrays[gpu]), gpu))
+    found = {gpu: _baseline(gpu, alone[gpu], arrays[gpu], clock, assignment) for gpu in order}
+    return tuple(found[gpu] for gpu in alone)
+
+
+def _least_cost(fleet: FleetArrays) -> float:
+    """Return what a fleet costs at least: every bucket where it is cheapest, on shares of replicas."""
+    prices = np.array([float(replica_price(option.offer, option.gpus_per_replica)) for option in fleet.options])
+    cheapest = np.full(len(fleet.buckets), np.inf)
+    np.minimum.at(cheapest, fleet.pair_bucket, fleet.pair_load * prices[fleet.pair_option])
+    return float(cheapest.sum())
 
 
 def savings_vs_best_single(plan: Plan, baselines: Iterable[Baseline]) -> float | None:
@@ -45,18 +67,18 @@ def savings_vs_best_single(plan: Plan, baselines: Iterable[Baseline]) -> float |
     return 1 - plan.cost_usd_per_hour / min(costs)
 
 
-def _baseline(gpu: str, problem: FleetProblem, settings: SolverSettings, assignment: Assignment) -> Baseline:
-    alone = replace(problem, options=tuple(option for option in problem.options if option.offer.gpu == gpu))
-    fleet = fleet_arrays(alone, assignment)
+def _baseline(gpu: str, alone: FleetProblem, fleet: FleetArrays, clock: Clock, assignment: Assignment) -> Baseline:
     if fleet.unserved:
         names = "; ".join(bucket_name(*bucket) for bucket in fleet.unserved[:_BUCKETS_NAMED])
         more = len(fleet.unserved) - _BUCKETS_NAMED
         return _infeasible(gpu, f"cannot serve {names}" + (f" and {more} more" if more > 0 else ""))
-    result = search(fleet_arrays(prune(alone), assignment), settings)
+    if clock.is_over:
+        return _infeasible(gpu, NOT_SOLVED)
+    result = search(fleet_arrays(prune(alone), assignment), clock.settings())
     if result.fleet is None:
         if result.termination is Termination.INFEASIBLE:
             return _infeasible(gpu, f"the limits leave too little of it: {_limit_names(alone)}")
-        return _infeasible(gpu, f"no plan found: {result.termination.value}")
+        return _infeasible(gpu, NOT_SOLVED)
     return Baseline(
         offer=gpu,
         replicas=int(result.fleet.replicas.sum()),

@@ -7,7 +7,6 @@ Where no single one is enough, the least sum of relative excesses over all limit
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from planner.optimize.model import Objective, build_model
 from planner.optimize.prune import prune
 from planner.optimize.rows.limits import all_limits, limit_coefficients
 from planner.optimize.search import run, settle
-from planner.optimize.settings import Assignment
+from planner.optimize.settings import Assignment, Clock
 from planner.optimize.termination import Termination
 from planner.optimize.unserved import unserved_conflicts
 from planner.optimize.verify import verify
@@ -67,7 +66,7 @@ def find_conflicts(
     limits = all_limits(fleet)
     if not limits:
         return ()
-    clock = _Clock(settings)
+    clock = Clock(replace(settings, relative_gap=min(settings.relative_gap, LARGEST_GAP)))
     joint = _relax(fleet, np.ones(len(limits), dtype=np.bool_), clock)
     if joint.usage is None:
         return ()
@@ -83,18 +82,6 @@ def find_conflicts(
     return single or _together(limits, exceeded, joint)
 
 
-class _Clock:
-    """The time that all relaxations share."""
-
-    def __init__(self, settings: SolverSettings) -> None:
-        self._settings = replace(settings, relative_gap=min(settings.relative_gap, LARGEST_GAP))
-        self._deadline = time.monotonic() + settings.time_limit_s
-
-    def settings(self) -> SolverSettings:
-        """Return the settings with what is left of the time."""
-        return replace(self._settings, time_limit_s=max(self._deadline - time.monotonic(), 0.0))
-
-
 def _only(index: int, size: int) -> NDArray[np.bool_]:
     mask = np.zeros(size, dtype=np.bool_)
     mask[index] = True
@@ -107,7 +94,7 @@ def _order(exceeded: list[int], n_limits: int) -> list[int]:
     return sorted([*exceeded, *others][:MAX_SINGLE_LIMITS])
 
 
-def _relax(fleet: FleetArrays, free: NDArray[np.bool_], clock: _Clock) -> _Relaxed:
+def _relax(fleet: FleetArrays, free: NDArray[np.bool_], clock: Clock) -> _Relaxed:
     """Return the limits' use in the fleet that exceeds the `free` ones least, relative to their size."""
     limits = all_limits(fleet)
     scale = np.array([max(limit.bound, 1.0) for limit in limits])

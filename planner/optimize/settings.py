@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 DEFAULT_TIME_LIMIT_S = 60.0
 """Long enough for a catalog's problem on a laptop; a limit that is reached is reported, never hidden."""
@@ -42,6 +43,23 @@ class SolverSettings:
         if not 0 <= self.seed <= MAX_SEED:
             msg = f"seed must be in [0, {MAX_SEED}], not {self.seed!r}"
             raise ValueError(msg)
+
+
+class Clock:
+    """A time limit that several solves share."""
+
+    def __init__(self, settings: SolverSettings) -> None:
+        self._settings = settings
+        self._deadline = time.monotonic() + settings.time_limit_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left of the time."""
+        return time.monotonic() >= self._deadline
+
+    def settings(self) -> SolverSettings:
+        """Return the settings with what is left of the time."""
+        return replace(self._settings, time_limit_s=max(self._deadline - time.monotonic(), 0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

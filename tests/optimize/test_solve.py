@@ -24,7 +24,10 @@ from planner.optimize import (
     solve,
     verify_plan,
 )
+from planner.optimize import baselines as baselines_module
 from planner.optimize import search as search_module
+from planner.optimize import settings as settings_module
+from planner.optimize.arrays import fleet_arrays
 from planner.optimize.assemble import relative_gap
 from planner.optimize.backends.base import RawSolution
 from planner.optimize.termination import Termination
@@ -560,3 +563,30 @@ def test_demand_beyond_any_fleet_is_refused(make):
     problem = make.problem(make.demand([1.0, 1e300]), [make.option(make.offer(), [1.0, 1.0])])
     with pytest.raises(InputError, match=r"default: bucket row 1.* needs 1e\+300 replicas"):
         plan_of(problem)
+
+
+def test_baselines_share_one_time_limit_and_the_most_promising_come_first(make, monkeypatch):
+    problem = make.problem(
+        make.demand([2.0]), [make.option(make.offer(name, price), [1.0]) for name, price in (("A", 9.0), ("B", 1.0))]
+    )
+    honest, now = baselines_module.search, [0.0]
+    monkeypatch.setattr(settings_module.time, "monotonic", lambda: now[0])
+
+    def slow(fleet, settings):
+        now[0] += settings.time_limit_s
+        return honest(fleet, SETTINGS)
+
+    monkeypatch.setattr(baselines_module, "search", slow)
+    found = single_gpu_baselines(problem, settings=SETTINGS, assignment=FRACTIONAL)
+    assert [(item.offer, item.cost_usd_per_hour, item.reason) for item in found] == [
+        ("A", None, "not solved within the time limit"),
+        ("B", 2.0, ""),
+    ]
+
+
+def test_the_bound_is_that_of_the_true_demand(make):
+    """What the second search proves, with padded loads, is no bound of this demand; what the first one proved is."""
+    problem = make.problem(make.demand([1.0 + 5e-7]), [make.option(make.offer(), [1.0])])
+    answers = search_module.search(fleet_arrays(problem, FRACTIONAL), SETTINGS)
+    assert answers.fleet.cost_usd_per_hour == 2.0
+    assert answers.bound_usd_per_hour == 1.0
