@@ -52,6 +52,7 @@ _RATE_RPS = {
     "req/d": 1 / 86400,
 }
 _USD_PER_HOUR = {"USD/h": 1.0, "$/h": 1.0, "USD/month": 1 / HOURS_PER_MONTH, "$/month": 1 / HOURS_PER_MONTH}
+_USD = {"USD": 1.0, "$": 1.0}
 _POWER_W = {prefix + "W": factor for prefix, factor in _SI.items() if prefix not in {"K", "P"}}
 _FRACTION = {"%": 0.01}
 
@@ -114,6 +115,17 @@ def parse_usd_per_hour(text: object) -> float:
     (2.49, 1.0)
     """
     return _parse(text, _USD_PER_HOUR, what="a price", example="2.49 USD/h", bare_unit=None)
+
+
+def parse_usd(text: object) -> float:
+    """Return an amount of US dollars.
+
+    Examples
+    --------
+    >>> parse_usd("2.50 USD"), parse_usd("3 $")
+    (2.5, 3.0)
+    """
+    return _parse(text, _USD, what="an amount of money", example="2.50 USD", bare_unit=None)
 
 
 def parse_power_w(text: object) -> float:

@@ -54,6 +54,10 @@ def command(
     threads: ThreadsOption = 1,
     as_of: AsOfOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse stale prices instead of warning of them.")] = False,
+    current: Annotated[
+        Path | None,
+        typer.Option(metavar="PLAN", help="plan.json that runs today: plan the changes to it, and show their order."),
+    ] = None,
     routes: Annotated[bool, typer.Option("--routes", help="Show the routing weights of every bucket.")] = False,
     force: ForceOption = False,
 ) -> int:
@@ -74,6 +78,7 @@ def command(
         assignment=assignment,
         slice_factor=slice_factor,
         strict=strict,
+        current=current,
     )
     for target in targets:
         console.write_result(target, result.to_text(".json" if target == "-" else Path(target).suffix), force=force)

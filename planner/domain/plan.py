@@ -161,6 +161,29 @@ class Conflict:
     """In words: "ttft p99 0.2 s -> 0.31 s"."""
 
 
+class RolloutAction(StrEnum):
+    """What a step of a rollout does."""
+
+    START = "start"
+    ROUTE = "route"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutStep:
+    """One step on the way from the current plan to this one: first start, then move the traffic, then stop."""
+
+    action: RolloutAction
+    service: str
+    offer: str = ""
+    """Where replicas start or stop; empty where traffic moves."""
+    option: str = ""
+    replicas: int = 0
+    """Replicas that start or stop."""
+    instances: int = 0
+    """Instances of the offer to rent before (start) or to release after (stop); once per offer, at its first step."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A verified plan, or the reason why there is none."""
@@ -189,3 +212,7 @@ class Plan:
     """Empty where everything is served; else `rate_rps`, `output_tokens_per_s` and `routing` count what is served."""
     objectives: tuple[ObjectiveValue, ...] = ()
     """In the order in which they were minimised; empty for a plan of the least cost."""
+    change_usd_per_hour: float | None = None
+    """What starting and stopping replicas costs, spread over the plan's horizon; not in `cost_usd_per_hour`."""
+    rollout: tuple[RolloutStep, ...] = ()
+    """Steps from the plan given with `--current` to this one, in order; empty without one."""

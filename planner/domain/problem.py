@@ -119,6 +119,121 @@ class Shedding:
     """
 
 
+class Facet(StrEnum):
+    """A way to group offers: those that agree in it are one group."""
+
+    GPU = "gpu"
+    PROVIDER = "provider"
+    REGION = "region"
+    OFFER = "offer"
+    MARKET = "market"
+
+    def of(self, offer: Offer) -> str:
+        """Return the group that `offer` is in; regions of two providers are two, whatever they are called."""
+        if self is Facet.REGION:
+            return " ".join(part for part in (offer.provider, offer.region) if part)
+        return {
+            Facet.GPU: offer.gpu,
+            Facet.PROVIDER: offer.provider,
+            Facet.OFFER: offer.name,
+            Facet.MARKET: str(offer.market),
+        }[self]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VarietyLimit:
+    """At most `bound` different groups of offers are rented: GPU types, providers or offers."""
+
+    name: str
+    """Shown to the user: "GPU types", "providers", "offers"."""
+    facet: Facet
+    bound: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Minimum:
+    """At least `bound` of `resource` (instances or GPUs) are rented over the offers in `scope`, used or not."""
+
+    name: str
+    """Shown to the user: "minimum aws gpus", "must use owned/8xH100-80GB/dc1/owned"."""
+    resource: Resource
+    bound: float
+    scope: Scope = Scope()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareCap:
+    """At most the fraction `bound` of a service's requests is served by any one group of the offers in `scope`."""
+
+    name: str
+    """Shown to the user: "share of one provider"."""
+    facet: Facet
+    bound: float
+    service: str | None = None
+    """None = every service, each by itself."""
+    scope: Scope = Scope()
+    """Groups outside are not limited."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Replicas of one option that run today."""
+
+    service: str
+    offer: str
+    option: str
+    """Its key in the plan that it comes from."""
+    gpus_per_replica: int
+    replicas: int
+    precision: str = ""
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    engine: str = ""
+
+    def is_of(self, option: ServingOption) -> bool:
+        """Return whether these are replicas of `option`."""
+        config = option.config
+        engine, precision = (config.engine, config.precision) if config else ("", "")
+        degrees = (config.tensor_parallel, config.pipeline_parallel) if config else (option.gpus_per_replica, 1)
+        return (self.service, self.offer, self.gpus_per_replica) == (
+            option.service,
+            option.offer.name,
+            option.gpus_per_replica,
+        ) and (self.engine, self.precision, self.tensor_parallel, self.pipeline_parallel) == (
+            engine,
+            precision,
+            *degrees,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeCost:
+    """What it costs to get from the fleet that runs today to the plan, spread over the time that the plan will hold."""
+
+    running: tuple[Running, ...]
+    instances: Mapping[str, int]
+    """Instances that are rented today, by offer."""
+    start_usd: float = 0.0
+    """Per replica started."""
+    stop_usd: float = 0.0
+    """Per replica stopped."""
+    horizon_hours: float = 1.0
+    """How long the plan will hold: changes cost (start + stop) / horizon in USD/h."""
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether changes cost anything; otherwise today's fleet matters for the rollout alone."""
+        return self.start_usd > 0 or self.stop_usd > 0
+
+    def replicas_of(self, option: ServingOption) -> int:
+        """Return how many replicas of `option` run today."""
+        return sum(item.replicas for item in self.running if item.is_of(option))
+
+
+Rule = VarietyLimit | Minimum | ShareCap
+"""What a plan must keep besides its limits; each can be priced, relaxed and named."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetProblem:
     """Everything the optimiser needs; nothing it could misread a file for."""
@@ -134,3 +249,7 @@ class FleetProblem:
     """None = every request must be served."""
     goal: Goal | None = None
     """None = the least cost."""
+    rules: tuple[Rule, ...] = ()
+    """Limits on variety, minima and caps on shares; see `planner.optimize.rows`."""
+    change: ChangeCost | None = None
+    """None = nothing runs today, or changes are free."""

@@ -16,6 +16,8 @@ from planner.domain.plan import (
     Plan,
     PlanStatus,
     Rental,
+    RolloutAction,
+    RolloutStep,
     Route,
     SolverInfo,
     Unserved,
@@ -186,6 +188,19 @@ class ConflictDocument(_Part):
     suggestion: str = Field("", description="The change in words.")
 
 
+class RolloutStepDocument(_Part):
+    """One step from the current plan to this one: everything starts, then traffic moves, then the rest stops."""
+
+    action: RolloutAction = Field(description="start, route (send requests as `routing` says) or stop.")
+    service: str = Field(description='The service whose replicas or requests these are; "" for bare instances.')
+    offer: str = Field("", description="Where replicas start or stop.")
+    option: str = Field("", description="Which option: for what stops, its key in the current plan.")
+    replicas: Count = Field(0, description="Replicas that start or stop.")
+    instances: Count = Field(
+        0, description="Instances of the offer to rent before this step, or to release after it; once per offer."
+    )
+
+
 class WarningDocument(_Part):
     """Something to know about the result; docs/reference/warnings.md lists the codes."""
 
@@ -246,6 +261,14 @@ class PlanDocument(_Part):
         description="What was minimised, one after the other; empty for a plan of the least cost. `gap` is then the"
         " largest of theirs, and `bound_usd_per_hour` is null.",
     )
+    change_usd_per_hour: NonNegative | None = Field(
+        None,
+        description="What starting and stopping replicas costs, spread over the plan's horizon; not in"
+        " `cost_usd_per_hour`; null where changes have no price.",
+    )
+    rollout: list[RolloutStepDocument] = Field(
+        default_factory=list, description="Steps from the plan given with `--current` to this one, in order."
+    )
 
     @model_validator(mode="after")
     def _routes_lead_somewhere(self) -> "PlanDocument":
@@ -274,6 +297,7 @@ class PlanDocument(_Part):
             "objectives": tuple(ObjectiveValue(**dict(row)) for row in self.objectives),
             "unserved": tuple(Unserved(**dict(row)) for row in self.unserved),
             "warnings": tuple(Warning_(**dict(row)) for row in self.warnings),
+            "rollout": tuple(RolloutStep(**dict(row)) for row in self.rollout),
             "binding": tuple(self.binding),
             "assumptions": tuple(self.assumptions),
         }

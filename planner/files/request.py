@@ -11,7 +11,7 @@ from planner.domain.hardware import Market
 from planner.domain.problem import Measure
 from planner.domain.slo import Metric, Slo
 from planner.errors import InputError
-from planner.files.schema import Count, DurationS, Fraction, PowerW, RateRps, Strict, UsdPerHour
+from planner.files.schema import Count, DurationS, Fraction, PowerW, RateRps, Strict, Usd, UsdPerHour
 from planner.units import parse_duration_s
 
 DEFAULT_HEADROOM_FRACTION = 0.10
@@ -211,6 +211,15 @@ class Workload(Strict):
         return self
 
 
+class MaxShare(Strict):
+    """The largest part of a service's requests that any one of these may serve."""
+
+    provider: Fraction | None = Field(default=None, le=1.0, description="Any one provider.")
+    region: Fraction | None = Field(default=None, le=1.0, description="Any one region of a provider.")
+    offer: Fraction | None = Field(default=None, le=1.0, description="Any one offer.")
+    gpu: Fraction | None = Field(default=None, le=1.0, description="Any one GPU type.")
+
+
 class Service(Strict):
     """One model that serves one kind of traffic under its objectives."""
 
@@ -233,6 +242,9 @@ class Service(Strict):
         strict=True,
         description="1 = most important; with constraints.shed: allowed, larger numbers lose requests first.",
     )
+    max_share: MaxShare | None = Field(
+        default=None, description="Spread of this service, where it differs from the fleet's."
+    )
 
 
 class GpuChoice(Strict):
@@ -250,6 +262,7 @@ class Owned(Strict):
     gpus_per_instance: int = Field(default=8, ge=1, description="GPUs per machine; a replica stays within one.")
     region: str = Field(default="owned", description="Your name for the place; power limits refer to it.")
     price: UsdPerHour = Field(description="Per GPU and hour, e.g. depreciation and power; 0 USD/h if it is sunk.")
+    must_use: bool = Field(default=False, description="They are paid for in any case: count all of them in the plan.")
 
     @model_validator(mode="after")
     def _whole_machines(self) -> Owned:
@@ -296,6 +309,7 @@ class Quota(Strict):
     region: str | None = Field(default=None, description="Region; default: any.")
     gpu: str | None = Field(default=None, description="GPU type; default: any.")
     market: Market | None = Field(default=None, description="Market; default: any.")
+    offer: str | None = Field(default=None, description="One offer by its name; default: any.")
     gpus: Count | None = Field(default=None, description="Most GPUs.")
     vcpus: Count | None = Field(default=None, description="Most vCPUs.")
     instances: Count | None = Field(default=None, description="Most instances.")
@@ -306,6 +320,34 @@ class Quota(Strict):
             raise InputError("A quota needs exactly one of gpus, vcpus and instances.")
         return self
 
+
+class Minimum(Strict):
+    """At least so much is rented in a scope, used or not; exactly one of gpus and instances."""
+
+    provider: str | None = Field(default=None, description="Cloud; default: any.")
+    region: str | None = Field(default=None, description="Region; default: any.")
+    gpu: str | None = Field(default=None, description="GPU type; default: any.")
+    market: Market | None = Field(default=None, description="Market; default: any.")
+    offer: str | None = Field(default=None, description="One offer by its name; default: any.")
+    gpus: Count | None = Field(default=None, description="Fewest GPUs.")
+    instances: Count | None = Field(default=None, description="Fewest instances.")
+
+    @model_validator(mode="after")
+    def _one_resource(self) -> Minimum:
+        if sum(value is not None for value in (self.gpus, self.instances)) != 1:
+            raise InputError("A minimum needs exactly one of gpus and instances.")
+        return self
+
+
+class ChangeCost(Strict):
+    """What it costs to leave the fleet that runs today (`current`, or `--current`), spread over the horizon."""
+
+    start: Usd = Field(default=0.0, description="Per replica started.", json_schema_extra={"default": "0 USD"})
+    stop: Usd = Field(default=0.0, description="Per replica stopped.", json_schema_extra={"default": "0 USD"})
+    horizon: DurationS = Field(description="How long the plan is going to hold.")
+
+
+Groups = Annotated[int, Field(ge=1, strict=True)]
 
 WHOLE_FLEET = "fleet"
 """The site that a power limit without a region stands for."""
@@ -335,6 +377,14 @@ class Constraints(Strict):
         default={}, description="Most GPUs of a type, over all offers ({H100-80GB: 8})."
     )
     quotas: list[Quota] = Field(default=[], description="Limits by provider, region, GPU type or market.")
+    minimum: list[Minimum] = Field(default=[], description="What is rented in any case, by scope.")
+    max_gpu_types: Groups | None = Field(default=None, description="Most different GPU types.")
+    max_providers: Groups | None = Field(default=None, description="Most different providers.")
+    max_offers: Groups | None = Field(default=None, description="Most different offers.")
+    max_share: MaxShare | None = Field(
+        default=None, description="Spread: the largest part of each service's requests in one place."
+    )
+    change_cost: ChangeCost | None = Field(default=None, description="Price of changes to the fleet that runs today.")
     headroom: Fraction = Field(
         default=DEFAULT_HEADROOM_FRACTION,
         le=10.0,
@@ -443,6 +493,9 @@ class PlanRequest(Strict):
         default=Objective.model_construct(minimise=({Measure.COST: 1.0},)),
         description="What the plan should have least of: cost, power or gpus; or more, in a mapping.",
         json_schema_extra=_name_alone,
+    )
+    current: str | None = Field(
+        default=None, description="The plan.json that runs today, for `rollout` and constraints.change_cost."
     )
 
     @model_validator(mode="after")

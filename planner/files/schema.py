@@ -49,6 +49,11 @@ UsdPerHour = Annotated[
     BeforeValidator(lambda text: _not_negative(units.parse_usd_per_hour(text))),
     _quantity("A price with its unit.", "2.49 USD/h", "5000 USD/month"),
 ]
+Usd = Annotated[
+    float,
+    BeforeValidator(lambda text: _not_negative(units.parse_usd(text))),
+    _quantity("An amount of money with its unit.", "2.50 USD"),
+]
 PowerW = Annotated[
     float,
     BeforeValidator(lambda text: _not_negative(units.parse_power_w(text))),

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.problem import Resource
+from planner.domain.problem import Minimum, Resource, ShareCap, VarietyLimit
 from planner.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from planner.domain.hardware import Offer
-    from planner.domain.problem import FleetProblem, Limit, ServingOption
+    from planner.domain.problem import ChangeCost, FleetProblem, Limit, Rule, ServingOption
     from planner.domain.workload import Bucket
     from planner.optimize.milp import FloatArray, IntArray
     from planner.optimize.settings import Assignment
@@ -48,6 +50,16 @@ class FleetArrays:
     """What the x of one bucket sum to: 1, or the number of slices."""
     is_sliced: bool
     """Whether x is integer."""
+    rules: tuple[Rule, ...]
+    change: ChangeCost | None
+    """None also where changes cost nothing."""
+    running: IntArray
+    """Shape (options,): replicas of each option that run today; zeros without a `change`."""
+
+    @property
+    def keeps_spares(self) -> bool:
+        """Whether replicas that today's requests do not need can be worth keeping."""
+        return self.change is not None
 
     @property
     def unserved(self) -> tuple[tuple[str, Bucket], ...]:
@@ -89,6 +101,8 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
     buckets = tuple((demand.service, bucket) for demand in demands for bucket in demand.buckets)
     pair_bucket, pair_option, pair_load = _pairs(problem, options)
     whole_load = np.bincount(pair_option, weights=pair_load, minlength=len(options))
+    change = problem.change if problem.change is not None and problem.change.is_priced else None
+    running = np.array([change.replicas_of(option) if change else 0 for option in options], dtype=np.int64)
     option_pool, pool_offer = _pools(option_offer, option_gpus, n_offers=len(offers))
     return FleetArrays(
         options=options,
@@ -103,8 +117,12 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
         option_pool=option_pool,
         pool_offer=pool_offer,
         replicas_upper=np.maximum(
-            np.ceil(whole_load * (1 + _ROUNDING)), np.bincount(pair_option, minlength=len(options)) > 0
+            np.maximum(np.ceil(whole_load * (1 + _ROUNDING)), running),
+            np.bincount(pair_option, minlength=len(options)) > 0,
         ),
+        rules=problem.rules,
+        change=change,
+        running=running,
         units_per_bucket=assignment.units_per_bucket,
         is_sliced=assignment.slice_factor is not None,
     )
@@ -190,6 +208,37 @@ def _check(problem: FleetProblem) -> None:
         )
     if not problem.headroom_fraction >= 0:
         raise InputError(f"The headroom is {problem.headroom_fraction!r}.", hint="It must not be negative.")
+    sizes = _check_demands(problem)
+    known: dict[str, Offer] = {}
+    for option in problem.options:
+        _check_option(option, sizes)
+        if known.setdefault(option.offer.name, option.offer) != option.offer:
+            raise InputError(f"Two different offers are called {option.offer.name}.", hint="Offer names are unique.")
+    for limit in problem.limits:
+        _check_limit(limit, problem)
+    for rule in problem.rules:
+        _check_rule(rule, sizes)
+    _check_change(problem.change)
+    _check_combinations(problem)
+
+
+def _check_combinations(problem: FleetProblem) -> None:
+    """Refuse what cannot be planned for together."""
+    is_priced = problem.change is not None and problem.change.is_priced
+    if problem.shed is not None and (problem.rules or is_priced):
+        raise InputError(
+            "Demand cannot be shed under limits on variety, minima, shares or a price of changes.",
+            hint="Set constraints.shed to never, or leave the others out.",
+        )
+    if problem.goal is not None and is_priced:
+        raise InputError(
+            "Changes have a price, and the objective is not the cost alone.",
+            hint="Leave constraints.change_cost or the objective out.",
+        )
+
+
+def _check_demands(problem: FleetProblem) -> dict[str, int]:
+    """Return the number of buckets of every service."""
     sizes = {demand.service: len(demand.buckets) for demand in problem.demands}
     if len(sizes) != len(problem.demands):
         raise InputError("Two demands are for the same service.", hint="Give every service a name of its own.")
@@ -200,13 +249,15 @@ def _check(problem: FleetProblem) -> None:
                     f"A bucket of {demand.service} has the rate {bucket.rate_rps!r} req/s.",
                     hint="Leave buckets without requests out; rates must be finite.",
                 )
-    known: dict[str, Offer] = {}
-    for option in problem.options:
-        _check_option(option, sizes)
-        if known.setdefault(option.offer.name, option.offer) != option.offer:
-            raise InputError(f"Two different offers are called {option.offer.name}.", hint="Offer names are unique.")
-    for limit in problem.limits:
-        _check_limit(limit, problem)
+    return sizes
+
+
+def _check_change(change: ChangeCost | None) -> None:
+    if change is not None and not (change.start_usd >= 0 and change.stop_usd >= 0 and change.horizon_hours > 0):
+        raise InputError(
+            f"Changes cost {change.start_usd!r} and {change.stop_usd!r} USD over {change.horizon_hours!r} hours.",
+            hint="Prices must not be negative, and the horizon must be more than zero.",
+        )
 
 
 def _check_option(option: ServingOption, sizes: dict[str, int]) -> None:
@@ -228,6 +279,21 @@ def _check_option(option: ServingOption, sizes: dict[str, int]) -> None:
             f"which has {option.offer.gpus_per_instance:g}.",
             hint="Leave such options out.",
         )
+
+
+def _check_rule(rule: Rule, services: Container[str]) -> None:
+    if isinstance(rule, VarietyLimit) and not rule.bound >= 1:
+        raise InputError(f"The most {rule.name} is {rule.bound!r}.", hint="It must be at least 1.")
+    if isinstance(rule, Minimum):
+        if rule.resource not in {Resource.INSTANCES, Resource.GPUS}:
+            raise InputError(f"{rule.name} counts {rule.resource}.", hint="A minimum counts instances or GPUs.")
+        if not (np.isfinite(rule.bound) and rule.bound >= 0):
+            raise InputError(f"{rule.name} is {rule.bound!r}.", hint="It must not be negative.")
+    if isinstance(rule, ShareCap):
+        if not 0 <= rule.bound <= 1:
+            raise InputError(f"The {rule.name} is {rule.bound!r}.", hint="A share lies between 0 and 1.")
+        if rule.service is not None and rule.service not in services:
+            raise InputError(f"The {rule.name} is for {rule.service!r}, for which there is no demand.")
 
 
 def _check_limit(limit: Limit, problem: FleetProblem) -> None:

@@ -10,7 +10,10 @@ from planner.domain.plan import Allocation, Plan, PlanStatus, Rental, Route, Sol
 from planner.domain.problem import Resource
 from planner.domain.provenance import ProvenanceKind
 from planner.optimize.naming import option_keys
+from planner.optimize.rollout import change_cost, rollout
 from planner.optimize.rows.limits import all_limits, instance_usage, limit_coefficients
+from planner.optimize.rules import tight_rules
+from planner.optimize.search import price_bound
 from planner.optimize.termination import Termination
 
 if TYPE_CHECKING:
@@ -53,24 +56,40 @@ def assemble(
     order = {demand.service: index for index, demand in enumerate(problem.demands)}
     allocation = _allocations(problem, fleet, chosen, keys)
     allocation.sort(key=lambda item: (order[item.service], item.offer, item.option))
+    rentals = _rentals(fleet, chosen)
+    change = problem.change
+    options = {(option.service, key): option for option, key in zip(fleet.options, keys, strict=True)}
     power = [item.power_w for item in allocation]
     tokens = [demand.output_tokens_per_s for demand in problem.demands]
     cost = chosen.cost_usd_per_hour
+    bound = _bound(result, chosen)
     return Plan(
         status=plan_status(result),
         cost_usd_per_hour=cost,
-        bound_usd_per_hour=result.bound_usd_per_hour,
-        gap=relative_gap(cost, result.bound_usd_per_hour),
+        bound_usd_per_hour=bound,
+        gap=relative_gap(cost, bound),
         solver=solver_info(result, settings),
         allocation=tuple(allocation),
-        rentals=_rentals(fleet, chosen),
+        rentals=rentals,
         routing=_routes(fleet, chosen, keys, order),
+        change_usd_per_hour=change_cost(change, allocation, options) if change and change.is_priced else None,
+        rollout=rollout(change, allocation, rentals, options) if change else (),
         binding=binding(fleet, chosen, keys),
         assumptions=assumptions,
         rate_rps=float(sum(demand.total_rate_rps for demand in problem.demands)),
         output_tokens_per_s=None if None in tokens else sum(value or 0.0 for value in tokens),
         power_w=None if None in power else sum(value or 0.0 for value in power),
     )
+
+
+def _bound(result: SearchResult, chosen: Fleet) -> float | None:
+    """Return a bound of the cost beside changes no dearer than those to `chosen`: ties may trade one for the other."""
+    if result.bound_usd_per_hour is None or result.fleet is None:
+        return result.bound_usd_per_hour
+    traded = result.fleet.change_usd_per_hour - chosen.change_usd_per_hour
+    if not traded:
+        return result.bound_usd_per_hour
+    return price_bound(result.bound_usd_per_hour + traded, chosen.cost_usd_per_hour)
 
 
 def plan_status(result: SearchResult) -> PlanStatus:
@@ -194,7 +213,12 @@ def _output_tokens(shares: dict[int, float], fleet: FleetArrays) -> float | None
 
 
 def _replicas(fleet: FleetArrays, chosen: Fleet) -> FloatArray:
-    """Return replicas without those that serve nothing (spare GPUs of an instance can hold such at no cost)."""
+    """Return replicas without those that serve nothing (spare GPUs of an instance can hold such at no cost).
+
+    Where spares can be worth their keep, they stay.
+    """
+    if fleet.keeps_spares:
+        return chosen.replicas.astype(np.float64)
     used = np.bincount(fleet.pair_option, weights=chosen.shares, minlength=len(fleet.options)) > 0
     return np.where(used, chosen.replicas, 0).astype(np.float64)
 
@@ -279,6 +303,7 @@ def binding(fleet: FleetArrays, chosen: Fleet, keys: list[str]) -> tuple[str, ..
     A limit that counts whole things is full where one more instance of anything in its scope exceeds it.
     """
     names = [limit.name for index, limit in enumerate(all_limits(fleet)) if _is_full(index, fleet, chosen)]
+    names += tight_rules(fleet, chosen.instances, chosen.shares)
     loads = np.bincount(fleet.pair_option, weights=fleet.pair_load * chosen.shares, minlength=len(fleet.options))
     full = (loads > 0) & (loads >= chosen.replicas * (1 - BINDING_TOLERANCE))
     several = len({service for service, _ in fleet.buckets}) > 1

@@ -13,6 +13,7 @@ from planner.optimize.arrays import fleet_arrays
 from planner.optimize.naming import bucket_name
 from planner.optimize.prune import prune
 from planner.optimize.rows.limits import availability_limits
+from planner.optimize.rules import rule_text
 from planner.optimize.search import search
 from planner.optimize.settings import Clock
 from planner.optimize.termination import Termination
@@ -92,6 +93,7 @@ def _limit_names(problem: FleetProblem) -> str:
     offers = {option.offer.name: option.offer for option in problem.options}
     limits = [limit for limit in problem.limits if any(limit.scope.covers(offer) for offer in offers.values())]
     names = [limit.name for limit in (*limits, *availability_limits(tuple(offers.values())))]
+    names += [rule_text(rule) for rule in problem.rules]
     shown = ", ".join(names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

@@ -18,6 +18,7 @@ from planner.optimize.arrays import fleet_arrays
 from planner.optimize.model import Objective, build_model
 from planner.optimize.prune import prune
 from planner.optimize.rows.limits import all_limits, limit_coefficients
+from planner.optimize.rule_conflicts import conflicts_together, rule_conflicts
 from planner.optimize.search import run, settle
 from planner.optimize.settings import Assignment, Clock
 from planner.optimize.termination import Termination
@@ -63,23 +64,33 @@ def find_conflicts(
     if unserved:
         return unserved
     fleet = fleet_arrays(prune(problem), chosen)
+    clock = Clock(replace(settings, relative_gap=min(settings.relative_gap, LARGEST_GAP)))
+    found, is_feasible = _limit_conflicts(fleet, clock)
+    if is_feasible or not fleet.rules:
+        return found
+    alone = tuple(conflict for conflict in found if conflict.relaxed is not None)
+    alone += tuple(rule_conflicts(fleet, clock.settings))
+    return alone or found or tuple(conflicts_together(fleet, clock.settings()))
+
+
+def _limit_conflicts(fleet: FleetArrays, clock: Clock) -> tuple[tuple[Conflict, ...], bool]:
+    """Return the conflicts of limits, each alone or all together, and whether there is a plan that keeps them all."""
     limits = all_limits(fleet)
     if not limits:
-        return ()
-    clock = Clock(replace(settings, relative_gap=min(settings.relative_gap, LARGEST_GAP)))
+        return (), False
     joint = _relax(fleet, np.ones(len(limits), dtype=np.bool_), clock)
     if joint.usage is None:
-        return ()
+        return (), False
     exceeded = [index for index, limit in enumerate(limits) if _exceeds(limit, joint.usage[index])]
     if not exceeded:
-        return ()
+        return (), True
     alone = {index: _relax(fleet, _only(index, len(limits)), clock) for index in _order(exceeded, len(limits))}
     single = tuple(
         _conflict(limits[index], float(relaxed.usage[index]), is_proven=relaxed.is_proven)
         for index, relaxed in alone.items()
         if relaxed.usage is not None and _exceeds(limits[index], relaxed.usage[index])
     )
-    return single or _together(limits, exceeded, joint)
+    return single or _together(limits, exceeded, joint), False
 
 
 def _only(index: int, size: int) -> NDArray[np.bool_]:

@@ -13,7 +13,10 @@ from planner.optimize.arrays import fleet_arrays
 from planner.optimize.model import build_model
 from planner.optimize.naming import bucket_name, option_keys
 from planner.optimize.prune import prune
+from planner.optimize.rollout import unavoidable_change
+from planner.optimize.rows.changes import change_usd_per_hour
 from planner.optimize.rows.limits import availability_limits
+from planner.optimize.rules import rule_text, without_rule
 from planner.optimize.search import exact_cost, run, search
 from planner.optimize.settings import Assignment
 from planner.optimize.verify import verify
@@ -57,6 +60,8 @@ def price_of_limits(
         )
         for limit in problem.limits
     }
+    for rule in problem.rules:
+        prices[rule_text(rule)] = _saving(without_rule(problem, rule), plan, settings, chosen)
     offers = {option.offer.name: option.offer for option in problem.options}
     for limit in availability_limits(tuple(offers.values())):
         if limit.name in plan.binding and limit.scope.offer is not None:
@@ -76,7 +81,13 @@ def _saving(problem: FleetProblem, plan: Plan, settings: SolverSettings, assignm
     found = search(fleet_arrays(prune(problem), assignment), settings).fleet
     if found is None or plan.cost_usd_per_hour is None:
         return 0.0
-    return max(0.0, plan.cost_usd_per_hour - found.cost_usd_per_hour)
+    return max(0.0, _total(problem, plan) - found.total_usd_per_hour)
+
+
+def _total(problem: FleetProblem, plan: Plan) -> float:
+    """Return what the plan's search minimised: its cost, and its changes but for those that no plan avoids."""
+    change = 0.0 if plan.change_usd_per_hour is None else plan.change_usd_per_hour - unavoidable_change(problem)
+    return (plan.cost_usd_per_hour or 0.0) + change
 
 
 def _without_availability(problem: FleetProblem, name: str) -> FleetProblem:
@@ -104,7 +115,7 @@ def price_of_gpu(
     cost = _cost_with(problem, gpu, settings, assignment or assignment_of(plan))
     if cost is None or plan.cost_usd_per_hour is None:
         return GpuPrice(gpu=gpu, extra_usd_per_hour=None, sentence=f"No fleet with {gpu} keeps the limits.")
-    extra = max(0.0, cost - plan.cost_usd_per_hour)
+    extra = max(0.0, cost - _total(problem, plan))
     if extra <= settings.relative_gap * plan.cost_usd_per_hour:
         return GpuPrice(gpu=gpu, extra_usd_per_hour=extra, sentence=f"A fleet with {gpu} costs the same.")
     share = f", {extra / plan.cost_usd_per_hour:.1%} more" if plan.cost_usd_per_hour else ""
@@ -142,7 +153,8 @@ def _cost_with(problem: FleetProblem, gpu: str, settings: SolverSettings, assign
     if raw.values is None:
         return None
     verified = verify(milp, raw.values, stated_objective=raw.objective, bound=raw.bound)
-    return exact_cost(fleet, verified.values[model.m].round().astype(np.int64))
+    replicas, instances = (verified.values[columns].round().astype(np.int64) for columns in (model.n, model.m))
+    return exact_cost(fleet, instances) + change_usd_per_hour(fleet, replicas)
 
 
 def _comparison(problem: FleetProblem, plan: Plan, gpu: str) -> str:

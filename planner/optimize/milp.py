@@ -206,6 +206,11 @@ class MilpBuilder:
         )
 
 
+def always(name: str) -> Label:
+    """Return a label that calls every member `name`: for blocks of one row."""
+    return lambda _: name
+
+
 def _filled(value: ArrayLike, size: int) -> FloatArray:
     return np.array(np.broadcast_to(np.asarray(value, dtype=np.float64), (size,)))
 

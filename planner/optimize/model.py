@@ -1,6 +1,6 @@
 """The whole programme: variables, row families and the objective, put together.
 
-minimise  sum_p c[o(p)] m[p]     over  x[b, j] >= 0,  n[j] integer,  m[p] integer
+minimise  sum_p c[o(p)] m[p] (+ changes)     over  x[b, j] >= 0,  n[j] integer,  m[p] integer
 """
 
 from __future__ import annotations
@@ -13,14 +13,24 @@ import numpy as np
 from planner.optimize.arrays import offer_gpus
 from planner.optimize.milp import MilpBuilder
 from planner.optimize.rows.capacity import define_capacity
+from planner.optimize.rows.changes import define_changes
 from planner.optimize.rows.coverage import define_coverage
 from planner.optimize.rows.limits import all_limits, define_limits
+from planner.optimize.rows.minimums import define_minimums, instances_for_minimums
 from planner.optimize.rows.packing import define_packing
 from planner.optimize.rows.presence import define_presence
+from planner.optimize.rows.shares import define_share_caps
+from planner.optimize.rows.variety import define_variety
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.milp import FloatArray, IntArray, Milp
+
+
+FOLLOWER_DUST = 1e-9
+"""A linear relaxation's zero may be this large."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +45,34 @@ class FleetModel:
     """Columns of replicas, shape (options,)."""
     m: IntArray
     """Columns of instances, shape (pools,)."""
-    slack: IntArray | None = None
+    slack: IntArray | None
     """Columns by which limits are exceeded, shape (limits,); only in an elastic model."""
+    changes: IntArray
+    """Columns of replicas started and stopped, shape (2 x options,); empty where nothing is said of today's fleet."""
+    relaxations: Mapping[int, int]
+    """Columns by which rules are missed, by the rule's position; only in an elastic model."""
     u: IntArray | None = None
     """Columns of unserved shares, shape (buckets,); only where demand may be shed."""
 
     def freeze(self) -> Milp:
         """Return the programme as it stands."""
         return self.builder.freeze()
+
+    def with_followers(self, values: FloatArray, milp: Milp) -> FloatArray:
+        """Return a solution in which replicas and instances were rounded up, with the variables that follow from them.
+
+        Whether something is rented is rounded up as well, and changes are what the replicas say. Limits and rules may
+        then be broken; that is for the caller to check.
+        """
+        rounded = values.copy()
+        first = np.concatenate([self.x, self.n, self.m])
+        others = milp.is_integer.copy()
+        others[first] = False
+        rounded[others] = np.ceil(rounded[others] - FOLLOWER_DUST)
+        if len(self.changes):
+            difference = rounded[self.n] - self.fleet.running
+            rounded[self.changes] = np.concatenate([np.maximum(difference, 0), np.maximum(-difference, 0)])
+        return rounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +100,7 @@ def build_model(
     slack_cost: FloatArray | None = None,
     slack_upper: FloatArray | None = None,
     unserved_cost: FloatArray | None = None,
+    relaxed_rules: Mapping[int, float] | None = None,
 ) -> FleetModel:
     """Return the model of `fleet`, minimising its cost unless another `objective` is given.
 
@@ -78,6 +109,7 @@ def build_model(
     slack_cost, slack_upper : make limits elastic: the price of exceeding each by 1 and by how much it may be, shape
         (limits,).
     unserved_cost : lets buckets be left unserved, at this price for all of a bucket, shape (buckets,).
+    relaxed_rules : make rules elastic: the price of missing a rule by 1 by its position.
     """
     builder = MilpBuilder()
     aim = objective or cost_objective(fleet)
@@ -116,12 +148,22 @@ def build_model(
     u = None
     if unserved_cost is not None:
         u = builder.add_columns("unserved", len(fleet.buckets), upper=1.0, cost=unserved_cost)
+    relaxations = {
+        position: int(builder.add_columns("missed", 1, cost=price)[0])
+        for position, price in (relaxed_rules or {}).items()
+    }
     define_coverage(builder, fleet, x, u=u)
     define_capacity(builder, fleet, x, n)
     define_presence(builder, fleet, x, n)
     define_packing(builder, fleet, n, m)
     define_limits(builder, fleet, n, m, slack=slack)
-    return FleetModel(fleet=fleet, builder=builder, x=x, n=n, m=m, slack=slack, u=u)
+    define_variety(builder, fleet, m, instances_upper(fleet), slack=relaxations)
+    define_minimums(builder, fleet, m, slack=relaxations)
+    define_share_caps(builder, fleet, x, slack=relaxations)
+    changes = define_changes(builder, fleet, n, is_priced=objective is None)
+    return FleetModel(
+        fleet=fleet, builder=builder, x=x, n=n, m=m, slack=slack, changes=changes, relaxations=relaxations, u=u
+    )
 
 
 def instances_upper(fleet: FleetArrays) -> FloatArray:
@@ -130,4 +172,4 @@ def instances_upper(fleet: FleetArrays) -> FloatArray:
     for option, pool in enumerate(fleet.option_pool.tolist()):
         gpus = offer_gpus(fleet.options[option].offer)
         upper[pool] += np.ceil(fleet.replicas_upper[option] / (gpus // fleet.option_gpus[option]))
-    return upper
+    return np.maximum(upper, instances_for_minimums(fleet))

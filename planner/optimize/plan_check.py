@@ -10,10 +10,11 @@ from collections import Counter, defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from planner.domain.problem import Measure, Resource
+from planner.domain.problem import Measure, Minimum, Resource
 from planner.errors import SolverLiedError
 from planner.optimize.arrays import chains
 from planner.optimize.naming import bucket_name, option_keys
+from planner.optimize.rule_check import check_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -47,6 +48,7 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     _check_loads(problem, plan, by_key, used)
     _check_instances(plan, by_key)
     _check_limits(problem, plan, by_key)
+    check_rules(problem, plan, by_key)
     _check_cost(problem, plan)
     _check_objectives(problem, plan, by_key)
 
@@ -231,8 +233,13 @@ def _check_cost(problem: FleetProblem, plan: Plan) -> None:
     if abs(cost - stated) > TOLERANCE * max(cost, 1.0):
         _fail(f"its rentals cost {cost!r} USD/h, and it says {stated!r}")
     allocated = sum(item.cost_usd_per_hour for item in plan.allocation)
-    if plan.allocation and abs(allocated - cost) > 1e-6 * max(cost, 1.0):
-        _fail(f"its allocations cost {allocated!r} USD/h, and its rentals {cost!r}")
+    offers = {item.offer for item in plan.allocation}
+    in_use = sum(item.cost_usd_per_hour for item in plan.rentals if item.offer in offers)
+    if abs(allocated - in_use) > 1e-6 * max(cost, 1.0):
+        _fail(f"its allocations cost {allocated!r} USD/h, and what they run on {in_use!r}")
+    idle = [item.offer for item in plan.rentals if item.offer not in offers]
+    if idle and not any(isinstance(rule, Minimum) for rule in problem.rules):
+        _fail(f"it rents {', '.join(idle)}, on which nothing runs")
     bound = plan.bound_usd_per_hour
     if bound is not None and bound > stated + TOLERANCE * max(stated, 1.0):
         _fail(f"it claims that nothing costs less than {bound!r} USD/h, and costs {stated!r} itself")

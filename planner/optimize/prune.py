@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.problem import Measure, Resource
+from planner.domain.problem import Facet, Measure, Minimum, Resource, ShareCap, VarietyLimit
 from planner.optimize.arrays import chains, offer_gpus, option_sort_key
 from planner.optimize.rows.limits import instance_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from planner.domain.hardware import Offer
     from planner.domain.problem import FleetProblem, ServingOption
@@ -37,8 +37,10 @@ class _OfferGroup:
     offer: Offer
     gpus: int
     options: tuple[ServingOption, ...]
-    signature: tuple[bool, ...]
-    """Which limits cover the offer."""
+    signature: tuple[bool | str, ...]
+    """Which limits cover the offer, and the groups that rules count it in."""
+    is_running: bool
+    """Whether replicas run on it today, and leaving it costs something."""
 
     @property
     def is_unlimited(self) -> bool:
@@ -58,7 +60,7 @@ def prune(problem: FleetProblem, *, keep_apart: str | None = None) -> FleetProbl
     """
     by_offer: dict[str, list[ServingOption]] = {}
     for option in sorted(problem.options, key=option_sort_key):
-        if np.any(option.throughput_rps > 0):
+        if np.any(option.throughput_rps > 0) or _is_rented_unused(problem, option):
             by_offer.setdefault(option.offer.name, []).append(option)
     groups = [
         _OfferGroup(
@@ -68,7 +70,9 @@ def prune(problem: FleetProblem, *, keep_apart: str | None = None) -> FleetProbl
             signature=(
                 *(limit.scope.covers(options[0].offer) for limit in problem.limits),
                 options[0].offer.gpu == keep_apart,
+                *_marks(problem, options[0].offer),
             ),
+            is_running=any(_runs(problem, option) for option in options),
         )
         for options in by_offer.values()
     ]
@@ -87,6 +91,32 @@ def _aims_at_power(problem: FleetProblem) -> bool:
     return problem.goal is not None and any(Measure.POWER in stage for stage in problem.goal.stages)
 
 
+def _marks(problem: FleetProblem, offer: Offer) -> Iterator[bool | str]:
+    """Yield what two offers must share so that one can stand for the other under the rules.
+
+    An offer that takes another one's place must not bring a new GPU type or provider, nor a larger part of the
+    requests to a group whose part is capped. The number of distinct offers only falls, and minima stay fulfilled.
+    """
+    for rule in problem.rules:
+        if isinstance(rule, VarietyLimit) and rule.facet is not Facet.OFFER:
+            yield rule.facet.of(offer)
+        if isinstance(rule, Minimum):
+            yield rule.scope.covers(offer)
+        if isinstance(rule, ShareCap):
+            yield rule.facet.of(offer) if rule.scope.covers(offer) else ""
+
+
+def _runs(problem: FleetProblem, option: ServingOption) -> bool:
+    """Return whether replicas of `option` run today and changes cost something."""
+    return problem.change is not None and problem.change.is_priced and problem.change.replicas_of(option) > 0
+
+
+def _is_rented_unused(problem: FleetProblem, option: ServingOption) -> bool:
+    """Return whether there can be a reason to rent for `option` although it serves nothing."""
+    minimums = (rule for rule in problem.rules if isinstance(rule, Minimum))
+    return _runs(problem, option) or any(rule.scope.covers(option.offer) for rule in minimums)
+
+
 def _undominated(options: Sequence[ServingOption], problem: FleetProblem) -> tuple[ServingOption, ...]:
     """Return the options of one offer without those that another one of them makes superfluous."""
     watts = _aims_at_power(problem) or any(
@@ -96,8 +126,13 @@ def _undominated(options: Sequence[ServingOption], problem: FleetProblem) -> tup
     sizes_chain = len(chains([option.gpus_per_replica for option in options])) == 1
     kept: list[ServingOption] = []
     for option in sorted(options, key=lambda item: (item.gpus_per_replica, item.power_w or 0.0)):
-        if not any(_serves_as_well(better, option, watts=watts, same_size=not sizes_chain) for better in kept):
-            kept = [old for old in kept if not _serves_as_well(option, old, watts=watts, same_size=True)]
+        stays = _runs(problem, option)
+        if stays or not any(_serves_as_well(better, option, watts=watts, same_size=not sizes_chain) for better in kept):
+            kept = [
+                old
+                for old in kept
+                if _runs(problem, old) or not _serves_as_well(option, old, watts=watts, same_size=True)
+            ]
             kept.append(option)
     return tuple(sorted(kept, key=option_sort_key))
 
@@ -115,7 +150,7 @@ def _serves_as_well(better: ServingOption, worse: ServingOption, *, watts: bool,
 
 def _replaces(better: _OfferGroup, worse: _OfferGroup, problem: FleetProblem) -> bool:
     """Return whether any content of m instances of `worse` runs on r m instances of `better` at no more cost."""
-    if not better.is_unlimited or better.signature != worse.signature or worse.gpus % better.gpus:
+    if worse.is_running or not better.is_unlimited or better.signature != worse.signature or worse.gpus % better.gpus:
         return False
     count = worse.gpus // better.gpus
     if count * better.offer.price_usd_per_hour > worse.offer.price_usd_per_hour * (1 + _PRICE_TOLERANCE):

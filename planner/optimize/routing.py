@@ -1,6 +1,7 @@
 """Given the replicas, which share of each bucket goes where: the routing weights of the plan.
 
-    minimise  t    subject to    sum_j x[b, j] = 1,    sum_b load[b, j] x[b, j] <= t n[j],    x >= 0
+    minimise  t    subject to    sum_j x[b, j] = 1,    sum_b load[b, j] x[b, j] <= t n[j],    x >= 0,
+    and the caps on shares, if there are any
 
 The most loaded option is as little loaded as possible. The solution is a vertex, so few buckets are split.
 """
@@ -13,6 +14,7 @@ import numpy as np
 
 from planner.optimize.backends import solve_milp
 from planner.optimize.milp import MilpBuilder
+from planner.optimize.rows.shares import SHARE_TOLERANCE, share_caps_hold, share_rows
 from planner.optimize.settings import SolverSettings
 from planner.optimize.verify import PLAN_TOLERANCE
 
@@ -56,13 +58,14 @@ def option_load(fleet: FleetArrays, shares: FloatArray) -> FloatArray:
 
 
 def holds(fleet: FleetArrays, replicas: IntArray, shares: FloatArray) -> bool:
-    """Return whether every bucket is served by options with replicas and no replica is overfull, within 1e-9."""
+    """Return whether replicas serve every bucket, none overfull, within 1e-9, and caps on shares are kept."""
     if np.any(replicas[fleet.pair_option[shares > 0]] < 1):
         return False  # whatever its load
     served = np.bincount(fleet.pair_bucket, weights=shares, minlength=len(fleet.buckets))
     return bool(
         np.all(np.abs(served - 1) <= PLAN_TOLERANCE)
         and np.all(option_load(fleet, shares) <= replicas * (1 + PLAN_TOLERANCE))
+        and share_caps_hold(fleet, shares)
     )
 
 
@@ -85,6 +88,17 @@ def _solve(fleet: FleetArrays, replicas: IntArray) -> FloatArray | None:
         values=np.concatenate([fleet.pair_load[live] / replicas[options], -np.ones(n_options)]),
         upper=np.zeros(n_options),
     )
+    position = np.full(len(fleet.pair_bucket), -1, dtype=np.int64)
+    position[live] = x
+    for row in share_rows(fleet):
+        mine = position[row.pairs] >= 0
+        builder.add_rows(
+            "share",
+            rows=np.zeros(int(mine.sum()), dtype=np.int64),
+            columns=position[row.pairs][mine],
+            values=row.parts[mine],
+            upper=[row.bound + SHARE_TOLERANCE / 2],
+        )
     settings = SolverSettings(solver="highs", time_limit_s=LP_TIME_LIMIT_S, feasibility_tolerance=LP_TOLERANCE)
     raw = solve_milp(builder.freeze(), settings)
     if raw.values is None:

@@ -12,6 +12,8 @@ from planner.errors import SolverError, SolverLiedError
 from planner.optimize.backends import solve_milp
 from planner.optimize.model import build_model
 from planner.optimize.routing import balanced_shares, option_load
+from planner.optimize.rows.changes import change_usd_per_hour
+from planner.optimize.rows.minimums import kept_instances
 from planner.optimize.rows.packing import instances_needed
 from planner.optimize.settings import SolverSettings
 from planner.optimize.termination import Termination
@@ -48,6 +50,14 @@ class Fleet:
     shares: FloatArray
     """x as fractions, shape (pairs,); each bucket's sum to 1."""
     cost_usd_per_hour: float
+    """Of what is rented."""
+    change_usd_per_hour: float = 0.0
+    """Of the changes to today's fleet; the objective is the sum of both."""
+
+    @property
+    def total_usd_per_hour(self) -> float:
+        """What is minimised."""
+        return self.cost_usd_per_hour + self.change_usd_per_hour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +66,7 @@ class SearchResult:
 
     fleet: Fleet | None
     bound_usd_per_hour: float | None
+    """No fleet costs less, changes of at most this fleet's cost included."""
     termination: Termination
     seconds: float
     solver: str
@@ -133,6 +144,7 @@ def _rounded_relaxation(model: FleetModel, milp: Milp, stopped: RawSolution, *, 
         np.ceil(rounded[model.m] - PLAN_TOLERANCE),
         instances_needed(model.fleet, rounded[model.n].round().astype(np.int64)),
     )
+    rounded = model.with_followers(rounded, milp)
     try:
         values: FloatArray | None = verify(milp, rounded).values
     except SolverLiedError:  # not the solver's fault: the limits do not allow what was rounded up
@@ -161,13 +173,17 @@ def run(milp: Milp, settings: SolverSettings) -> RawSolution:
 
 
 def clean_bound(bound: float | None, found: Fleet | None) -> float | None:
-    """Return the bound as a price: at least 0, and not above the verified cost by floating-point dust."""
+    """Return the bound of what a fleet costs beside changes no dearer than those to `found`."""
     if bound is None:
         return 0.0 if found is not None else None
-    bound = max(bound, 0.0)
     if found is None:
-        return bound
-    cost = found.cost_usd_per_hour
+        return max(bound, 0.0)
+    return price_bound(bound - found.change_usd_per_hour, found.cost_usd_per_hour)
+
+
+def price_bound(bound: float, cost: float) -> float:
+    """Return the bound as a price: at least 0, and not above the verified cost by floating-point dust."""
+    bound = max(bound, 0.0)
     return cost if bound >= cost - BOUND_DUST * max(cost, 1.0) else bound
 
 
@@ -198,22 +214,36 @@ def settle(fleet: FleetArrays, *, replicas: IntArray, instances: IntArray, assig
     """
     by_load = np.ceil(option_load(fleet, assigned) - _SEARCH_SLACK).astype(np.int64)
     in_use = _replicas_in_use(fleet, np.where(assigned > _SEARCH_SLACK, assigned, 0.0))  # however little the load is
-    for wanted in (by_load, np.maximum(by_load, np.minimum(in_use, 1)), replicas):
+    fewest = (by_load, np.maximum(by_load, np.minimum(in_use, 1)), replicas)
+    for wanted in fewest if not fleet.keeps_spares else (replicas,):
         needed = np.minimum(replicas, wanted)
         shares = balanced_shares(fleet, needed, assigned)
         if shares is not None:
             break
     else:
         return None
+    if not fleet.keeps_spares:
+        needed, shares = _without_spares(fleet, needed, shares)
+    packed = kept_instances(fleet, instances, instances_needed(fleet, needed))
+    return Fleet(
+        replicas=needed,
+        instances=packed,
+        shares=shares,
+        cost_usd_per_hour=exact_cost(fleet, packed),
+        change_usd_per_hour=change_usd_per_hour(fleet, needed),
+    )
+
+
+def _without_spares(fleet: FleetArrays, replicas: IntArray, shares: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Return replicas without those that nothing needs, and shares for what is left."""
+    needed = replicas
     for _ in range(_DROP_ROUNDS):
         fewer = np.minimum(needed, _replicas_in_use(fleet, shares))
         again = balanced_shares(fleet, fewer, shares) if np.any(fewer < needed) else None
         if again is None:
             break
         needed, shares = fewer, again
-    needed = np.where(_replicas_in_use(fleet, shares) > 0, needed, 0)
-    packed = np.minimum(instances, instances_needed(fleet, needed))
-    return Fleet(replicas=needed, instances=packed, shares=shares, cost_usd_per_hour=exact_cost(fleet, packed))
+    return np.where(_replicas_in_use(fleet, shares) > 0, needed, 0), shares
 
 
 def _replicas_in_use(fleet: FleetArrays, shares: FloatArray) -> IntArray:

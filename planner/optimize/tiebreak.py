@@ -15,6 +15,7 @@ import numpy as np
 from planner.errors import SolverLiedError
 from planner.optimize.arrays import offer_gpus
 from planner.optimize.model import Objective, build_model, instances_upper, pool_prices
+from planner.optimize.rows.changes import change_rates
 from planner.optimize.search import run, search, settle
 from planner.optimize.termination import Termination
 from planner.optimize.verify import verify
@@ -111,6 +112,8 @@ def _single_offers(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -
     No order of distinct offers comes before one, so these are all that matter where there is any; and few offers have
     a price of which the cost is a multiple.
     """
+    if fleet.change is not None:
+        return  # what is stopped costs something too, so the cost is no multiple of a price
     cost = found.cost_usd_per_hour
     for index, offer in enumerate(fleet.offers):
         price = float(offer.price_usd_per_hour)
@@ -125,7 +128,7 @@ def _single_offers(fleet: FleetArrays, found: Fleet, settings: SolverSettings) -
 def _rules(fleet: FleetArrays, found: Fleet) -> tuple[_Rule, ...]:
     n_options, n_pools = len(fleet.options), len(fleet.pool_offer)
     gpus = np.array([offer_gpus(fleet.offers[offer]) for offer in fleet.pool_offer.tolist()], dtype=np.float64)
-    most_instances = _affordable(fleet, found.cost_usd_per_hour)
+    most_instances = _affordable(fleet, found.total_usd_per_hour)
     most_gpus = float(gpus @ most_instances) + 1.0
     # GPUs in use count as a fraction that never adds up to one rented GPU, distinct offers as more than all GPUs that
     # the money buys: three orders in one programme.
@@ -151,8 +154,8 @@ def _improve(
 ) -> tuple[Fleet, bool]:
     """Return the fleet of the same cost that `rule` likes best, earlier rules kept, and whether that is proven."""
     model = build_model(fleet, Objective(per_replica=rule.per_replica, per_instance=rule.per_instance))
-    _hold_cost(model, best.cost_usd_per_hour)
-    y = _count_offers(model, best.cost_usd_per_hour, cost=rule.per_offer)
+    _hold_cost(model, best.total_usd_per_hour)
+    y = _count_offers(model, best.total_usd_per_hour, cost=rule.per_offer)
     for earlier, value in held:
         _hold(model, y, earlier, value)
     milp = model.freeze()
@@ -177,20 +180,21 @@ def _improve(
 
 
 def _is_allowed(fleet: FleetArrays, candidate: Fleet, best: Fleet, held: list[tuple[_Rule, float]]) -> bool:
-    cost_limit = best.cost_usd_per_hour + SAME_COST * max(best.cost_usd_per_hour, 1.0)
-    return candidate.cost_usd_per_hour <= cost_limit and all(
+    cost_limit = best.total_usd_per_hour + SAME_COST * max(best.total_usd_per_hour, 1.0)
+    return candidate.total_usd_per_hour <= cost_limit and all(
         rule.value(fleet, candidate) <= value + SAME_COST * max(value, 1.0) for rule, value in held
     )
 
 
 def _hold_cost(model: FleetModel, cost_usd_per_hour: float) -> None:
-    """sum_p c[p] m[p] <= the cheapest cost."""
-    prices = pool_prices(model.fleet)
+    """sum_p c[p] m[p] + what changes cost <= the cheapest cost."""
+    columns = np.concatenate([model.m, model.changes])
+    rates = np.repeat(change_rates(model.fleet), len(model.changes) // 2)
     model.builder.add_rows(
         "cost",
-        rows=np.zeros(len(prices), dtype=np.int64),
-        columns=model.m,
-        values=prices,
+        rows=np.zeros(len(columns), dtype=np.int64),
+        columns=columns,
+        values=np.concatenate([pool_prices(model.fleet), rates]),
         upper=[cost_usd_per_hour + SAME_COST * max(cost_usd_per_hour, 1.0)],
     )
 

@@ -48,6 +48,7 @@ def plan(
     assignment: str = "fractional",
     slice_factor: int | None = None,
     strict: bool = False,
+    current: Path | str | None = None,
 ) -> PlanResult:
     """Return the cheapest verified plan for `request`, or the reasons why there is none.
 
@@ -60,6 +61,7 @@ def plan(
     assignment : "fractional" (a bucket may be split between options) or "sliced" (Mélange's binary slices).
     slice_factor : slices per bucket for "sliced"; default: what the request says, else 1.
     strict : refuse stale prices instead of warning of them.
+    current : the plan.json that runs today: the plan gets a rollout from it, and its changes can have a price.
 
     Raises
     ------
@@ -69,7 +71,8 @@ def plan(
     document = read_request(request)
     today = today or date.today()
     folder = base_dir or (Path(document.path).parent if isinstance(request, str | Path) else Path())
-    question = read_question(document, base_dir=folder, today=today, strict=strict)
+    running = None if current is None else Path(current)
+    question = read_question(document, base_dir=folder, today=today, strict=strict, current=running)
     settings = settings or SolverSettings()
     chosen = _assignment(assignment, asked_slices=slice_factor, slice_factor=question.slice_factor)
     inputs = {
@@ -78,8 +81,9 @@ def plan(
         "gpuplan_version": version("gpuplan"),
         "as_of": today.isoformat(),
         "slice_factor": chosen.slice_factor,
+        **({} if current is None else {"current": str(current)}),
         **question.inputs,
-        "reproduce": _reproduce(document.path, today, settings, chosen, strict=strict),
+        "reproduce": _reproduce(document.path, today, settings, chosen, strict=strict, current=running),
         "request": document.data,
     }
     found = replace(answer(question, settings=settings, assignment=chosen), inputs=inputs)
@@ -143,7 +147,9 @@ def read_request(request: str | Path | Mapping[str, Any]) -> Document:
     return parse_document(text.encode(), name=IN_MEMORY)
 
 
-def read_question(document: Document, *, base_dir: Path, today: date, strict: bool) -> Question:
+def read_question(
+    document: Document, *, base_dir: Path, today: date, strict: bool, current: Path | None = None
+) -> Question:
     """Return the question that `document` asks; Mélange's form is told from a PlanRequest by its keys.
 
     Raises
@@ -159,8 +165,10 @@ def read_question(document: Document, *, base_dir: Path, today: date, strict: bo
         if "gpu_info" in data and "kind" not in data:
             from planner.files.melange import MelangeConfig as Model  # noqa: PLC0415 - one form per run
 
+            if current is not None:
+                raise InputError("A Mélange config cannot be planned from a current plan.", hint=_KINDS)
             return melange_question(Model.model_validate(data))
-        return _fleet_question(document, base_dir=base_dir, today=today, strict=strict)
+        return _fleet_question(document, base_dir=base_dir, today=today, strict=strict, current=current)
     except ValidationError as error:
         from planner.files.melange import MelangeConfig  # noqa: PLC0415
         from planner.files.request import PlanRequest  # noqa: PLC0415
@@ -176,7 +184,7 @@ def read_question(document: Document, *, base_dir: Path, today: date, strict: bo
 _KINDS = "Give a PlanRequest (`gpuplan init` writes one) or a Mélange config."
 
 
-def _fleet_question(document: Document, *, base_dir: Path, today: date, strict: bool) -> Question:
+def _fleet_question(document: Document, *, base_dir: Path, today: date, strict: bool, current: Path | None) -> Question:
     from planner.files.request import PlanRequest  # noqa: PLC0415 - one form per run
 
     kind = document.data.get("kind")
@@ -186,7 +194,7 @@ def _fleet_question(document: Document, *, base_dir: Path, today: date, strict: 
     request = PlanRequest.model_validate(document.data)
     from planner.planning.fleet import fleet_question  # noqa: PLC0415 - Mélange's form never pays for it
 
-    return fleet_question(request, base_dir=base_dir, today=today, strict=strict)
+    return fleet_question(request, base_dir=base_dir, today=today, strict=strict, current=current)
 
 
 def _location(dotted: str) -> tuple[str | int, ...]:
@@ -204,7 +212,9 @@ def _assignment(kind: str, *, asked_slices: int | None, slice_factor: int) -> As
     raise InputError(f"{kind!r} is not a way to assign requests.", hint="Use fractional or sliced.")
 
 
-def _reproduce(path: str, today: date, settings: SolverSettings, assignment: Assignment, *, strict: bool) -> str | None:
+def _reproduce(
+    path: str, today: date, settings: SolverSettings, assignment: Assignment, *, strict: bool, current: Path | None
+) -> str | None:
     """Return the command that gives this plan again, from the same folder and files; None if there was no file."""
     if path in {STDIN, IN_MEMORY}:
         return None
@@ -215,4 +225,6 @@ def _reproduce(path: str, today: date, settings: SolverSettings, assignment: Ass
         parts += ["--assignment", "sliced", "--slice-factor", str(assignment.slice_factor)]
     if strict:
         parts.append("--strict")
+    if current is not None:
+        parts += ["--current", str(current)]
     return shlex.join(parts)

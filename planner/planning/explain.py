@@ -115,7 +115,8 @@ def question_of(plan: Plan, plan_path: Path) -> Question:
     where = Where(path=str(plan_path))
     made = _made_from(plan.inputs, where)
     folder = _folder(made, plan_path)
-    question = read_question(made.document, base_dir=folder, today=made.as_of, strict=False)
+    current = Path(plan.inputs["current"]) if "current" in plan.inputs else None
+    question = read_question(made.document, base_dir=folder, today=made.as_of, strict=False, current=current)
     for name, digest in question.inputs.get("files", {}).items():
         if made.files.get(name) != digest:
             raise InputError(f"{name} has changed since the plan was made.", hint="Plan again.", where=where)
@@ -150,6 +151,7 @@ def _made_from(inputs: Mapping[str, Any], where: Where) -> _MadeFrom:
         ("request_path", isinstance(inputs["request_path"], str)),
         ("request", isinstance(inputs["request"], dict)),
         ("files", isinstance(files, dict)),
+        ("current", isinstance(inputs.get("current", ""), str)),
         ("slice_factor", slices is None or (isinstance(slices, int) and slices >= 1)),
     ):
         if not is_right:

@@ -15,24 +15,26 @@ from planner.catalog.models import load_record
 from planner.catalog.offers import load_offers, with_own_offers
 from planner.catalog.select import STALE_PRICES, OfferFilter, plannable, select_offers
 from planner.domain.hardware import EngineConfig, Market, Offer
-from planner.domain.problem import FleetProblem, Goal, Limit, Measure, Resource, Scope, ServingOption, Shedding
+from planner.domain.problem import FleetProblem, Goal, Limit, Measure, Minimum, Resource, Scope, ServingOption, Shedding
 from planner.domain.provenance import Warning_
 from planner.errors import DataMissingError, InputError, PlannerError, Where
 from planner.files.bundled import bundled_sha256
 from planner.files.documents import did_you_mean
 from planner.files.request import WHOLE_FLEET, CatalogChoice, Constraints, Objective, PlanRequest, Service
 from planner.planning.question import Question, Relaxation
+from planner.planning.rules import request_rules, todays_fleet
 from planner.planning.traffic import TrafficSource, read_demand
 from planner.profilers.efficiency import check_engine, default_params
 from planner.profilers.measured import MeasuredStore, load_measured, read_profile_file
 from planner.profilers.options import OptionProfile, profile_option
-from planner.units import UsdPerInstanceHour
+from planner.units import UsdPerInstanceHour, format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import date
 
     from planner.domain.model import ModelArchitecture
+    from planner.domain.problem import ChangeCost, Rule
     from planner.domain.slo import Slo
     from planner.domain.workload import Demand
     from planner.profilers.schema import MeasuredPoint
@@ -72,6 +74,8 @@ class Prepared:
     headroom_fraction: float
     shed: Shedding | None = None
     goal: Goal | None = None
+    rules: tuple[Rule, ...] = ()
+    change: ChangeCost | None = None
 
     def problem(self, slos: Mapping[str, Sequence[Slo]]) -> FleetProblem:
         """Return the problem in which each service has the objectives `slos[its name]`."""
@@ -85,6 +89,8 @@ class Prepared:
             headroom_fraction=self.headroom_fraction,
             shed=self.shed,
             goal=self.goal,
+            rules=self.rules,
+            change=self.change,
         )
 
     def _options(self, service: PreparedService, slos: Sequence[Slo]) -> Iterator[ServingOption]:
@@ -99,7 +105,7 @@ class Prepared:
                     profiles[key] = self._profile(service, offer.gpu, config, slos)
                 profile = profiles[key]
                 if not profile.throughput_rps.any():
-                    if key in shown_zero:
+                    if key in shown_zero and not self._is_asked_for(offer):
                         continue  # one offer is enough to carry the reason why this GPU cannot serve
                     shown_zero.add(key)
                 yield ServingOption(
@@ -113,6 +119,10 @@ class Prepared:
                     limiting=profile.limiting,
                 )
 
+    def _is_asked_for(self, offer: Offer) -> bool:
+        """Return whether a minimum counts `offer`, so that it may be rented although it serves nothing."""
+        return any(isinstance(rule, Minimum) and rule.scope.covers(offer) for rule in self.rules)
+
     def _profile(self, service: PreparedService, gpu: str, config: EngineConfig, slos: Sequence[Slo]) -> OptionProfile:
         return profile_option(
             service.model,
@@ -125,7 +135,9 @@ class Prepared:
         )
 
 
-def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict: bool = False) -> Question:
+def fleet_question(
+    request: PlanRequest, *, base_dir: Path, today: date, strict: bool = False, current: Path | None = None
+) -> Question:
     """Return the question that `request` asks.
 
     Parameters
@@ -133,6 +145,7 @@ def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict:
     base_dir : folder that relative paths in the request start from, the request file's own.
     today : the date that price ages are counted to.
     strict : refuse stale prices instead of warning of them.
+    current : the plan.json that runs today; default: the request's `current`.
 
     Raises
     ------
@@ -161,7 +174,14 @@ def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict:
         headroom_fraction=request.constraints.headroom,
         shed=_shedding(request),
         goal=goal_of(request.objective),
+        rules=_rules(request, gpus, offers),
     )
+    files = _hashes(request, services, base_dir)
+    running = _running(request, current, base_dir=base_dir)
+    if running is not None:
+        name, change, digest = running
+        files[name] = digest
+        prepared = replace(prepared, change=change)
     slos = {service.name: tuple(service.slo) for service in request.services}
     return Question(
         problem=prepared.problem(slos),
@@ -171,7 +191,7 @@ def fleet_question(request: PlanRequest, *, base_dir: Path, today: date, strict:
         + tuple(warning for service in services for warning in service.demand.warnings),
         assumptions=tuple(_assumptions(request, services)),
         unchecked_gpus=_unchecked_gpus(prepared),
-        inputs={"files": _hashes(request, services, base_dir), "bundled": bundled_sha256("catalogs", "profiles")},
+        inputs={"files": files, "bundled": bundled_sha256("catalogs", "profiles")},
         relaxations=tuple(_relaxations(prepared, slos)),
         problem_with_all_bounds=partial(_problem_with_all_bounds, prepared, slos),
     )
@@ -203,6 +223,30 @@ def _shedding(request: PlanRequest) -> Shedding | None:
     if request.constraints.shed == "never":
         return None
     return Shedding(priority={service.name: service.priority for service in request.services})
+
+
+def _rules(request: PlanRequest, gpus: GpuCatalog, offers: Sequence[Offer]) -> tuple[Rule, ...]:
+    def gpu_name(name: str, at: str) -> str:
+        with _inside(at):
+            return gpus.get(name).name
+
+    owned = tuple(_owned(request.catalog, gpus))
+    return tuple(request_rules(request, offers=offers, owned=owned, gpu_name=gpu_name))
+
+
+def _running(request: PlanRequest, current: Path | None, *, base_dir: Path) -> tuple[str, ChangeCost, str] | None:
+    """Return the name of the plan that runs today, its fleet and its sha256; None where none is given."""
+    if current is None and request.current is None:
+        if request.constraints.change_cost is not None:
+            raise InputError(
+                "Changes have a price, and nothing says what runs today.",
+                hint="Give --current PLAN.json, or `current` in the request.",
+                where=_at("constraints.change_cost"),
+            )
+        return None
+    path = current or base_dir / str(request.current)
+    change, digest = todays_fleet(path, request.constraints)
+    return str(current or request.current), change, digest
 
 
 def read_catalog(
@@ -382,9 +426,11 @@ def _limits(constraints: Constraints, gpus: GpuCatalog, offers: Sequence[Offer])
     for index, quota in enumerate(constraints.quotas):
         with _inside(f"constraints.quotas[{index}].gpu"):
             gpu_name = gpus.get(quota.gpu).name if quota.gpu else None
-        scope = Scope(provider=quota.provider, region=quota.region, gpu=gpu_name, market=quota.market)
+        scope = Scope(
+            provider=quota.provider, region=quota.region, gpu=gpu_name, market=quota.market, offer=quota.offer
+        )
         _check_scope(scope, offers, f"constraints.quotas[{index}]")
-        parts = [part for part in (quota.provider, quota.region, gpu_name, quota.market) if part]
+        parts = [part for part in (quota.provider, quota.region, gpu_name, quota.market, quota.offer) if part]
         for resource in (Resource.GPUS, Resource.VCPUS, Resource.INSTANCES):
             bound = getattr(quota, resource.value)
             if bound is not None:
@@ -425,6 +471,12 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService]) -> I
         engine = service.request.engine.name
         yield f"{service.request.name}: {service.demand.basis}; weights in {formats}; engine {engine}."
     yield f"{request.constraints.headroom:.0%} headroom above the planned rate."
+    change = request.constraints.change_cost
+    if change is not None:
+        yield (
+            f"A replica that starts costs {change.start:g} USD and one that stops {change.stop:g} USD, spread over "
+            f"{format_duration(change.horizon)}; new replicas run beside the old ones until traffic has moved."
+        )
     yield from ASSUMPTIONS
 
 

@@ -11,7 +11,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from planner.domain.costs import usd_per_million_tokens, usd_per_month
-from planner.domain.plan import PlanStatus, Rental
+from planner.domain.plan import PlanStatus, Rental, RolloutAction
 from planner.domain.provenance import ProvenanceKind
 from planner.report.serves import ServesIndex
 from planner.report.wording import age, clean, number, percent, plural, price, usd, whole_usd
@@ -20,7 +20,7 @@ from planner.units import format_power
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from planner.domain.plan import Allocation, Baseline, Conflict, Plan
+    from planner.domain.plan import Allocation, Baseline, Conflict, Plan, RolloutStep
 
 SLO_NOTE = "not simulated. SLOs enter through the throughput of each GPU; not yet replayed by a simulator."
 MAX_BASELINES = 5
@@ -150,6 +150,8 @@ class PlanSummary:
     notes: tuple[Note, ...]
     warnings: tuple[Note, ...]
     assumptions: tuple[str, ...]
+    rollout: tuple[str, ...] = ()
+    """Steps from the current plan to this one."""
 
 
 def summarize(plan: Plan, *, today: date) -> PlanSummary:
@@ -169,7 +171,30 @@ def summarize(plan: Plan, *, today: date) -> PlanSummary:
         notes=notes(plan, today=today),
         warnings=tuple(Note(label=clean(warning.code), text=clean(warning.message)) for warning in plan.warnings),
         assumptions=tuple(clean(assumption) for assumption in plan.assumptions),
+        rollout=tuple(_rollout_text(step) for step in plan.rollout),
     )
+
+
+def _rollout_text(step: RolloutStep) -> str:
+    """Return one step of a rollout in words."""
+    where = clean(step.offer)
+    if step.action is RolloutAction.ROUTE:
+        return f"Send the requests of {clean(step.service)} as this plan's routing says."
+    if not step.service:
+        verb = "Rent" if step.action is RolloutAction.START else "Release"
+        return f"{verb} {plural(step.instances, 'instance')} of {where}."
+    replicas = f"{plural(step.replicas, 'replica')} of {clean(step.service)} on {clean(step.option or step.offer)}"
+    instances = plural(step.instances, "instance")
+    if step.action is RolloutAction.START:
+        return f"Rent {instances} and start {replicas}." if step.instances else f"Start {replicas}."
+    return f"Stop {replicas} and release {instances}." if step.instances else f"Stop {replicas}."
+
+
+def _change_text(plan: Plan) -> str:
+    """Return what the changes to today's fleet cost; empty where they have no price."""
+    if plan.change_usd_per_hour is None:
+        return ""
+    return f"{usd(plan.change_usd_per_hour)} USD/h for replicas started and stopped, on top, over the plan's horizon."
 
 
 def cost_per_month_usd(plan: Plan) -> float | None:
@@ -405,6 +430,7 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
             ("Saving", saving_text(plan)),
             ("SLO", SLO_NOTE if plan.allocation else ""),
             ("Binding", binding_text(plan)),
+            ("Changes", _change_text(plan)),
             ("Idle", idle_text(plan)),
             ("Power", power_text(plan)),
             ("Throughput", provenance_text(plan)),

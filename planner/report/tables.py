@@ -106,6 +106,9 @@ def plan_markdown(plan: Plan, *, today: date) -> str:
         blocks += ["### What stands in the way", _md_table(("requirement", "why", "way out"), rows)]
     if summary.baselines:
         blocks += ["### One GPU type alone", _baseline_markdown(summary)]
+    if summary.rollout:
+        steps = [f"{index}. {_md(text)}" for index, text in enumerate(summary.rollout, start=1)]
+        blocks += ["### Rollout", "\n".join(steps)]
     blocks += _list_markdown("", [(note.label, note.text) for note in summary.notes])
     blocks += _list_markdown("### Warnings", [(warning.label, warning.text) for warning in summary.warnings])
     blocks += _list_markdown("### Assumed", [("", text) for text in summary.assumptions])

@@ -56,6 +56,7 @@ def plan_renderables(plan: Plan, *, today: date, verbose: bool = False) -> list[
         parts += _conflicts(summary.conflicts)
     if summary.baselines:
         parts += [Text("One GPU type alone", style="bold"), _baseline_table(summary)]
+    parts += _rollout(summary.rollout)
     parts += [_labelled(note, style="bold") for note in summary.notes]
     parts += [_labelled(warning, style="bold yellow") for warning in summary.warnings]
     parts += _assumptions(summary.assumptions)
@@ -196,6 +197,17 @@ def _conflicts(conflicts: Sequence[ConflictView]) -> list[RenderableType]:
             parts.append(Padding(Text(conflict.explanation), (0, 0, 0, 4), expand=False))
         parts.append(Padding(Text.assemble(("Way out: ", "bold"), conflict.suggestion), (0, 0, 0, 4), expand=False))
     return parts
+
+
+def _rollout(steps: Sequence[str]) -> list[RenderableType]:
+    if not steps:
+        return []
+    numbered = Table.grid(padding=(0, 1, 0, 0))
+    numbered.add_column(no_wrap=True, justify="right")
+    numbered.add_column(overflow="fold")
+    for number_, text in enumerate(steps, start=1):
+        numbered.add_row(Text(f"  {number_}."), Text(text))
+    return [Text("Rollout", style="bold"), numbered]
 
 
 def _assumptions(assumptions: Sequence[str]) -> list[RenderableType]:

@@ -20,6 +20,8 @@ from planner.domain.plan import (
     Plan,
     PlanStatus,
     Rental,
+    RolloutAction,
+    RolloutStep,
     Route,
     SolverInfo,
     Unserved,
@@ -273,6 +275,7 @@ def plans(draw):
         "routing": st.just(tuple(routes)),
         "baselines": several(built(Baseline)),
         "conflicts": several(built(Conflict)),
+        "rollout": several(built(RolloutStep, action=st.sampled_from(RolloutAction))),
         "warnings": several(built(Warning_, code=st.from_regex(r"W[0-9]{3}", fullmatch=True))),
         "inputs": st.dictionaries(names, plain, max_size=3),
         "objectives": several(built(ObjectiveValue)),
@@ -304,7 +307,7 @@ def test_writing_a_plan_that_was_read_gives_the_same_bytes(cost, tokens):
 
 @pytest.mark.parametrize(
     "kind",
-    [Plan, SolverInfo, Allocation, Rental, Route, Unserved, ObjectiveValue, Baseline, Conflict, Warning_],
+    [Plan, SolverInfo, Allocation, Rental, Route, Unserved, ObjectiveValue, Baseline, Conflict, RolloutStep, Warning_],
     ids=lambda kind: kind.__name__,
 )
 def test_the_schema_has_exactly_the_fields_of_the_dataclass(kind):
@@ -348,6 +351,7 @@ MODELS = [
     plan_schema.ObjectiveValueDocument,
     plan_schema.BaselineDocument,
     plan_schema.ConflictDocument,
+    plan_schema.RolloutStepDocument,
     plan_schema.WarningDocument,
 ]
 

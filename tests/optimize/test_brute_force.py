@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from enumeration import fits, served
 
 from planner.domain.plan import PlanStatus
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
@@ -15,64 +16,6 @@ from planner.optimize.search import search
 
 EXACT = SolverSettings(relative_gap=0.0)
 N_REQUESTS = 500
-
-
-def served(loads, replicas):
-    """Return how many buckets' worth of requests these replicas can serve: an exact simplex in fractions.
-
-    maximise sum x[b, j]  subject to  sum_j x[b, j] <= 1,  sum_b load[b, j] x[b, j] <= n[j],  x >= 0  (Bland's rule).
-    """
-    pairs = sorted(loads)
-    n_buckets = 1 + max(b for b, _ in pairs)
-    n_rows = n_buckets + len(replicas)
-    table = [[Fraction(0)] * len(pairs) for _ in range(n_rows)]
-    for column, (b, j) in enumerate(pairs):
-        table[b][column] = Fraction(1)
-        table[n_buckets + j][column] = loads[b, j]
-    rhs = [Fraction(1)] * n_buckets + [Fraction(n) for n in replicas]
-    for row in range(n_rows):
-        table[row] += [Fraction(int(row == other)) for other in range(n_rows)]
-    reduced = [Fraction(1)] * len(pairs) + [Fraction(0)] * n_rows
-    basis = [len(pairs) + row for row in range(n_rows)]
-    total = Fraction(0)
-    while True:
-        enter = next((column for column, value in enumerate(reduced) if value > 0), None)
-        if enter is None:
-            return total
-        ratios = [(rhs[r] / table[r][enter], basis[r], r) for r in range(n_rows) if table[r][enter] > 0]
-        _, _, leave = min(ratios)
-        pivot = table[leave][enter]
-        table[leave] = [value / pivot for value in table[leave]]
-        rhs[leave] /= pivot
-        for row in range(n_rows):
-            if row != leave and table[row][enter]:
-                factor = table[row][enter]
-                table[row] = [a - factor * b for a, b in zip(table[row], table[leave], strict=True)]
-                rhs[row] -= factor * rhs[leave]
-        factor = reduced[enter]
-        reduced = [a - factor * b for a, b in zip(reduced, table[leave], strict=True)]
-        total += factor * rhs[leave]
-        basis[leave] = enter
-
-
-def fits(sizes, gpus):
-    """Return the fewest instances that hold replicas of these sizes, by trying every partition."""
-    best = len(sizes)
-
-    def place(index, rooms):
-        nonlocal best
-        if len(rooms) >= best and index < len(sizes):
-            return
-        if index == len(sizes):
-            best = min(best, len(rooms))
-            return
-        for position in {room: at for at, room in enumerate(rooms)}.values():
-            if rooms[position] >= sizes[index]:
-                place(index + 1, [*rooms[:position], rooms[position] - sizes[index], *rooms[position + 1 :]])
-        place(index + 1, [*rooms, gpus - sizes[index]])
-
-    place(0, [])
-    return best
 
 
 def random_request(make, rng):

@@ -1,0 +1,96 @@
+"""Part of the independent check of a plan: its rules, from the plan's own rentals, replicas and routing weights."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from planner.domain.problem import Minimum, Resource, ShareCap, VarietyLimit
+from planner.errors import SolverLiedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from planner.domain.hardware import Offer
+    from planner.domain.plan import Plan
+    from planner.domain.problem import FleetProblem, ServingOption
+
+TOLERANCE = 1e-6
+"""Relative, of a minimum or of a service's requests: what solvers accept."""
+
+
+def check_rules(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, str], ServingOption]) -> None:
+    """Return if `plan` keeps every rule of `problem`, and says what its changes cost.
+
+    Raises
+    ------
+    SolverLiedError: naming the rule that does not hold.
+    """
+    offers = {option.offer.name: option.offer for option in problem.options}
+    rented = [(offers[rental.offer], rental.instances) for rental in plan.rentals if rental.instances > 0]
+    for rule in problem.rules:
+        if isinstance(rule, VarietyLimit):
+            _check_variety(rule, rented)
+        elif isinstance(rule, Minimum):
+            _check_minimum(rule, rented)
+        else:
+            _check_share(rule, plan, by_key)
+    _check_change(problem, plan, by_key)
+
+
+def _fail(what: str) -> None:
+    raise SolverLiedError(f"The plan does not hold: {what}.", hint="Try another solver with --solver.")
+
+
+def _check_variety(rule: VarietyLimit, rented: list[tuple[Offer, int]]) -> None:
+    found = {rule.facet.of(offer) for offer, _ in rented}
+    if len(found) > rule.bound:
+        _fail(f"at most {rule.bound} {rule.name} are allowed, and it has {', '.join(sorted(found))}")
+
+
+def _check_minimum(rule: Minimum, rented: list[tuple[Offer, int]]) -> None:
+    total = 0.0
+    for offer, count in rented:
+        if rule.scope.covers(offer):
+            total += count * (offer.gpus_per_instance if rule.resource is Resource.GPUS else 1)
+    if total < rule.bound - TOLERANCE * max(rule.bound, 1.0):
+        _fail(f"{rule.name} is {rule.bound:g}, and the plan has {total:g}")
+
+
+def _check_share(rule: ShareCap, plan: Plan, by_key: Mapping[tuple[str, str], ServingOption]) -> None:
+    totals: dict[str, float] = defaultdict(float)
+    parts: dict[tuple[str, str], float] = defaultdict(float)
+    for route in plan.routing:
+        if rule.service not in {None, route.service}:
+            continue
+        totals[route.service] += route.rate_rps
+        for key, weight in route.weights.items():
+            offer = by_key[route.service, key].offer
+            if rule.scope.covers(offer):
+                parts[route.service, rule.facet.of(offer)] += route.rate_rps * weight
+    for (service, group), rate in parts.items():
+        if rate > (rule.bound + 2 * TOLERANCE) * totals[service]:
+            _fail(f"{group} serves {rate / totals[service]:.6f} of {service}, and the {rule.name} is {rule.bound:g}")
+
+
+def _check_change(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, str], ServingOption]) -> None:
+    """What starts and what stops, counted replica by replica."""
+    change = problem.change
+    if change is None:
+        return
+    planned = {(item.service, item.option): item.replicas for item in plan.allocation}
+    started = sum(max(replicas - change.replicas_of(by_key[place]), 0) for place, replicas in planned.items())
+    kept = sum(min(replicas, change.replicas_of(by_key[place])) for place, replicas in planned.items())
+    stopped = sum(item.replicas for item in change.running) - kept
+    cost = (started * change.start_usd + stopped * change.stop_usd) / change.horizon_hours
+    if abs(cost - (plan.change_usd_per_hour or 0.0)) > 1e-9 * max(cost, 1.0):
+        _fail(f"its changes cost {cost!r} USD/h, and it says {plan.change_usd_per_hour!r}")
+    steps = {"start": 0, "stop": 0, "route": 0}
+    for step in plan.rollout:
+        steps[step.action] += step.replicas
+    if (steps["start"], steps["stop"]) != (started, stopped):
+        _fail(f"its rollout starts {steps['start']} and stops {steps['stop']} replicas, not {started} and {stopped}")
+    order = ["start", "route", "stop"]
+    ranks = [order.index(step.action) for step in plan.rollout]
+    if ranks != sorted(ranks):
+        _fail("its rollout stops something before everything has started")

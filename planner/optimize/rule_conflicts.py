@@ -1,0 +1,135 @@
+"""Which rule (variety, minimum, share) stands in the way of a plan, and by how little it would have to give.
+
+For each rule alone:  minimise  s  subject to the model in which this rule may be missed by s, all else kept. Where
+neither a limit nor a rule is enough alone, the least sum of relative misses over all of them is reported.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.plan import Conflict
+from planner.domain.problem import Minimum, Resource, ShareCap
+from planner.optimize.model import Objective, build_model
+from planner.optimize.rows.limits import all_limits, limit_coefficients
+from planner.optimize.rules import rule_text
+from planner.optimize.search import run, settle
+from planner.optimize.verify import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from planner.domain.problem import Rule
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.milp import FloatArray
+    from planner.optimize.settings import SolverSettings
+
+SHARE_STEP = 0.001
+"""Shares are relaxed in steps of a tenth of a percent."""
+NOTHING_MISSED = 1e-6
+"""Relative: below this a rule is kept."""
+
+
+def rule_conflicts(fleet: FleetArrays, settings: Callable[[], SolverSettings]) -> Iterator[Conflict]:
+    """Yield each rule that stands in the way alone, and the smallest change of it that makes a plan possible."""
+    for position, rule in enumerate(fleet.rules):
+        missed = _least_missed(fleet, {position: 1.0}, None, settings())
+        if missed is None or not _is_missed(rule, missed[0][position]):
+            continue
+        relaxed = relaxed_bound(rule, missed[0][position])
+        yield Conflict(
+            requirement=rule_text(rule),
+            explanation="No plan keeps this together with everything else; it alone would have to give.",
+            current=float(rule.bound),
+            relaxed=relaxed,
+            unit=_unit(rule),
+            suggestion=f"{rule_text(rule)} -> {_value(rule, relaxed)}",
+        )
+
+
+def conflicts_together(fleet: FleetArrays, settings: SolverSettings) -> Iterator[Conflict]:
+    """Yield the limits and rules that help only together, in the least relaxation of all of them."""
+    limits = all_limits(fleet)
+    scale = np.array([max(limit.bound, 1.0) for limit in limits])
+    prices = {position: 1.0 / max(float(rule.bound), 1.0) for position, rule in enumerate(fleet.rules)}
+    found = _least_missed(fleet, prices, 1.0 / scale, settings)
+    if found is None:
+        return
+    missed, usage = found
+    texts = {
+        rule_text(rule): f"{rule_text(rule)} -> {_value(rule, relaxed_bound(rule, missed[position]))}"
+        for position, rule in enumerate(fleet.rules)
+        if _is_missed(rule, missed[position])
+    }
+    texts |= {
+        f"{limit.name} <= {limit.bound:.10g}": f"{limit.name}: {limit.bound:.10g} -> {math.ceil(used * 100) / 100:g}"
+        for limit, used in zip(limits, usage.tolist(), strict=True)
+        if used > limit.bound + NOTHING_MISSED * max(limit.bound, 1.0)
+    }
+    for requirement in texts:
+        yield Conflict(
+            requirement=requirement,
+            explanation="No plan keeps this, and changing it alone is not enough.",
+            suggestion="all of: " + "; ".join(texts.values()),
+        )
+
+
+def relaxed_bound(rule: Rule, missed: float) -> float:
+    """Return the bound nearest to the rule's own that may be missed by so much: whole things, tenths of a percent."""
+    if isinstance(rule, ShareCap):
+        return min(1.0, round(math.ceil((rule.bound + missed) / SHARE_STEP - NOTHING_MISSED) * SHARE_STEP, 6))
+    if isinstance(rule, Minimum):
+        return max(0.0, float(math.floor(rule.bound - missed + NOTHING_MISSED * max(rule.bound, 1.0))))
+    return float(math.ceil(rule.bound + missed - NOTHING_MISSED))
+
+
+def _least_missed(
+    fleet: FleetArrays, prices: Mapping[int, float], slack_cost: FloatArray | None, settings: SolverSettings
+) -> tuple[dict[int, float], FloatArray] | None:
+    """Return by how much each rule in `prices` is missed in the best fleet, and the use of every limit in it."""
+    model = build_model(
+        fleet,
+        Objective(per_replica=np.zeros(len(fleet.options)), per_instance=np.zeros(len(fleet.pool_offer))),
+        slack_cost=slack_cost,
+        relaxed_rules=prices,
+    )
+    milp = model.freeze()
+    raw = run(milp, settings)
+    if raw.values is None:
+        return None
+    verified = verify(milp, raw.values, stated_objective=raw.objective)
+    kept = tuple(rule for position, rule in enumerate(fleet.rules) if position not in prices)
+    found = settle(
+        replace(fleet, rules=kept),
+        replicas=verified.values[model.n].round().astype(np.int64),
+        instances=verified.values[model.m].round().astype(np.int64),
+        assigned=verified.values[model.x] / fleet.units_per_bucket,
+    )
+    if found is None:
+        return None
+    usage = []
+    for limit in all_limits(fleet):
+        per_replica, per_instance = limit_coefficients(limit, fleet)
+        usage.append(float(per_replica @ found.replicas + per_instance @ found.instances))
+    missed = {position: float(verified.values[column]) for position, column in model.relaxations.items()}
+    return missed, np.array(usage)
+
+
+def _is_missed(rule: Rule, missed: float) -> bool:
+    return missed > NOTHING_MISSED * max(float(rule.bound), 1.0)
+
+
+def _value(rule: Rule, bound: float) -> str:
+    return rule_text(rule, bound).rsplit("= ", 1)[1]
+
+
+def _unit(rule: Rule) -> str:
+    if isinstance(rule, ShareCap):
+        return "of the requests"
+    if isinstance(rule, Minimum):
+        return "GPUs" if rule.resource is Resource.GPUS else "instances"
+    return rule.name

@@ -1,0 +1,59 @@
+"""What holds for every rule of a problem, whatever its kind: its words, how tight it is, and the problem without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.problem import FleetProblem, Minimum, Resource, Rule, ShareCap, VarietyLimit
+from planner.optimize.rows.minimums import minimum_coefficients
+from planner.optimize.rows.shares import share_rows
+from planner.optimize.rows.variety import group_offers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.milp import FloatArray, IntArray
+
+TIGHT = 1e-6
+"""Relative: a rule this close to its bound binds."""
+
+
+def rule_text(rule: Rule, bound: float | None = None) -> str:
+    """Return a rule in words: "GPU types <= 2", "minimum aws gpus >= 8", "share of one provider <= 60%"."""
+    value = rule.bound if bound is None else bound
+    if isinstance(rule, ShareCap):
+        whose = f" of {rule.service}" if rule.service else ""
+        return f"{rule.name}{whose} <= {100 * value:.4g}%"
+    if isinstance(rule, Minimum):
+        unit = "GPUs" if rule.resource is Resource.GPUS else "instances"
+        return f"{rule.name} >= {value:.10g} {unit}"
+    return f"{rule.name} <= {value:.10g}"
+
+
+def without_rule(problem: FleetProblem, rule: Rule) -> FleetProblem:
+    """Return `problem` without `rule`."""
+    return replace(problem, rules=tuple(other for other in problem.rules if other is not rule))
+
+
+def tight_rules(fleet: FleetArrays, instances: IntArray, shares: FloatArray) -> Iterator[str]:
+    """Yield the names of the rules that a fleet is at the bound of, and that can hold a fleet up at all."""
+    full = {
+        row.position for row in share_rows(fleet) if float(row.parts @ shares[row.pairs]) >= row.bound * (1 - TIGHT)
+    }
+    for position, rule in enumerate(fleet.rules):
+        if isinstance(rule, VarietyLimit):
+            names, group = group_offers(rule.facet, fleet.offers)
+            rented = len(np.unique(group[fleet.pool_offer[instances > 0]]))
+            is_tight = rented >= rule.bound and rule.bound < len(names)
+        elif isinstance(rule, Minimum):
+            each = minimum_coefficients(rule, fleet)
+            step = float(each[each > 0].min()) if np.any(each > 0) else 0.0
+            is_tight = rule.bound > 0 and float(each @ instances) - step < rule.bound * (1 - TIGHT)
+        else:
+            is_tight = position in full
+        if is_tight:
+            yield rule_text(rule)

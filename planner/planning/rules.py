@@ -1,0 +1,139 @@
+"""The rules of a request, and the fleet that runs today, as the problem wants them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from planner.domain.problem import ChangeCost, Facet, Minimum, Resource, Running, Scope, ShareCap, VarietyLimit
+from planner.errors import InputError, Where
+from planner.files.plan_schema import read_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from planner.domain.hardware import Offer
+    from planner.domain.problem import Rule
+    from planner.files.request import Constraints, MaxShare, PlanRequest
+    from planner.files.request import Minimum as MinimumForm
+
+SECONDS_PER_HOUR = 3600.0
+
+
+def request_rules(
+    request: PlanRequest, *, offers: Sequence[Offer], owned: Sequence[Offer], gpu_name: Callable[[str, str], str]
+) -> Iterator[Rule]:
+    """Yield the rules that `request` states.
+
+    Parameters
+    ----------
+    offers : everything that can be rented.
+    owned : one offer per entry of catalog.owned.
+    gpu_name : a GPU's canonical name, from what the user wrote and where.
+
+    Raises
+    ------
+    InputError: if a minimum is on what nobody offers.
+    """
+    yield from _variety(request.constraints)
+    for index, minimum in enumerate(request.constraints.minimum):
+        yield _minimum(minimum, f"constraints.minimum[{index}]", offers, gpu_name)
+    for choice, offer in zip(request.catalog.owned, owned, strict=True):
+        if choice.must_use:
+            yield Minimum(
+                name=f"must use {offer.name}",
+                resource=Resource.INSTANCES,
+                bound=float(offer.available or 0),
+                scope=Scope(offer=offer.name),
+            )
+    yield from _spread(request)
+
+
+def _spread(request: PlanRequest) -> Iterator[Rule]:
+    """Yield the caps on shares: a service's own ones take the place of the fleet's."""
+    own = [service for service in request.services if service.max_share is not None]
+    common = request.constraints.max_share
+    if common is not None and not own:
+        yield from _shares(common, None)
+    elif common is not None:
+        for service in request.services:
+            if service.max_share is None:
+                yield from _shares(common, service.name)
+    for service in own:
+        if service.max_share is not None:
+            yield from _shares(service.max_share, service.name)
+
+
+def _variety(constraints: Constraints) -> Iterator[Rule]:
+    for facet, name, bound in (
+        (Facet.GPU, "GPU types", constraints.max_gpu_types),
+        (Facet.PROVIDER, "providers", constraints.max_providers),
+        (Facet.OFFER, "offers", constraints.max_offers),
+    ):
+        if bound is not None:
+            yield VarietyLimit(name=name, facet=facet, bound=bound)
+
+
+def _minimum(form: MinimumForm, at: str, offers: Sequence[Offer], gpu_name: Callable[[str, str], str]) -> Minimum:
+    gpu = gpu_name(form.gpu, f"{at}.gpu") if form.gpu else None
+    scope = Scope(provider=form.provider, region=form.region, gpu=gpu, market=form.market, offer=form.offer)
+    parts = [part for part in (form.provider, form.region, gpu, form.market, form.offer) if part]
+    if not any(scope.covers(offer) for offer in offers):
+        raise InputError(
+            f"There is no offer of {' '.join(parts) or 'anything'} to rent a minimum of.",
+            hint="Check the names, and whether catalog leaves it out.",
+            where=Where(field=at),
+        )
+    resource = Resource.GPUS if form.gpus is not None else Resource.INSTANCES
+    bound = form.gpus if form.gpus is not None else form.instances
+    return Minimum(name=" ".join(["minimum", *parts]), resource=resource, bound=float(bound or 0), scope=scope)
+
+
+def _shares(form: MaxShare, service: str | None) -> Iterator[Rule]:
+    for facet, name, bound in (
+        (Facet.PROVIDER, "provider", form.provider),
+        (Facet.REGION, "region", form.region),
+        (Facet.OFFER, "offer", form.offer),
+        (Facet.GPU, "GPU type", form.gpu),
+    ):
+        if bound is not None:
+            yield ShareCap(name=f"share of one {name}", facet=facet, bound=bound, service=service)
+
+
+def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, str]:
+    """Return the fleet in the plan.json at `path` with the price of leaving it, and the file's sha256.
+
+    Raises
+    ------
+    InputError: if it cannot be read or holds no plan.
+    """
+    plan = read_plan(path)
+    if plan.cost_usd_per_hour is None:
+        raise InputError(
+            "It holds no plan that could run.", hint="Give one with status optimal.", where=Where(str(path))
+        )
+    form = constraints.change_cost
+    running = tuple(
+        Running(
+            service=row.service,
+            offer=row.offer,
+            option=row.option,
+            gpus_per_replica=row.gpus_per_replica,
+            replicas=row.replicas,
+            precision=row.precision,
+            tensor_parallel=row.tensor_parallel,
+            pipeline_parallel=row.pipeline_parallel,
+            engine=row.engine,
+        )
+        for row in plan.allocation
+        if row.replicas > 0
+    )
+    change = ChangeCost(
+        running=running,
+        instances={rental.offer: rental.instances for rental in plan.rentals},
+        start_usd=form.start if form else 0.0,
+        stop_usd=form.stop if form else 0.0,
+        horizon_hours=form.horizon / SECONDS_PER_HOUR if form else 1.0,
+    )
+    return change, hashlib.sha256(path.read_bytes()).hexdigest()
