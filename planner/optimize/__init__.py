@@ -2,7 +2,7 @@
 
 from planner.optimize.backends.registry import BACK_ENDS
 from planner.optimize.baselines import savings_vs_best_single, single_gpu_baselines
-from planner.optimize.conflicts import find_conflicts
+from planner.optimize.conflicts import find_conflicts, format_amount
 from planner.optimize.explain import GpuPrice, assignment_of, price_of_gpu, price_of_limits
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.settings import Assignment, SolverSettings
@@ -22,6 +22,7 @@ __all__ = [
     "Termination",
     "assignment_of",
     "find_conflicts",
+    "format_amount",
     "price_of_gpu",
     "price_of_limits",
     "savings_vs_best_single",

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.domain.plan import Plan, PlanStatus
+from planner.domain.problem import Resource
 from planner.errors import InputError, SolverLiedError, Where
 from planner.files.documents import Document, closest
-from planner.optimize import SolverSettings, assignment_of, price_of_gpu, price_of_limits, solve, verify_plan
+from planner.optimize import (
+    SolverSettings,
+    assignment_of,
+    format_amount,
+    price_of_gpu,
+    price_of_limits,
+    solve,
+    verify_plan,
+)
 from planner.planning.answer import read_question
 from planner.report.result import PlanResult
 from planner.units import HOURS_PER_MONTH, format_duration
@@ -19,13 +28,14 @@ from planner.units import HOURS_PER_MONTH, format_duration
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from planner.domain.problem import FleetProblem, Limit
     from planner.planning.question import Question, Relaxation
 
 N_GPUS_EXPLAINED = 5
 """GPU types outside the plan that are explained unasked: the cheapest alone."""
 DEFAULT_PLAN_NAME = "plan.json"
 LOOSENING = 1.5
-"""The price of an objective is what a bound half as large again would save."""
+"""The price of an objective is what a bound half as large again would save, and one as much smaller would cost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +44,12 @@ class LimitPrice:
 
     requirement: str
     saving_usd_per_hour: float
+    """Of a plan without the limit, or with a looser objective."""
     sentence: str
+    step: str = ""
+    """The other change that was tried: a limit's step ("8 GPUs"), or an objective's tighter bound ("200 ms")."""
+    step_saving_usd_per_hour: float | None = None
+    """Of a plan with the step; negative if it is dearer, None where none was tried or there is no plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,33 +199,103 @@ def _money(usd_per_hour: float) -> str:
     return f"{usd_per_hour:,.2f} USD/h ({usd_per_hour * HOURS_PER_MONTH:,.0f} a month)"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Change:
+    """What another plan would be like beside this one."""
+
+    saving_usd_per_hour: float
+    words: str
+    """To follow "the plan would"; empty if nothing would change."""
+
+
+def _change(plan: Plan, other: Plan, settings: SolverSettings) -> _Change:
+    """Return how `other` differs from `plan`: in what is served, in the first objective that differs, in the cost."""
+    cost, tolerance = plan.cost_usd_per_hour or 0.0, settings.relative_gap
+    if other.cost_usd_per_hour is None:
+        return _Change(saving_usd_per_hour=0.0, words=NO_PLAN)
+    saving = cost - other.cost_usd_per_hour
+    dearer = f"{_money(abs(saving))} {'cheaper' if saving > 0 else 'dearer'}"
+    is_same_cost = abs(saving) <= tolerance * cost
+    and_cost = "" if is_same_cost else f" and be {dearer}"
+    left, left_then = (sum(item.rate_rps for item in each.unserved) for each in (plan, other))
+    if abs(left - left_then) > tolerance * max(left, left_then):
+        how = "more" if left > left_then else "less"
+        return _Change(saving_usd_per_hour=saving, words=f"serve {abs(left - left_then):.4g} req/s {how}{and_cost}")
+    for now, then in zip(plan.objectives, other.objectives, strict=False):
+        if abs(now.value - then.value) > max(tolerance, SAME_VALUE) * abs(now.value):
+            words = f"come to {then.value:.4g} instead of {now.value:.4g} {now.unit}".rstrip()
+            return _Change(saving_usd_per_hour=saving, words=f"{words} in {now.minimise}{and_cost}")
+    return _Change(saving_usd_per_hour=saving, words="" if is_same_cost else f"be {dearer}")
+
+
+NO_PLAN = "not exist"
+SAME_VALUE = 1e-6
+"""Relative: objectives that differ by less are equal."""
+
+
 def _limit_prices(question: Question, plan: Plan, settings: SolverSettings) -> Iterator[LimitPrice]:
-    if plan.unserved:
-        yield from _shed_prices(question, plan, settings)
+    if plan.unserved or plan.objectives:
+        for limit in question.problem.limits:
+            without = _solved(question.problem, plan, settings, without=limit)
+            yield _limit_price(question, plan, settings, limit.name, _change(plan, without, settings))
         return
     for name, saving in price_of_limits(question.problem, plan, settings).items():
-        sentence = f"Without the limit '{name}' the plan would be {_money(saving)} cheaper."
-        if saving <= settings.relative_gap * (plan.cost_usd_per_hour or 0.0):
-            sentence = f"The limit '{name}' costs nothing."
-        yield LimitPrice(requirement=name, saving_usd_per_hour=saving, sentence=sentence)
+        is_free = saving <= settings.relative_gap * (plan.cost_usd_per_hour or 0.0)
+        words = "" if is_free else f"be {_money(saving)} cheaper"
+        change = _Change(saving_usd_per_hour=saving, words=words)
+        yield _limit_price(question, plan, settings, name, change)
 
 
-def _shed_prices(question: Question, plan: Plan, settings: SolverSettings) -> Iterator[LimitPrice]:
-    """Yield what each limit costs in requests, where the limits do not hold all of them."""
-    left = sum(item.rate_rps for item in plan.unserved)
-    cost = plan.cost_usd_per_hour or 0.0
-    for limit in question.problem.limits:
-        others = tuple(other for other in question.problem.limits if other is not limit)
-        without = replace(question.problem, limits=others)
-        found = solve(without, settings=settings, assignment=assignment_of(plan))
-        more = left - sum(item.rate_rps for item in found.unserved)
-        saving = cost - (found.cost_usd_per_hour if found.cost_usd_per_hour is not None else cost)
-        sentence = (
-            f"Without the limit '{limit.name}' {more:.4g} req/s more would be served, for {_money(-saving)} more."
-        )
-        if more <= settings.relative_gap * left or found.cost_usd_per_hour is None:
-            sentence = f"Without the limit '{limit.name}' no more would be served."
-        yield LimitPrice(requirement=limit.name, saving_usd_per_hour=saving, sentence=sentence)
+def _limit_price(question: Question, plan: Plan, settings: SolverSettings, name: str, without: _Change) -> LimitPrice:
+    """Return what a limit costs: against no limit at all, and against one that is a step looser."""
+    if not without.words:
+        return LimitPrice(requirement=name, saving_usd_per_hour=0.0, sentence=f"The limit '{name}' costs nothing.")
+    sentence = f"Without the limit '{name}' the plan would {without.words}."
+    limit = next((limit for limit in question.problem.limits if limit.name == name), None)
+    if limit is None:
+        return LimitPrice(requirement=name, saving_usd_per_hour=without.saving_usd_per_hour, sentence=sentence)
+    step = limit_step(limit)
+    amount = format_amount(limit.resource, step)
+    looser = _solved(question.problem, plan, settings, without=limit, instead=replace(limit, bound=limit.bound + step))
+    more = _change(plan, looser, settings)
+    sentence += f" With {amount} more it would {more.words}." if more.words else f" {amount} more would change nothing."
+    return LimitPrice(
+        requirement=name,
+        saving_usd_per_hour=without.saving_usd_per_hour,
+        sentence=sentence,
+        step=amount,
+        step_saving_usd_per_hour=more.saving_usd_per_hour,
+    )
+
+
+def limit_step(limit: Limit) -> float:
+    """Return by how much a limit is loosened to say what a little more of it is worth.
+
+    10 kW, 8 GPUs, one instance; a tenth of budgets, vCPUs, and of power limits that 10 kW would more than half again.
+    """
+    if limit.resource is Resource.INSTANCES:
+        return 1.0
+    if limit.resource is Resource.GPUS:
+        return STEP_GPUS
+    if limit.resource is Resource.WATTS and limit.bound > 2 * STEP_WATTS:
+        return STEP_WATTS
+    return limit.bound * STEP_FRACTION
+
+
+STEP_WATTS = 10_000.0
+"""A rack."""
+STEP_GPUS = 8.0
+"""A machine."""
+STEP_FRACTION = 0.1
+
+
+def _solved(
+    problem: FleetProblem, plan: Plan, settings: SolverSettings, *, without: Limit, instead: Limit | None = None
+) -> Plan:
+    """Return the plan without a limit, or with another one instead of it."""
+    limits = tuple(instead if limit is without else limit for limit in problem.limits)
+    changed = replace(problem, limits=tuple(limit for limit in limits if limit is not None))
+    return solve(changed, settings=settings, assignment=assignment_of(plan))
 
 
 def _objective_prices(question: Question, plan: Plan, settings: SolverSettings) -> Iterator[LimitPrice]:
@@ -219,17 +304,36 @@ def _objective_prices(question: Question, plan: Plan, settings: SolverSettings) 
 
 
 def _objective_price(relaxation: Relaxation, plan: Plan, settings: SolverSettings) -> LimitPrice:
-    slo, cost = relaxation.slo, plan.cost_usd_per_hour or 0.0
-    looser = relaxation.problem_with_bound(slo.bound_s * LOOSENING)
-    found = solve(looser, settings=settings, assignment=assignment_of(plan))
-    saving = max(0.0, cost - (found.cost_usd_per_hour if found.cost_usd_per_hour is not None else cost))
-    change = f"{slo.metric} {slo.statistic} of {format_duration(slo.bound_s * LOOSENING)}"
-    sentence = f"{relaxation.service}: {change} instead of {format_duration(slo.bound_s)} would save {_money(saving)}."
-    if saving <= settings.relative_gap * cost:
-        sentence = (
-            f"{relaxation.service}: '{slo}' does not bind; {format_duration(slo.bound_s * LOOSENING)} saves nothing."
+    """Return what an objective costs: against a looser bound, and what a tighter one would."""
+    slo = relaxation.slo
+    bounds = (slo.bound_s * LOOSENING, slo.bound_s / LOOSENING)
+    looser, tighter = (
+        _change(
+            plan,
+            solve(relaxation.problem_with_bound(bound_s), settings=settings, assignment=assignment_of(plan)),
+            settings,
         )
-    return LimitPrice(requirement=f"{relaxation.service}: {slo}", saving_usd_per_hour=saving, sentence=sentence)
+        for bound_s in bounds
+    )
+    loose, tight = (format_duration(bound_s) for bound_s in bounds)
+    name = f"{slo.metric} {slo.statistic}"
+    sentence = f"{relaxation.service}: '{slo}' does not bind; {loose} changes nothing"
+    if looser.words:
+        sentence = (
+            f"{relaxation.service}: with {name} of {loose} instead of {format_duration(slo.bound_s)} the plan would "
+            f"{looser.words}"
+        )
+    if tighter.words == NO_PLAN:
+        sentence += f"; {tight} cannot be met."
+    else:
+        sentence += f"; with {tight} it would {tighter.words}." if tighter.words else f"; {tight} would cost the same."
+    return LimitPrice(
+        requirement=f"{relaxation.service}: {slo}",
+        saving_usd_per_hour=looser.saving_usd_per_hour if looser.words else 0.0,
+        sentence=sentence,
+        step=tight,
+        step_saving_usd_per_hour=None if tighter.words == NO_PLAN else tighter.saving_usd_per_hour,
+    )
 
 
 def _chosen_gpus(question: Question, plan: Plan, asked: Sequence[str]) -> list[str]:
@@ -251,5 +355,9 @@ def _chosen_gpus(question: Question, plan: Plan, asked: Sequence[str]) -> list[s
 
 def _gpu_reasons(question: Question, plan: Plan, gpus: Sequence[str], settings: SolverSettings) -> Iterator[GpuReason]:
     for gpu in gpus:
+        if plan.unserved or plan.objectives:
+            sentence = f"{gpu}: what it would cost is only told of plans of the least cost that serve everything."
+            yield GpuReason(gpu=gpu, extra_usd_per_hour=None, sentence=sentence)
+            continue
         price = price_of_gpu(question.problem, plan, gpu, settings)
         yield GpuReason(gpu=gpu, extra_usd_per_hour=price.extra_usd_per_hour, sentence=price.sentence)

@@ -5,6 +5,9 @@ import json
 import pytest
 from tests_support import REPO
 
+from planner.domain.problem import Limit, Resource
+from planner.planning.explain import limit_step
+
 AS_OF = "2026-11-21"
 
 
@@ -43,6 +46,83 @@ def test_a_limit_that_binds_has_its_price(gpuplan, tmp_path):
     }
     assert prices["power"] == pytest.approx(4.0 - 2.0)  # one of each against two hungry ones
     assert prices["budget"] == pytest.approx(0.0)
+
+
+def test_a_limit_is_priced_by_a_step_as_well(gpuplan, tmp_path):
+    config = {
+        "gpu_info": {
+            "hungry": {"cost": 1, "power_w": 1000, "tputs": [[2]]},
+            "lean": {"cost": 3, "power_w": 300, "tputs": [[2]]},
+        },
+        "workload_distribution": [[1]],
+        "total_request_rate": 4,
+    }
+    request, path = tmp_path / "request.json", tmp_path / "plan.json"
+    for watts, saving, words in (
+        (1900, 2.0, "With 190 W more it would be 2.00 USD/h (1,460 a month) cheaper."),
+        (1500, 0.0, "150 W more would change nothing."),
+    ):
+        request.write_text(json.dumps(config | {"power_budget_w": watts}), encoding="utf-8")
+        gpuplan("plan", request, "-o", path, "--force")
+        (price,) = gpuplan("explain", path, "--json").json["limits"]
+        assert price["step_saving_usd_per_hour"] == pytest.approx(saving)
+        assert price["sentence"].endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("resource", "bound", "step"),
+    [
+        ("watts", 40_000.0, 10_000.0),
+        ("watts", 3_000.0, 300.0),
+        ("gpus", 4.0, 8.0),
+        ("instances", 3.0, 1.0),
+        ("usd_per_hour", 250.0, 25.0),
+        ("vcpus", 96.0, 9.6),
+    ],
+)
+def test_the_step_of_a_limit(resource, bound, step):
+    assert limit_step(Limit(name="l", resource=Resource(resource), bound=bound)) == pytest.approx(step)
+
+
+def test_objectives_have_a_price_on_both_sides(gpuplan, tmp_path):
+    request = {
+        "schema_version": "1",
+        "kind": "PlanRequest",
+        "services": [
+            {
+                "name": "chat",
+                "model": "meta-llama/Llama-3.1-8B",
+                "workload": {"constant": {"input_tokens": 800, "output_tokens": 250}, "rate": "200 req/s"},
+                "slo": ["tpot mean <= 12ms"],
+            }
+        ],
+        "catalog": {"providers": ["aws"], "gpus": {"include": ["L4", "L40S", "H100-80GB"]}},
+    }
+    (tmp_path / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    costs = {}
+    for bound in ("18ms", "12ms", "8ms"):
+        request["services"][0]["slo"] = [f"tpot mean <= {bound}"]
+        (tmp_path / f"{bound}.json").write_text(json.dumps(request), encoding="utf-8")
+        path = tmp_path / f"plan-{bound}.json"
+        gpuplan("plan", tmp_path / f"{bound}.json", "-o", path)
+        costs[bound] = json.loads(path.read_text(encoding="utf-8"))["cost_usd_per_hour"]
+    (price,) = gpuplan("explain", tmp_path / "plan-12ms.json", "--json").json["objectives"]
+    assert price["saving_usd_per_hour"] == pytest.approx(costs["12ms"] - costs["18ms"], abs=0.02)
+    assert price["step_saving_usd_per_hour"] == pytest.approx(costs["12ms"] - costs["8ms"], abs=0.02)
+    assert costs["18ms"] < costs["12ms"] < costs["8ms"]
+    assert "instead of 12 ms the plan would be" in price["sentence"]
+    assert "with 8 ms it would be" in price["sentence"]
+
+
+def test_a_plan_for_another_objective_is_explained_in_it(gpuplan, tmp_path):
+    text = (REPO / "examples/least_power.yaml").read_text(encoding="utf-8").replace("cost_cap: 40", "cost_cap: 32")
+    (tmp_path / "request.yaml").write_text(text, encoding="utf-8")
+    gpuplan("plan", tmp_path / "request.yaml", "-o", tmp_path / "plan.json")
+    explained = gpuplan("explain", tmp_path / "plan.json", "--gpu", "L4").out
+    assert "Without the limit 'cost cap' the plan would come to 3.2 instead of 3.5 kW in power" in " ".join(
+        explained.split()
+    )
+    assert "L4: what it would cost is only told" in explained
 
 
 def test_why_not_a_gpu_says_what_it_would_add(gpuplan, tmp_path):

@@ -347,6 +347,7 @@ def test_a_budget_that_holds_too_little_sheds_the_less_important_service(gpuplan
     assert plan["rate_rps"] + left == pytest.approx(70.0)
     [warning] = [item for item in plan["warnings"] if item["code"] == "W401"]
     assert "To serve all: budget 30.00 -> " in warning["message"]
-    explained = gpuplan("explain", "plan.json").out
-    assert "Without the limit 'budget' 18.5 req/s more would be served" in explained
+    explained = " ".join(gpuplan("explain", "plan.json").out.split())
+    assert "Without the limit 'budget' the plan would serve 18.5 req/s more and be 25.66 USD/h" in explained
+    assert "With 3.00 USD/h more it would serve " in explained
     assert "Unserved: batch-summaries 18.5 of 30 req/s (priority 2)" in gpuplan("plan", "examples/priorities.yaml").out
