@@ -34,7 +34,8 @@ _SEARCH_SLACK = 1e-6
 _DROP_ROUNDS = 20
 """Replicas that new shares leave idle are dropped, which gives new shares; each round drops one replica or more."""
 INTERRUPTED_TIME_LIMIT_S = 3.0
-"""After Ctrl-C on a solver that cannot hand its best solution over, how long a second, short search may take."""
+"""How long what follows a stopped search may take: a second one after Ctrl-C on a solver that cannot hand its best
+solution over, and the relaxation that its fleet is compared with."""
 BOUND_DUST = 1e-9
 """Relative: a bound this close below the cost is the cost."""
 
@@ -95,11 +96,13 @@ def search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
         model = build_model(padded)
         milp = model.freeze()
         raw = run(milp, settings)
-        if raw.values is None and raw.termination.is_limit:
-            raw = _way_out(model, milp, raw, settings)
+        if raw.values is None and raw.termination is Termination.INTERRUPTED:
+            raw = _searched_again(milp, raw, settings)
+        found = _fleet(fleet, model, milp, raw)
+        if raw.termination.is_limit and not fleet.is_sliced:
+            raw, found = _or_rounded_up(fleet, model, milp, raw, found=found, settings=settings)
         seconds += raw.seconds
         bound = raw.bound if bound is None else bound
-        found = _fleet(fleet, model, milp, raw)
         if found is not None or raw.values is None:
             return SearchResult(
                 fleet=found,
@@ -116,23 +119,44 @@ def search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
     )
 
 
-def _way_out(model: FleetModel, milp: Milp, stopped: RawSolution, settings: SolverSettings) -> RawSolution:
-    """Return the best that can be had quickly after a search that was stopped and handed nothing over."""
-    limit_s = settings.time_limit_s
-    if stopped.termination is Termination.INTERRUPTED:
-        limit_s = min(limit_s, INTERRUPTED_TIME_LIMIT_S)
-        again = run(milp, replace(settings, time_limit_s=limit_s))
-        if again.values is not None or again.termination is Termination.INFEASIBLE:
-            how = again.termination if again.termination is Termination.INFEASIBLE else stopped.termination
-            return replace(again, termination=how, seconds=stopped.seconds + again.seconds)
-    return stopped if model.fleet.is_sliced else _rounded_relaxation(model, milp, stopped, limit_s=limit_s)
+def _searched_again(milp: Milp, stopped: RawSolution, settings: SolverSettings) -> RawSolution:
+    """Return what a short search finds after Ctrl-C on a solver that handed nothing over."""
+    again = run(milp, replace(settings, time_limit_s=min(settings.time_limit_s, INTERRUPTED_TIME_LIMIT_S)))
+    seconds = stopped.seconds + again.seconds
+    if again.termination is Termination.INFEASIBLE:
+        return replace(again, seconds=seconds)
+    found = stopped if again.values is None else again
+    return replace(found, termination=stopped.termination, seconds=seconds)
+
+
+def _or_rounded_up(
+    fleet: FleetArrays,
+    model: FleetModel,
+    milp: Milp,
+    stopped: RawSolution,
+    *,
+    found: Fleet | None,
+    settings: SolverSettings,
+) -> tuple[RawSolution, Fleet | None]:
+    """Return a stopped search's answer with the cheaper of its fleet and the rounded-up relaxation, the better bound.
+
+    The first fleets of a search that is stopped early can cost several times what the relaxation says.
+    """
+    is_hurried = found is not None or stopped.termination is Termination.INTERRUPTED
+    limit_s = min(settings.time_limit_s, INTERRUPTED_TIME_LIMIT_S) if is_hurried else settings.time_limit_s
+    rounded = _rounded_relaxation(model, milp, stopped, limit_s=limit_s)
+    bounds = [bound for bound in (stopped.bound, rounded.bound) if bound is not None]
+    other = _fleet(fleet, model, milp, rounded)
+    if other is not None and (found is None or other.cost_usd_per_hour < found.cost_usd_per_hour):
+        stopped, found = rounded, other
+    return replace(stopped, bound=max(bounds, default=None), seconds=rounded.seconds), found
 
 
 def _rounded_relaxation(model: FleetModel, milp: Milp, stopped: RawSolution, *, limit_s: float) -> RawSolution:
     """Return the linear relaxation, rounded up, as a stopped search's solution.
 
     Rounded-up replicas and instances hold the relaxation's shares; limits may not allow them, and then there is no
-    plan. The relaxation's cost is a bound.
+    plan. The relaxation's cost is a bound if it was solved to its end.
     """
     relaxed = replace(milp, is_integer=np.zeros(milp.n_columns, dtype=np.bool_))
     raw = run(relaxed, SolverSettings(solver="highs", time_limit_s=limit_s))
@@ -150,7 +174,8 @@ def _rounded_relaxation(model: FleetModel, milp: Milp, stopped: RawSolution, *, 
     except SolverLiedError:  # not the solver's fault: the limits do not allow what was rounded up
         values = None
     seconds = stopped.seconds + raw.seconds
-    return replace(stopped, values=values, objective=None, bound=raw.objective, seconds=seconds)
+    bound = raw.objective if raw.termination is Termination.OPTIMAL else None
+    return replace(stopped, values=values, objective=None, bound=bound, seconds=seconds)
 
 
 def run(milp: Milp, settings: SolverSettings) -> RawSolution:

@@ -590,3 +590,30 @@ def test_the_bound_is_that_of_the_true_demand(make):
     answers = search_module.search(fleet_arrays(problem, FRACTIONAL), SETTINGS)
     assert answers.fleet.cost_usd_per_hour == 2.0
     assert answers.bound_usd_per_hour == 1.0
+
+
+def test_a_stopped_search_is_not_dearer_than_the_rounded_relaxation(make, monkeypatch):
+    """The first fleet can cost a multiple; the relaxation also proves more than a search that just began."""
+    problem = make.problem(
+        make.demand([9.9]), [make.option(make.offer("dear", 9.0), [2.0]), make.option(make.offer("fair", 1.0), [1.0])]
+    )
+    assert len(fleet_arrays(problem, FRACTIONAL).pair_load) == 2
+    first = RawSolution(
+        values=np.array([1.0, 0.0, 5.0, 0.0, 5.0, 0.0]),
+        objective=45.0,
+        bound=1.0,
+        termination=Termination.TIME_LIMIT,
+        seconds=0.0,
+        solver="highs",
+        version="",
+    )
+    honest = search_module.run
+
+    def stopped_early(milp, settings):
+        return first if milp.is_integer.any() else honest(milp, settings)
+
+    monkeypatch.setattr(search_module, "run", stopped_early)
+    result = search_module.search(fleet_arrays(problem, FRACTIONAL), SETTINGS)
+    assert result.termination is Termination.TIME_LIMIT
+    assert result.fleet.cost_usd_per_hour == 10.0
+    assert result.bound_usd_per_hour == pytest.approx(9.9)
