@@ -20,7 +20,13 @@ OutputOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 SolverOption = Annotated[str, typer.Option(metavar="NAME", help="highs, cbc, scip or cp-sat.")]
-TimeLimitOption = Annotated[str, typer.Option(metavar="TIME", help="Stop after this long with the best plan found.")]
+TimeLimitOption = Annotated[
+    str,
+    typer.Option(
+        metavar="TIME",
+        help="Stop each search after this long with the best found; the single-GPU plans beside it share as much again.",
+    ),
+]
 GapOption = Annotated[
     str, typer.Option(metavar="GAP", help="Stop when the plan is proven to be within this of the cheapest.")
 ]
