@@ -24,7 +24,7 @@ TimeLimitOption = Annotated[
     str,
     typer.Option(
         metavar="TIME",
-        help="Stop each search after this long with the best found; the single-GPU plans beside it share as much again.",
+        help="Stop each search after this long with the best found; the single-GPU plans share as much again.",
     ),
 ]
 GapOption = Annotated[
