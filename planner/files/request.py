@@ -220,6 +220,12 @@ class MaxShare(Strict):
     gpu: Fraction | None = Field(default=None, le=1.0, description="Any one GPU type.")
 
 
+class SpotShare(Strict):
+    """How much of a service may depend on spot capacity."""
+
+    max: Fraction = Field(le=1.0, description="Largest part of a service's requests that spot capacity may serve.")
+
+
 class Service(Strict):
     """One model that serves one kind of traffic under its objectives."""
 
@@ -244,6 +250,9 @@ class Service(Strict):
     )
     max_share: MaxShare | None = Field(
         default=None, description="Spread of this service, where it differs from the fleet's."
+    )
+    spot_share: SpotShare | None = Field(
+        default=None, description="Spot share of this service, where it differs from the fleet's."
     )
 
 
@@ -290,6 +299,14 @@ class CatalogChoice(Strict):
     )
     files: list[str] = Field(default=[], description="Your own offers: gpuplan, gpuhunt or SkyPilot CSV, or YAML.")
     owned: list[Owned] = Field(default=[], description="GPUs that you have.")
+    spot_availability: Fraction = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="Part of the time that a spot replica runs, reclaims and restarts taken off: so much of its"
+        " capacity counts.",
+        json_schema_extra={"default": "100%"},
+    )
 
 
 class ProfileChoice(Strict):
@@ -384,6 +401,7 @@ class Constraints(Strict):
     max_share: MaxShare | None = Field(
         default=None, description="Spread: the largest part of each service's requests in one place."
     )
+    spot_share: SpotShare | None = Field(default=None, description="Most of each service that spot may serve.")
     change_cost: ChangeCost | None = Field(default=None, description="Price of changes to the fleet that runs today.")
     headroom: Fraction = Field(
         default=DEFAULT_HEADROOM_FRACTION,

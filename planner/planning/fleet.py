@@ -76,6 +76,8 @@ class Prepared:
     goal: Goal | None = None
     rules: tuple[Rule, ...] = ()
     change: ChangeCost | None = None
+    spot_availability: float = 1.0
+    """Spot capacity counts for this fraction of itself."""
 
     def problem(self, slos: Mapping[str, Sequence[Slo]]) -> FleetProblem:
         """Return the problem in which each service has the objectives `slos[its name]`."""
@@ -112,12 +114,16 @@ class Prepared:
                     service=service.request.name,
                     offer=offer,
                     gpus_per_replica=config.gpus_per_replica,
-                    throughput_rps=profile.throughput_rps,
+                    throughput_rps=profile.throughput_rps * self._availability(offer),
                     config=config,
                     power_w=profile.power_w,
                     provenance=profile.provenance,
                     limiting=profile.limiting,
                 )
+
+    def _availability(self, offer: Offer) -> float:
+        """Return the part of the time that a replica on `offer` runs, as far as the request says."""
+        return self.spot_availability if offer.market is Market.SPOT else 1.0
 
     def _is_asked_for(self, offer: Offer) -> bool:
         """Return whether a minimum counts `offer`, so that it may be rented although it serves nothing."""
@@ -175,6 +181,7 @@ def fleet_question(
         shed=_shedding(request),
         goal=goal_of(request.objective),
         rules=_rules(request, gpus, offers),
+        spot_availability=request.catalog.spot_availability,
     )
     files = _hashes(request, services, base_dir)
     running = _running(request, current, base_dir=base_dir)
@@ -471,6 +478,11 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService]) -> I
         engine = service.request.engine.name
         yield f"{service.request.name}: {service.demand.basis}; weights in {formats}; engine {engine}."
     yield f"{request.constraints.headroom:.0%} headroom above the planned rate."
+    if request.catalog.spot_availability < 1:
+        yield (
+            f"A spot replica runs {request.catalog.spot_availability:.4g} of the time: its throughput counts for so "
+            "much, whenever it is reclaimed."
+        )
     change = request.constraints.change_cost
     if change is not None:
         yield (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from planner.domain.hardware import Market
 from planner.domain.problem import ChangeCost, Facet, Minimum, Resource, Running, Scope, ShareCap, VarietyLimit
 from planner.errors import InputError, Where
 from planner.files.plan_schema import read_plan
@@ -48,6 +49,7 @@ def request_rules(
                 scope=Scope(offer=offer.name),
             )
     yield from _spread(request)
+    yield from _spot(request)
 
 
 def _spread(request: PlanRequest) -> Iterator[Rule]:
@@ -63,6 +65,21 @@ def _spread(request: PlanRequest) -> Iterator[Rule]:
     for service in own:
         if service.max_share is not None:
             yield from _shares(service.max_share, service.name)
+
+
+def _spot(request: PlanRequest) -> Iterator[Rule]:
+    """Yield the caps on what spot may serve: a service's own one takes the place of the fleet's."""
+    common = request.constraints.spot_share
+    for service in request.services:
+        form = service.spot_share or common
+        if form is not None:
+            yield ShareCap(
+                name="share of spot",
+                facet=Facet.MARKET,
+                bound=form.max,
+                service=service.name if len(request.services) > 1 else None,
+                scope=Scope(market=Market.SPOT),
+            )
 
 
 def _variety(constraints: Constraints) -> Iterator[Rule]:

@@ -137,3 +137,48 @@ def test_a_current_plan_without_a_plan_is_refused(tmp_path):
     found.save(tmp_path / "none.json")
     with pytest.raises(InputError, match="no plan that could run"):
         plan(request(), current=tmp_path / "none.json")
+
+
+class TestSpot:
+    MARKETS = ("on-demand", "spot")
+
+    def spot(self, share=None, **catalog):
+        constraints = {} if share is None else {"spot_share": {"max": share}}
+        return plan(request(constraints, markets=list(self.MARKETS), **catalog)).plan
+
+    def part(self, plan):
+        return sum(item.rate_rps for item in plan.allocation if item.market == "spot") / plan.rate_rps
+
+    def test_a_cap_on_spot_holds_and_a_tighter_one_never_costs_less(self):
+        plans = [self.spot(share) for share in (None, "100%", "40%", "10%", "0%")]
+        costs = [each.cost_usd_per_hour for each in plans]
+        assert costs == sorted(costs)
+        assert costs[0] == costs[1]
+        assert costs[0] < costs[2]
+        assert [self.part(each) <= share + 2e-6 for each, share in zip(plans[2:], (0.4, 0.1, 0.0), strict=True)] == [
+            True
+        ] * 3
+        assert plan(request()).plan.cost_usd_per_hour == costs[-1]
+
+    def test_a_services_own_cap_takes_the_place_of_the_fleets(self):
+        asked = request({"spot_share": {"max": "0%"}}, markets=list(self.MARKETS))
+        asked["services"][0]["spot_share"] = {"max": "100%"}
+        assert plan(asked).plan.cost_usd_per_hour == self.spot().cost_usd_per_hour
+
+    def test_spot_capacity_counts_for_the_time_that_it_runs(self):
+        whole, half = self.spot(), self.spot(spot_availability="50%")
+        assert half.cost_usd_per_hour > whole.cost_usd_per_hour
+        assert any("runs 0.5 of the time" in text for text in half.assumptions)
+        assert not any("of the time" in text for text in whole.assumptions)
+        only = {"markets": ["spot"], "gpus": {"include": ["L4"]}, "providers": ["gcp"], "regions": ["us-central1"]}
+        replicas = [
+            sum(item.replicas for item in plan(request(None, **only, spot_availability=part)).plan.allocation)
+            for part in ("100%", "50%")
+        ]
+        assert replicas[1] == pytest.approx(2 * replicas[0], abs=1)
+
+    def test_a_cap_in_the_way_is_named(self):
+        found = plan(request({"spot_share": {"max": "25%"}}, markets=["spot"])).plan
+        assert found.status == "infeasible"
+        (conflict,) = [item for item in found.conflicts if item.requirement == "share of spot <= 25%"]
+        assert conflict.relaxed == 1.0
