@@ -40,6 +40,8 @@ class ShareRow:
 
 def share_rows(fleet: FleetArrays) -> Iterator[ShareRow]:
     """Yield every row that the caps on shares have; caps of 1 have none."""
+    if not any(isinstance(rule, ShareCap) and rule.bound < 1 for rule in fleet.rules):
+        return
     rates = np.array([bucket.rate_rps for _, bucket in fleet.buckets])
     services = np.array([service for service, _ in fleet.buckets], dtype=np.str_)
     for position, rule in enumerate(fleet.rules):
