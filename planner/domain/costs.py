@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from planner.units import HOURS_PER_MONTH
 
 
@@ -28,4 +30,5 @@ def usd_per_million_tokens(usd_per_hour: float | None, tokens_per_s: float | Non
     """
     if usd_per_hour is None or not tokens_per_s:
         return None
-    return usd_per_hour / (tokens_per_s * 3600.0) * 1e6
+    price = usd_per_hour / (tokens_per_s * 3600.0) * 1e6
+    return price if math.isfinite(price) else None

@@ -185,6 +185,68 @@ class RolloutStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeriodAllocation:
+    """Replicas of one option in one period."""
+
+    service: str
+    option: str
+    """As `Allocation.option`."""
+    replicas: int
+    utilization: float
+    """Mean load per replica without headroom, 0..1."""
+    cost_usd_per_hour: float
+    """Their share of what is rented in this period, as in `Allocation`; starting up included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeriodRental:
+    """Instances of one offer in one period."""
+
+    offer: str
+    instances: int
+    """Instances that can serve."""
+    starting: int = 0
+    """How many of them were started for this period: they are rented `start_up` before it begins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeriodRoute:
+    """Where one bucket's requests go in one period."""
+
+    service: str
+    row: int
+    column: int
+    rate_rps: float
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Period:
+    """One period of the schedule."""
+
+    start_s: float
+    """Seconds since the horizon began."""
+    duration_s: float
+    rate_rps: float
+    cost_usd_per_hour: float
+    """What is rented in this period, with what it cost to start it up."""
+    allocation: tuple[PeriodAllocation, ...] = ()
+    rentals: tuple[PeriodRental, ...] = ()
+    routing: tuple[PeriodRoute, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commitment:
+    """Instances to reserve: paid in every period."""
+
+    offer: str
+    market: str
+    gpu: str
+    instances: int
+    cost_usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A verified plan, or the reason why there is none."""
 
@@ -216,3 +278,7 @@ class Plan:
     """What starting and stopping replicas costs, spread over the plan's horizon; not in `cost_usd_per_hour`."""
     rollout: tuple[RolloutStep, ...] = ()
     """Steps from the plan given with `--current` to this one, in order; empty without one."""
+    schedule: tuple[Period, ...] = ()
+    """Period by period, where the request has a horizon; then `allocation` and `rentals` count the most that any
+    period has, and costs, rates and utilisations are means over the horizon."""
+    commitments: tuple[Commitment, ...] = ()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from planner.domain.hardware import Market
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -235,6 +238,42 @@ Rule = VarietyLimit | Minimum | ShareCap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Horizon:
+    """Periods of equal length that follow one another and then repeat, and how fast capacity follows demand.
+
+    After the last period comes the first one again: what runs at the end of the day is there when the next one begins.
+    """
+
+    step_s: float
+    """Length of a period."""
+    factors: Mapping[str, tuple[float, ...]]
+    """By service, each period's demand as a multiple of the rates in its `Demand`; 0 = nothing is asked then."""
+    start_up_s: float = 0.0
+    """An instance is rented this long before it serves."""
+    minimum_lease_s: float = 0.0
+    """An instance that has started to serve is kept at least this long, in whole periods."""
+
+    @property
+    def n_periods(self) -> int:
+        """Number of periods."""
+        return len(next(iter(self.factors.values()), ()))
+
+    @property
+    def lease_periods(self) -> int:
+        """Periods that an instance is kept at least; 1 = it may go after any period."""
+        return max(1, math.ceil(self.minimum_lease_s / self.step_s - 1e-9))
+
+    @property
+    def lead_periods(self) -> int:
+        """Periods before the one it serves in, in part or in whole, in which an instance is already rented."""
+        return math.ceil(self.start_up_s / self.step_s - 1e-9)
+
+
+COMMITTED_MARKETS = frozenset({Market.RESERVED_1Y, Market.RESERVED_3Y})
+"""What is bought there is paid for in every period, whether it is used or not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetProblem:
     """Everything the optimiser needs; nothing it could misread a file for."""
 
@@ -253,3 +292,5 @@ class FleetProblem:
     """Limits on variety, minima and caps on shares; see `planner.optimize.rows`."""
     change: ChangeCost | None = None
     """None = nothing runs today, or changes are free."""
+    horizon: Horizon | None = None
+    """Periods with demands of their own; None = one steady state."""

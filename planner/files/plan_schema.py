@@ -11,8 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from planner.domain.plan import (
     Allocation,
     Baseline,
+    Commitment,
     Conflict,
     ObjectiveValue,
+    Period,
+    PeriodAllocation,
+    PeriodRental,
+    PeriodRoute,
     Plan,
     PlanStatus,
     Rental,
@@ -210,6 +215,67 @@ class WarningDocument(_Part):
     threshold: int | float | str | None = Field(None, description="The value that it was compared with.")
 
 
+class PeriodAllocationDocument(_Part):
+    """Replicas of one serving option in one period."""
+
+    service: str = Field(description="The service that these replicas serve.")
+    option: str = Field(description="As `option` of the plan's `allocation`.")
+    replicas: Count = Field(description="Replicas to run in this period.")
+    utilization: NonNegative = Field(description="Mean load per replica without headroom; 1 = saturated.")
+    cost_usd_per_hour: NonNegative = Field(description="Their share of what is rented, starting up included.")
+
+
+class PeriodRentalDocument(_Part):
+    """Instances of one offer in one period."""
+
+    offer: str = Field(description="The offer's name, as in `rentals`.")
+    instances: Count = Field(description="Instances that can serve in this period.")
+    starting: Count = Field(0, description="How many of them were started for it, the start-up time before it begins.")
+
+
+class PeriodRouteDocument(_Part):
+    """Where the requests of one bucket go in one period."""
+
+    service: str = Field(description="The service whose requests these are.")
+    row: Count = Field(description="Input-size row of the bucket, 0-based.")
+    column: Count = Field(description="Output-size column of the bucket, 0-based.")
+    rate_rps: NonNegative = Field(description="Requests per second of this bucket in this period, without headroom.")
+    weights: dict[str, Weight] = Field(description="Share of the bucket's requests by `option`; they sum to 1.")
+
+
+class PeriodDocument(_Part):
+    """One period of the schedule."""
+
+    start_s: NonNegative = Field(description="Seconds from the horizon's begin to this period's.")
+    duration_s: Annotated[float, Field(gt=0)] = Field(description="Length of the period in seconds.")
+    rate_rps: NonNegative = Field(description="Requests per second over all services, without headroom.")
+    cost_usd_per_hour: NonNegative = Field(
+        description="What is rented in this period, and what it cost to start up what was started for it."
+    )
+    allocation: list[PeriodAllocationDocument] = Field(default_factory=list, description="Replicas.")
+    rentals: list[PeriodRentalDocument] = Field(default_factory=list, description="Instances, by offer.")
+    routing: list[PeriodRouteDocument] = Field(default_factory=list, description="Routing weights by bucket.")
+
+    def to_period(self) -> Period:
+        """Return the domain's period."""
+        parts: dict[str, Any] = {
+            "allocation": tuple(PeriodAllocation(**dict(row)) for row in self.allocation),
+            "rentals": tuple(PeriodRental(**dict(row)) for row in self.rentals),
+            "routing": tuple(PeriodRoute(**dict(row)) for row in self.routing),
+        }
+        return Period(**(dict(self) | parts))
+
+
+class CommitmentDocument(_Part):
+    """Instances to reserve: paid in every period."""
+
+    offer: str = Field(description="The offer's name, as in `rentals`.")
+    market: str = Field(description="reserved-1y or reserved-3y.")
+    gpu: str = Field(description="Canonical name of the GPU.")
+    instances: Count = Field(description="Instances to reserve.")
+    cost_usd_per_hour: NonNegative = Field(description="Price of all these instances.")
+
+
 class PlanDocument(_Part):
     """A plan as gpuplan writes it: what to rent, what serves which requests, what it costs and how sure that is."""
 
@@ -270,6 +336,15 @@ class PlanDocument(_Part):
         default_factory=list, description="Steps from the plan given with `--current` to this one, in order."
     )
 
+    schedule: list[PeriodDocument] = Field(
+        default_factory=list,
+        description="Period by period, if the request has a horizon. Then counts in `allocation` and `rentals` are the"
+        " most of any period, and costs, rates, utilisations and routing weights are means over the horizon.",
+    )
+    commitments: list[CommitmentDocument] = Field(
+        default_factory=list, description="What to reserve, if the request has a horizon."
+    )
+
     @model_validator(mode="after")
     def _routes_lead_somewhere(self) -> "PlanDocument":
         known = {(row.service, row.option) for row in self.allocation}
@@ -298,6 +373,8 @@ class PlanDocument(_Part):
             "unserved": tuple(Unserved(**dict(row)) for row in self.unserved),
             "warnings": tuple(Warning_(**dict(row)) for row in self.warnings),
             "rollout": tuple(RolloutStep(**dict(row)) for row in self.rollout),
+            "schedule": tuple(period.to_period() for period in self.schedule),
+            "commitments": tuple(Commitment(**dict(row)) for row in self.commitments),
             "binding": tuple(self.binding),
             "assumptions": tuple(self.assumptions),
         }

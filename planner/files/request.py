@@ -194,6 +194,12 @@ class Workload(Strict):
         description="Plan for a busy window, not the mean: 'p99 of 1m', 'max of 10s'.",
         examples=["p99 of 1m", "max of 10s"],
     )
+    by_hour: str | None = Field(
+        default=None,
+        description="How the rate changes over the horizon: a CSV with the columns hour and rate_rps, or hour and"
+        " factor (of the rate); or bundled:NAME for one that ships. Default: the trace's own rates.",
+        examples=["demand.csv", "bundled:servegen_m_large"],
+    )
     grid: Grid = Field(default=Grid(), description="How requests are put into size buckets.")
 
     @model_validator(mode="after")
@@ -202,7 +208,7 @@ class Workload(Strict):
         if len(sources) != 1:
             found = " and ".join(sources) or "none"
             raise InputError(f"A workload needs exactly one of trace, histogram and constant; found {found}.")
-        if sources != ["trace"] and self.rate is None:
+        if sources != ["trace"] and self.rate is None and self.by_hour is None:
             raise InputError(
                 f"A workload from a {sources[0]} says nothing of time: give its rate.", hint="rate: 30 req/s"
             )
@@ -282,6 +288,24 @@ class Owned(Strict):
         return self
 
 
+class CommitmentOffer(Strict):
+    """A discount for paying all along; exactly one of gpu and offer."""
+
+    gpu: str | None = Field(default=None, description="On all on-demand offers of this GPU.")
+    offer: str | None = Field(default=None, description="On this on-demand offer alone.")
+    term: Literal["1y", "3y"] = Field(default="1y", description="How long it binds.")
+    discount: Fraction = Field(
+        lt=1.0, description="Off the on-demand price; prices of reserved capacity are yours to state."
+    )
+    max_instances: Count | None = Field(default=None, description="Most instances of each offer that can be reserved.")
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> CommitmentOffer:
+        if (self.gpu is None) == (self.offer is None):
+            raise InputError("A commitment needs exactly one of gpu and offer.", hint="gpu: H100-80GB")
+        return self
+
+
 class CatalogChoice(Strict):
     """What may be rented."""
 
@@ -306,6 +330,9 @@ class CatalogChoice(Strict):
         description="Part of the time that a spot replica runs, reclaims and restarts taken off: so much of its"
         " capacity counts.",
         json_schema_extra={"default": "100%"},
+    )
+    commitments: list[CommitmentOffer] = Field(
+        default=[], description="Discounts for reserving capacity: 1y or 3y offers beside the on-demand ones."
     )
 
 
@@ -495,6 +522,44 @@ def _name_alone(schema: dict[str, Any]) -> None:
     schema["default"] = Measure.COST.value
 
 
+MAX_PERIODS = 2000
+"""Twelve weeks by the hour; beyond it a typical week says as much."""
+
+
+class HorizonChoice(Strict):
+    """Periods of which each has its demand and its fleet. The horizon repeats: after the last comes the first."""
+
+    periods: DurationS = Field(description="Length of the horizon: a day, a fortnight.", examples=["24h", "14d"])
+    step: DurationS = Field(
+        default=3600.0, description="Length of a period.", json_schema_extra={"default": "1h"}, examples=["1h", "15min"]
+    )
+    start_up: DurationS | None = Field(
+        default=None, description="How long an instance is rented before it serves: provisioning, image, weights."
+    )
+    minimum_lease: DurationS | None = Field(
+        default=None, description="How long an instance is kept at least once it serves, in whole periods."
+    )
+
+    @property
+    def n_periods(self) -> int:
+        """Number of periods."""
+        return round(self.periods / self.step)
+
+    @model_validator(mode="after")
+    def _whole_periods(self) -> HorizonChoice:
+        if abs(self.periods / self.step - self.n_periods) > 1e-6 or not 1 <= self.n_periods <= MAX_PERIODS:
+            raise InputError(
+                f"A horizon of {self.periods:g} s does not have 1 to {MAX_PERIODS} whole periods of {self.step:g} s.",
+                hint="Write e.g. {periods: 24h, step: 1h}.",
+            )
+        for name, value in (("start_up", self.start_up), ("minimum_lease", self.minimum_lease)):
+            if value is not None and value > self.periods:
+                raise InputError(
+                    f"{name} is longer than the horizon.", hint="Make the horizon longer, or this shorter."
+                )
+        return self
+
+
 class PlanRequest(Strict):
     """A question to gpuplan: which GPUs serve these services under these objectives at the least cost?"""
 
@@ -515,6 +580,19 @@ class PlanRequest(Strict):
     current: str | None = Field(
         default=None, description="The plan.json that runs today, for `rollout` and constraints.change_cost."
     )
+    horizon: HorizonChoice | None = Field(
+        default=None, description="Plan a schedule over periods instead of one steady state."
+    )
+
+    @model_validator(mode="after")
+    def _hours_need_a_horizon(self) -> PlanRequest:
+        named = [service.name for service in self.services if service.workload.by_hour is not None]
+        if named and self.horizon is None:
+            raise InputError(
+                f"The demand of {named[0]!r} changes by the hour, and there is no horizon to plan over.",
+                hint="Add horizon: {periods: 24h, step: 1h}.",
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> PlanRequest:

@@ -5,19 +5,21 @@ Demands, options and offers are sorted by name, so that the answer does not depe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.problem import Minimum, Resource, ShareCap, VarietyLimit
+from planner.domain.problem import COMMITTED_MARKETS, Minimum, Resource, ShareCap, VarietyLimit
 from planner.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterable
+
+    from numpy.typing import NDArray
 
     from planner.domain.hardware import Offer
-    from planner.domain.problem import ChangeCost, FleetProblem, Limit, Rule, ServingOption
+    from planner.domain.problem import ChangeCost, FleetProblem, Horizon, Limit, Rule, ServingOption
     from planner.domain.workload import Bucket
     from planner.optimize.milp import FloatArray, IntArray
     from planner.optimize.settings import Assignment
@@ -60,6 +62,34 @@ class FleetArrays:
     def keeps_spares(self) -> bool:
         """Whether replicas that today's requests do not need can be worth keeping."""
         return self.change is not None
+
+    horizon: Horizon | None = None
+    """Periods; buckets, options and pools are then repeated per period, the first period's first. Offers are not."""
+    bucket_period: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Shape (buckets,); empty where there is one steady state."""
+
+    @property
+    def n_periods(self) -> int:
+        """Number of periods; 1 for a steady state."""
+        return self.horizon.n_periods if self.horizon is not None else 1
+
+    @property
+    def option_period(self) -> IntArray:
+        """Period of every option, shape (options,)."""
+        return np.repeat(np.arange(self.n_periods), len(self.options) // self.n_periods)
+
+    @property
+    def pool_period(self) -> IntArray:
+        """Period of every pool, shape (pools,)."""
+        return np.repeat(np.arange(self.n_periods), len(self.pool_offer) // self.n_periods)
+
+    @property
+    def pool_is_committed(self) -> NDArray[np.bool_]:
+        """Whether a pool's instances are paid in every period, shape (pools,); never so in a steady state."""
+        committed = np.array([offer.market in COMMITTED_MARKETS for offer in self.offers], dtype=np.bool_)
+        if self.horizon is None:
+            return np.zeros(len(self.pool_offer), dtype=np.bool_)
+        return committed[self.pool_offer]
 
     @property
     def unserved(self) -> tuple[tuple[str, Bucket], ...]:
@@ -104,7 +134,7 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
     change = problem.change if problem.change is not None and problem.change.is_priced else None
     running = np.array([change.replicas_of(option) if change else 0 for option in options], dtype=np.int64)
     option_pool, pool_offer = _pools(option_offer, option_gpus, n_offers=len(offers))
-    return FleetArrays(
+    steady = FleetArrays(
         options=options,
         offers=offers,
         limits=problem.limits,
@@ -125,6 +155,44 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
         running=running,
         units_per_bucket=assignment.units_per_bucket,
         is_sliced=assignment.slice_factor is not None,
+    )
+    return steady if problem.horizon is None else _over_periods(steady, problem.horizon)
+
+
+def _over_periods(steady: FleetArrays, horizon: Horizon) -> FleetArrays:
+    """Return `steady` once per period, demand times the period's factor; buckets that ask for nothing are left out."""
+    n_periods, n_buckets = horizon.n_periods, len(steady.buckets)
+    n_options, n_pools = len(steady.options), len(steady.pool_offer)
+    factors = np.array([horizon.factors[service] for service, _ in steady.buckets]).reshape(n_buckets, n_periods).T
+    is_asked = factors > 0
+    position = np.cumsum(is_asked).reshape(is_asked.shape) - 1
+    period, pair = np.nonzero(is_asked[:, steady.pair_bucket])
+    bucket, option = steady.pair_bucket[pair], steady.pair_option[pair]
+    pair_option = option + period * n_options
+    pair_load = steady.pair_load[pair] * factors[period, bucket]
+    whole_load = np.bincount(pair_option, weights=pair_load, minlength=n_options * n_periods)
+    shift = np.repeat(np.arange(n_periods), n_options) * n_pools
+    return replace(
+        steady,
+        options=steady.options * n_periods,
+        buckets=tuple(
+            (
+                steady.buckets[b][0],
+                replace(steady.buckets[b][1], rate_rps=steady.buckets[b][1].rate_rps * factors[t, b]),
+            )
+            for t, b in np.argwhere(is_asked).tolist()
+        ),
+        pair_bucket=position[period, bucket],
+        pair_option=pair_option,
+        pair_load=pair_load,
+        option_offer=np.tile(steady.option_offer, n_periods),
+        option_gpus=np.tile(steady.option_gpus, n_periods),
+        option_pool=np.tile(steady.option_pool, n_periods) + shift,
+        pool_offer=np.tile(steady.pool_offer, n_periods),
+        replicas_upper=np.ceil(whole_load * (1 + _ROUNDING)),
+        running=np.tile(steady.running, n_periods),
+        horizon=horizon,
+        bucket_period=np.argwhere(is_asked)[:, 0],
     )
 
 
@@ -209,6 +277,8 @@ def _check(problem: FleetProblem) -> None:
     if not problem.headroom_fraction >= 0:
         raise InputError(f"The headroom is {problem.headroom_fraction!r}.", hint="It must not be negative.")
     sizes = _check_demands(problem)
+    if problem.horizon is not None:
+        _check_horizon(problem.horizon, sizes)
     known: dict[str, Offer] = {}
     for option in problem.options:
         _check_option(option, sizes)
@@ -224,6 +294,13 @@ def _check(problem: FleetProblem) -> None:
 
 def _check_combinations(problem: FleetProblem) -> None:
     """Refuse what cannot be planned for together."""
+    others = (problem.shed, problem.goal, problem.change)
+    if problem.horizon is not None and (problem.rules or any(other is not None for other in others)):
+        raise InputError(
+            "Over a horizon all demand is served at the least cost, whatever runs today, by any variety of machines.",
+            hint="Leave the horizon out, or shedding, other objectives, a plan that runs today, and limits on variety,"
+            " minima and shares.",
+        )
     is_priced = problem.change is not None and problem.change.is_priced
     if problem.shed is not None and (problem.rules or is_priced):
         raise InputError(
@@ -258,6 +335,29 @@ def _check_change(change: ChangeCost | None) -> None:
             f"Changes cost {change.start_usd!r} and {change.stop_usd!r} USD over {change.horizon_hours!r} hours.",
             hint="Prices must not be negative, and the horizon must be more than zero.",
         )
+
+
+def _check_horizon(horizon: Horizon, services: Iterable[str]) -> None:
+    lengths = {len(horizon.factors.get(service, ())) for service in services}
+    if len(lengths) != 1 or 0 in lengths:
+        raise InputError(
+            f"The services' demands have {sorted(lengths)} periods.", hint="All need the same number, at least one."
+        )
+    if not horizon.step_s > 0:
+        raise InputError(f"A period of {horizon.step_s!r} s has no length.")
+    for service, factors in horizon.factors.items():
+        if not np.all(np.isfinite(factors)) or min(factors) < 0 or max(factors) <= 0:
+            raise InputError(
+                f"The demand of {service} over the periods is negative, not finite, or nothing at all.",
+                hint="Give rates of at least 0, and some above.",
+            )
+    whole_s = horizon.step_s * horizon.n_periods
+    for name, value in (("start-up", horizon.start_up_s), ("minimum lease", horizon.minimum_lease_s)):
+        if not 0 <= value <= whole_s * (1 + _ROUNDING):
+            raise InputError(
+                f"The {name} of {value:g} s does not fit into a horizon of {whole_s:g} s.",
+                hint="Make the horizon longer, or this shorter.",
+            )
 
 
 def _check_option(option: ServingOption, sizes: dict[str, int]) -> None:

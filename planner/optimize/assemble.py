@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,19 +11,21 @@ from planner.domain.plan import Allocation, Plan, PlanStatus, Rental, Route, Sol
 from planner.domain.problem import Resource
 from planner.domain.provenance import ProvenanceKind
 from planner.optimize.naming import option_keys
+from planner.optimize.periods import pairs_of, period_of, rented, slice_of
 from planner.optimize.rollout import change_cost, rollout
-from planner.optimize.rows.limits import all_limits, instance_usage, limit_coefficients
+from planner.optimize.rows.limits import all_limits, instance_usage, limit_usage
 from planner.optimize.rules import tight_rules
+from planner.optimize.schedule import Schedule, SteadyState, commitments, mean_state, schedule_periods
 from planner.optimize.search import price_bound
 from planner.optimize.termination import Termination
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from planner.domain.hardware import Offer
     from planner.domain.problem import FleetProblem, ServingOption
     from planner.domain.provenance import Provenance
-    from planner.domain.workload import Bucket
+    from planner.domain.workload import Bucket, Demand
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.milp import FloatArray
     from planner.optimize.search import Fleet, SearchResult
@@ -54,13 +57,25 @@ def assemble(
         names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
         keys = [names[id(option)] for option in fleet.options]
     order = {demand.service: index for index, demand in enumerate(problem.demands)}
-    allocation = _allocations(problem, fleet, chosen, keys)
-    allocation.sort(key=lambda item: (order[item.service], item.offer, item.option))
-    rentals = _rentals(fleet, chosen)
+    states = [
+        SteadyState(
+            allocation=tuple(
+                sorted(
+                    _allocations(problem, alone, part, keys),
+                    key=lambda item: (order[item.service], item.offer, item.option),
+                )
+            ),
+            rentals=_rentals(alone, part),
+            routing=_routes(alone, part, keys, order),
+        )
+        for alone, part in _periods(fleet, chosen)
+    ]
+    schedule = Schedule(problem=problem, fleet=fleet, chosen=chosen, states=tuple(states))
+    whole = states[0] if fleet.horizon is None else mean_state(schedule)
+    power = [_power_w(state) for state in states]
+    tokens = [_tokens_per_s(demand, problem) for demand in problem.demands]
     change = problem.change
     options = {(option.service, key): option for option, key in zip(fleet.options, keys, strict=True)}
-    power = [item.power_w for item in allocation]
-    tokens = [demand.output_tokens_per_s for demand in problem.demands]
     cost = chosen.cost_usd_per_hour
     bound = _bound(result, chosen)
     return Plan(
@@ -69,16 +84,18 @@ def assemble(
         bound_usd_per_hour=bound,
         gap=relative_gap(cost, bound),
         solver=solver_info(result, settings),
-        allocation=tuple(allocation),
-        rentals=rentals,
-        routing=_routes(fleet, chosen, keys, order),
-        change_usd_per_hour=change_cost(change, allocation, options) if change and change.is_priced else None,
-        rollout=rollout(change, allocation, rentals, options) if change else (),
+        allocation=whole.allocation,
+        rentals=whole.rentals,
+        routing=whole.routing,
+        change_usd_per_hour=change_cost(change, whole.allocation, options) if change and change.is_priced else None,
+        rollout=rollout(change, whole.allocation, whole.rentals, options) if change else (),
         binding=binding(fleet, chosen, keys),
         assumptions=assumptions,
-        rate_rps=float(sum(demand.total_rate_rps for demand in problem.demands)),
+        rate_rps=float(sum(demand.total_rate_rps * _mean_factor(demand, problem) for demand in problem.demands)),
         output_tokens_per_s=None if None in tokens else sum(value or 0.0 for value in tokens),
-        power_w=None if None in power else sum(value or 0.0 for value in power),
+        power_w=None if None in power else max(value or 0.0 for value in power),
+        schedule=() if fleet.horizon is None else schedule_periods(schedule),
+        commitments=() if fleet.horizon is None else commitments(whole.rentals),
     )
 
 
@@ -90,6 +107,40 @@ def _bound(result: SearchResult, chosen: Fleet) -> float | None:
     if not traded:
         return result.bound_usd_per_hour
     return price_bound(result.bound_usd_per_hour + traded, chosen.cost_usd_per_hour)
+
+
+def _periods(fleet: FleetArrays, chosen: Fleet) -> Iterator[tuple[FleetArrays, Fleet]]:
+    """Yield every period alone, with what it has of the fleet; a steady state as it is."""
+    if fleet.horizon is None:
+        yield fleet, chosen
+        return
+    n_options, n_pools = len(fleet.options) // fleet.n_periods, len(fleet.pool_offer) // fleet.n_periods
+    for period in range(fleet.n_periods):
+        yield (
+            period_of(fleet, period),
+            replace(
+                chosen,
+                replicas=chosen.replicas[slice_of(period, n_options)],
+                instances=chosen.instances[slice_of(period, n_pools)],
+                shares=chosen.shares[pairs_of(fleet, period)],
+            ),
+        )
+
+
+def _power_w(state: SteadyState) -> float | None:
+    """Return the peak power of all replicas; None where one's is not known."""
+    power = [item.power_w for item in state.allocation]
+    return None if None in power else sum(value or 0.0 for value in power)
+
+
+def _mean_factor(demand: Demand, problem: FleetProblem) -> float:
+    """Return what a demand's rates are multiplied by on average over the horizon."""
+    return 1.0 if problem.horizon is None else float(np.mean(problem.horizon.factors[demand.service]))
+
+
+def _tokens_per_s(demand: Demand, problem: FleetProblem) -> float | None:
+    tokens = demand.output_tokens_per_s
+    return None if tokens is None else tokens * _mean_factor(demand, problem)
 
 
 def plan_status(result: SearchResult) -> PlanStatus:
@@ -316,8 +367,7 @@ def binding(fleet: FleetArrays, chosen: Fleet, keys: list[str]) -> tuple[str, ..
 
 def _is_full(index: int, fleet: FleetArrays, chosen: Fleet) -> bool:
     limit = all_limits(fleet)[index]
-    per_replica, per_instance = limit_coefficients(limit, fleet)
-    used = float(per_replica @ chosen.replicas + per_instance @ chosen.instances)
+    used = float(limit_usage(limit, fleet, chosen.replicas, rented(fleet, chosen.instances)).max())
     step = 0.0
     if limit.resource in {Resource.INSTANCES, Resource.GPUS, Resource.VCPUS}:
         usages = [instance_usage(limit.resource, offer) for offer in fleet.offers if limit.scope.covers(offer)]

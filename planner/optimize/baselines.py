@@ -43,7 +43,7 @@ def single_gpu_baselines(
         gpu: replace(problem, options=tuple(option for option in problem.options if option.offer.gpu == gpu))
         for gpu in sorted({option.offer.gpu for option in problem.options})
     }
-    arrays = {gpu: fleet_arrays(part, assignment) for gpu, part in alone.items()}
+    arrays = {gpu: fleet_arrays(replace(part, horizon=None), assignment) for gpu, part in alone.items()}
     order = sorted(alone, key=lambda gpu: (_least_cost(arrays[gpu]), gpu))
     found = {gpu: _baseline(gpu, alone[gpu], arrays[gpu], clock, assignment) for gpu in order}
     return tuple(found[gpu] for gpu in alone)
@@ -82,11 +82,15 @@ def _baseline(gpu: str, alone: FleetProblem, fleet: FleetArrays, clock: Clock, a
         return _infeasible(gpu, NOT_SOLVED)
     return Baseline(
         offer=gpu,
-        replicas=int(result.fleet.replicas.sum()),
+        replicas=int(result.fleet.replicas.reshape(_n_periods(alone), -1).sum(axis=1).max()),
         cost_usd_per_hour=result.fleet.cost_usd_per_hour,
         feasible=True,
         bound_usd_per_hour=result.bound_usd_per_hour,
     )
+
+
+def _n_periods(problem: FleetProblem) -> int:
+    return 1 if problem.horizon is None else problem.horizon.n_periods
 
 
 def _limit_names(problem: FleetProblem) -> str:

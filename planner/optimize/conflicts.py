@@ -16,25 +16,31 @@ from planner.domain.plan import Conflict
 from planner.domain.problem import Resource
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.model import Objective, build_model
+from planner.optimize.periods import rented
 from planner.optimize.prune import prune
-from planner.optimize.rows.limits import all_limits, limit_coefficients
+from planner.optimize.rows.limits import all_limits, limit_usage
 from planner.optimize.rule_conflicts import conflicts_together, rule_conflicts
-from planner.optimize.search import run, settle
+from planner.optimize.search import run, search, settle
 from planner.optimize.settings import Assignment, Clock
 from planner.optimize.termination import Termination
 from planner.optimize.unserved import unserved_conflicts
 from planner.optimize.verify import verify
+from planner.units import format_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
-    from planner.domain.problem import FleetProblem, Limit
+    from planner.domain.problem import FleetProblem, Horizon, Limit
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.milp import FloatArray
     from planner.optimize.settings import SolverSettings
 
 MAX_SINGLE_LIMITS = 40
 """Limits that are relaxed one at a time; with more, those that the joint relaxation needs come first."""
+ROUGH_GAP = 0.5
+"""Close enough where all that matters is whether there is a plan."""
 LARGEST_GAP = 1e-4
 """Relative to the excess: below one instance in thousands, and below a cent in a hundred dollars."""
 
@@ -66,8 +72,10 @@ def find_conflicts(
     fleet = fleet_arrays(prune(problem), chosen)
     clock = Clock(replace(settings, relative_gap=min(settings.relative_gap, LARGEST_GAP)))
     found, is_feasible = _limit_conflicts(fleet, clock)
-    if is_feasible or not fleet.rules:
+    if is_feasible:
         return found
+    if not fleet.rules:
+        return found + tuple(_horizon_conflicts(problem, chosen, clock))
     alone = tuple(conflict for conflict in found if conflict.relaxed is not None)
     alone += tuple(rule_conflicts(fleet, clock.settings))
     return alone or found or tuple(conflicts_together(fleet, clock.settings()))
@@ -91,6 +99,49 @@ def _limit_conflicts(fleet: FleetArrays, clock: Clock) -> tuple[tuple[Conflict, 
         if relaxed.usage is not None and _exceeds(limits[index], relaxed.usage[index])
     )
     return single or _together(limits, exceeded, joint), False
+
+
+def _horizon_conflicts(problem: FleetProblem, assignment: Assignment, clock: Clock) -> Iterator[Conflict]:
+    """Yield the start-up time and the lease, if a shorter one of it alone makes a plan possible."""
+    if problem.horizon is None:
+        return
+    for name, words in (("start_up_s", "start-up"), ("minimum_lease_s", "minimum lease")):
+        longest = _longest(problem, problem.horizon, name, assignment, clock)
+        if longest is None:
+            continue
+        now = getattr(problem.horizon, name)
+        yield Conflict(
+            requirement=f"{words} of {format_duration(now)}",
+            explanation="Limits are full while machines that are no longer needed are still rented.",
+            current=now,
+            relaxed=longest,
+            unit="s",
+            suggestion=f"{words} {format_duration(now)} -> {format_duration(longest) if longest else 'none'}",
+        )
+
+
+def _longest(problem: FleetProblem, horizon: Horizon, name: str, assignment: Assignment, clock: Clock) -> float | None:
+    """Return the longest value, in whole periods below the one asked, with which a plan exists; None if none does."""
+
+    def works(n_periods: int) -> bool:
+        length_s = n_periods * horizon.step_s
+        shorter = (
+            replace(horizon, start_up_s=length_s)
+            if name == "start_up_s"
+            else replace(horizon, minimum_lease_s=length_s)
+        )
+        changed = replace(problem, horizon=shorter)
+        settings = replace(clock.settings(), relative_gap=ROUGH_GAP)
+        return search(fleet_arrays(prune(changed), assignment), settings).fleet is not None
+
+    high = math.ceil(getattr(horizon, name) / horizon.step_s - 1e-9)
+    if high == 0 or not works(0):
+        return None
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if works(middle) else (low, middle)
+    return low * horizon.step_s
 
 
 def _only(index: int, size: int) -> NDArray[np.bool_]:
@@ -128,10 +179,8 @@ def _relax(fleet: FleetArrays, free: NDArray[np.bool_], clock: Clock) -> _Relaxe
     )
     if found is None:
         return _Relaxed(usage=None, is_proven=False)
-    usage = []
-    for limit in limits:
-        per_replica, per_instance = limit_coefficients(limit, fleet)
-        usage.append(float(per_replica @ found.replicas + per_instance @ found.instances))
+    held = rented(fleet, found.instances)
+    usage = [float(limit_usage(limit, fleet, found.replicas, held).max()) for limit in limits]
     return _Relaxed(usage=np.array(usage), is_proven=raw.termination is Termination.OPTIMAL)
 
 

@@ -1,6 +1,8 @@
 """The whole programme: variables, row families and the objective, put together.
 
 minimise  sum_p c[o(p)] m[p] (+ changes)     over  x[b, j] >= 0,  n[j] integer,  m[p] integer
+
+With a horizon, buckets, options and pools are repeated per period, and the objective is the mean over the periods.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from planner.optimize.rows.minimums import define_minimums, instances_for_minimu
 from planner.optimize.rows.packing import define_packing
 from planner.optimize.rows.presence import define_presence
 from planner.optimize.rows.shares import define_share_caps
+from planner.optimize.rows.transitions import define_instances, define_lease, define_starts, needs_starts
 from planner.optimize.rows.variety import define_variety
 
 if TYPE_CHECKING:
@@ -45,6 +48,8 @@ class FleetModel:
     """Columns of replicas, shape (options,)."""
     m: IntArray
     """Columns of instances, shape (pools,)."""
+    up: IntArray | None
+    """Columns of instances started for a period, shape (pools,), -1 where committed; None if starts do not matter."""
     slack: IntArray | None
     """Columns by which limits are exceeded, shape (limits,); only in an elastic model."""
     changes: IntArray
@@ -89,8 +94,8 @@ def pool_prices(fleet: FleetArrays) -> FloatArray:
 
 
 def cost_objective(fleet: FleetArrays) -> Objective:
-    """Return the objective of the model: what is rented, in USD/h."""
-    return Objective(per_replica=np.zeros(len(fleet.options)), per_instance=pool_prices(fleet))
+    """Return the objective of the model: what is rented, in USD/h; the mean over the periods."""
+    return Objective(per_replica=np.zeros(len(fleet.options)), per_instance=pool_prices(fleet) / fleet.n_periods)
 
 
 def build_model(
@@ -128,14 +133,7 @@ def build_model(
         is_integer=True,
         label=lambda j: f"{fleet.options[j].service} on {fleet.options[j].offer.name}",
     )
-    m = builder.add_columns(
-        "m",
-        len(fleet.pool_offer),
-        upper=instances_upper(fleet),
-        cost=aim.per_instance,
-        is_integer=True,
-        label=lambda p: fleet.offers[int(fleet.pool_offer[p])].name,
-    )
+    m = define_instances(builder, fleet, upper=instances_upper(fleet), cost=aim.per_instance)
     slack = None
     if slack_cost is not None:
         slack = builder.add_columns(
@@ -156,13 +154,19 @@ def build_model(
     define_capacity(builder, fleet, x, n)
     define_presence(builder, fleet, x, n)
     define_packing(builder, fleet, n, m)
-    define_limits(builder, fleet, n, m, slack=slack)
+    up = None
+    if fleet.horizon is not None and needs_starts(fleet):
+        ahead = fleet.horizon.start_up_s / fleet.horizon.step_s
+        up = define_starts(builder, fleet, m, cost=ahead * aim.per_instance)
+        if fleet.horizon.lease_periods > 1:
+            define_lease(builder, fleet, m, up)
+    define_limits(builder, fleet, n, m, up=up, slack=slack)
     define_variety(builder, fleet, m, instances_upper(fleet), slack=relaxations)
     define_minimums(builder, fleet, m, slack=relaxations)
     define_share_caps(builder, fleet, x, slack=relaxations)
     changes = define_changes(builder, fleet, n, is_priced=objective is None)
     return FleetModel(
-        fleet=fleet, builder=builder, x=x, n=n, m=m, slack=slack, changes=changes, relaxations=relaxations, u=u
+        fleet=fleet, builder=builder, x=x, n=n, m=m, up=up, slack=slack, changes=changes, relaxations=relaxations, u=u
     )
 
 
@@ -172,4 +176,8 @@ def instances_upper(fleet: FleetArrays) -> FloatArray:
     for option, pool in enumerate(fleet.option_pool.tolist()):
         gpus = offer_gpus(fleet.options[option].offer)
         upper[pool] += np.ceil(fleet.replicas_upper[option] / (gpus // fleet.option_gpus[option]))
-    return np.maximum(upper, instances_for_minimums(fleet))
+    upper = np.maximum(upper, instances_for_minimums(fleet))
+    if fleet.n_periods == 1:
+        return upper
+    # Between two busy periods an instance may be kept although nothing needs it.
+    return np.tile(upper.reshape(fleet.n_periods, -1).max(axis=0), fleet.n_periods)

@@ -7,6 +7,7 @@ plan's own rentals.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,14 @@ from planner.errors import SolverLiedError
 from planner.optimize.arrays import chains
 from planner.optimize.naming import bucket_name, option_keys
 from planner.optimize.rule_check import check_rules
+from planner.optimize.schedule_check import History, check_history, held_rentals, period_plan, period_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from planner.domain.hardware import Offer
     from planner.domain.plan import Allocation, Plan, Route
-    from planner.domain.problem import FleetProblem, Limit, ServingOption
+    from planner.domain.problem import FleetProblem, Horizon, Limit, ServingOption
 
 TOLERANCE = 1e-9
 """Relative, for loads, weights, limits and cost."""
@@ -45,6 +47,9 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     used = {(item.service, item.option): item for item in plan.allocation}
     if len(used) != len(plan.allocation) or not set(used) <= set(by_key):
         _fail("the plan allocates options twice or options that the problem does not have")
+    if problem.horizon is not None:
+        _check_schedule(problem, problem.horizon, plan, by_key)
+        return
     _check_loads(problem, plan, by_key, used)
     _check_instances(plan, by_key)
     _check_limits(problem, plan, by_key)
@@ -72,6 +77,40 @@ def _check_objectives(problem: FleetProblem, plan: Plan, by_key: dict[tuple[str,
             _fail(f"it comes to {value!r} in {stated.minimise}, and says {stated.value!r}")
         if stated.bound is not None and stated.bound > stated.value + LIMIT_TOLERANCE * max(value, 1.0):
             _fail(f"it claims that nothing comes to less than {stated.bound!r} in {stated.minimise}")
+
+
+def _check_schedule(
+    problem: FleetProblem, horizon: Horizon, plan: Plan, by_key: dict[tuple[str, str], ServingOption]
+) -> None:
+    """Every period is a plan that holds, and one follows from the other; the whole is their most and their mean."""
+    if len(plan.schedule) != horizon.n_periods:
+        _fail(f"its schedule has {len(plan.schedule)} periods, and the horizon {horizon.n_periods}")
+    offers = {option.offer.name: option.offer for option in problem.options}
+    history = History.of(plan, horizon)
+    check_history(history, offers, horizon)
+    costs = []
+    for index, period in enumerate(plan.schedule):
+        try:
+            alone = period_plan(plan, period, offers)
+            now = period_problem(problem, horizon, index)
+            _check_loads(now, alone, by_key, {(item.service, item.option): item for item in alone.allocation})
+            _check_instances(alone, by_key)
+            _check_limits(problem, replace(alone, rentals=held_rentals(history, index, offers)), by_key)
+        except SolverLiedError as error:
+            _fail(f"period {index}: {error.message}")
+        cost = sum(float(offers[name].price_usd_per_hour) * count for name, count in history.paid(index, horizon))
+        if abs(cost - period.cost_usd_per_hour) > LIMIT_TOLERANCE * max(cost, 1.0):
+            _fail(f"period {index} costs {cost!r} USD/h, and it says {period.cost_usd_per_hour!r}")
+        costs.append(cost)
+    mean = sum(costs) / len(costs)
+    most = {name: max(count.get(name, 0) for count in history.instances) for name in history.names}
+    rented = {rental.offer: rental.instances for rental in plan.rentals}
+    if rented != {name: count for name, count in most.items() if count}:
+        _fail(f"it rents {rented}, and its periods at most {most}")
+    _check_totals(problem, plan, mean)
+    for commitment in plan.commitments:
+        if {count.get(commitment.offer, 0) for count in history.instances} != {commitment.instances}:
+            _fail(f"{commitment.offer} is committed to, and not the same in all periods")
 
 
 def _fail(what: str) -> None:
@@ -229,6 +268,11 @@ def _usage(limit: Limit, plan: Plan, offers: dict[str, Offer], by_key: dict[tupl
 def _check_cost(problem: FleetProblem, plan: Plan) -> None:
     prices = {option.offer.name: option.offer.price_usd_per_hour for option in problem.options}
     cost = float(sum((Decimal(str(prices[item.offer])) * item.instances for item in plan.rentals), Decimal()))
+    _check_totals(problem, plan, cost)
+
+
+def _check_totals(problem: FleetProblem, plan: Plan, cost: float) -> None:
+    """The stated cost is `cost`, its allocations bear it, and the stated bound is not above it."""
     stated = plan.cost_usd_per_hour or 0.0
     if abs(cost - stated) > TOLERANCE * max(cost, 1.0):
         _fail(f"its rentals cost {cost!r} USD/h, and it says {stated!r}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.problem import Facet, Measure, Minimum, Resource, ShareCap, VarietyLimit
+from planner.domain.problem import COMMITTED_MARKETS, Facet, Measure, Minimum, Resource, ShareCap, VarietyLimit
 from planner.optimize.arrays import chains, offer_gpus, option_sort_key
 from planner.optimize.rows.limits import instance_usage
 
@@ -80,8 +80,10 @@ def prune(problem: FleetProblem, *, keep_apart: str | None = None) -> FleetProbl
     # replaces, and among equals the first name stays (which is also the tie-break between plans).
     groups.sort(key=lambda group: (group.offer.price_usd_per_hour / group.gpus, group.gpus, group.offer.name))
     kept: list[_OfferGroup] = []
+    over_time = problem.horizon is not None
     for group in groups:
-        if not any(_replaces(better, group, problem) for better in kept):
+        rivals = (better for better in kept if not over_time or _as_flexible(better.offer, group.offer))
+        if not any(_replaces(better, group, problem) for better in rivals):
             kept.append(group)
     options = tuple(option for group in kept for option in group.options)
     return replace(problem, options=options)
@@ -146,6 +148,11 @@ def _serves_as_well(better: ServingOption, worse: ServingOption, *, watts: bool,
     if watts and (better.power_w or 0.0) > (worse.power_w or 0.0):
         return False
     return bool(np.all(better.throughput_rps >= worse.throughput_rps))
+
+
+def _as_flexible(better: Offer, worse: Offer) -> bool:
+    """Return whether `better` can be rented for just as few periods: what is committed is paid in all of them."""
+    return better.market not in COMMITTED_MARKETS or worse.market in COMMITTED_MARKETS
 
 
 def _replaces(better: _OfferGroup, worse: _OfferGroup, problem: FleetProblem) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 
 from planner.optimize.backends import solve_milp
 from planner.optimize.milp import MilpBuilder
+from planner.optimize.periods import pairs_of, period_of, slice_of
 from planner.optimize.rows.shares import SHARE_TOLERANCE, share_caps_hold, share_rows
 from planner.optimize.settings import SolverSettings
 from planner.optimize.verify import PLAN_TOLERANCE
@@ -70,7 +71,24 @@ def holds(fleet: FleetArrays, replicas: IntArray, shares: FloatArray) -> bool:
 
 
 def _solve(fleet: FleetArrays, replicas: IntArray) -> FloatArray | None:
-    """Return the shares of the linear programme, or None if these replicas cannot serve everything at any load."""
+    """Return the shares of the linear programme, or None if these replicas cannot serve everything at any load.
+
+    Periods have nothing to do with each other here: each has a programme of its own.
+    """
+    if fleet.horizon is None:
+        return _solve_steady(fleet, replicas)
+    shares = np.zeros(len(fleet.pair_bucket))
+    n_options = len(fleet.options) // fleet.n_periods
+    for period in range(fleet.n_periods):
+        alone = period_of(fleet, period)
+        found = _solve_steady(alone, replicas[slice_of(period, n_options)]) if alone.buckets else np.zeros(0)
+        if found is None:
+            return None
+        shares[pairs_of(fleet, period)] = found
+    return shares
+
+
+def _solve_steady(fleet: FleetArrays, replicas: IntArray) -> FloatArray | None:
     live = np.flatnonzero(replicas[fleet.pair_option] > 0)
     if len(np.unique(fleet.pair_bucket[live])) < len(fleet.buckets):
         return None

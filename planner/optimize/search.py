@@ -11,6 +11,7 @@ import numpy as np
 from planner.errors import SolverError, SolverLiedError
 from planner.optimize.backends import solve_milp
 from planner.optimize.model import build_model
+from planner.optimize.periods import instance_periods, kept_long_enough, starts, without_spare
 from planner.optimize.routing import balanced_shares, option_load
 from planner.optimize.rows.changes import change_usd_per_hour
 from planner.optimize.rows.minimums import kept_instances
@@ -75,10 +76,14 @@ class SearchResult:
 
 
 def exact_cost(fleet: FleetArrays, instances: IntArray) -> float:
-    """Return the price of `instances` (shape (pools,)) in USD/h, summed in decimal: 3 x 1.01 + 3.67 is 6.7."""
+    """Return the price of `instances` (shape (pools,)) in USD/h, summed in decimal: 3 x 1.01 + 3.67 is 6.7.
+
+    With a horizon it is the mean over the periods, with what is paid for starting up.
+    """
     prices = (fleet.offers[offer].price_usd_per_hour for offer in fleet.pool_offer.tolist())
-    terms = (Decimal(str(price)) * count for price, count in zip(prices, instances.tolist(), strict=True))
-    return float(sum(terms, Decimal()))
+    paid = instance_periods(fleet, instances).tolist()
+    terms = (Decimal(str(price)) * Decimal(repr(count)) for price, count in zip(prices, paid, strict=True))
+    return float(sum(terms, Decimal()) / fleet.n_periods)
 
 
 def search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
@@ -164,10 +169,15 @@ def _rounded_relaxation(model: FleetModel, milp: Milp, stopped: RawSolution, *, 
         return replace(stopped, seconds=stopped.seconds + raw.seconds)
     rounded = raw.values.copy()
     rounded[model.n] = np.ceil(rounded[model.n] - PLAN_TOLERANCE)
-    rounded[model.m] = np.maximum(
-        np.ceil(rounded[model.m] - PLAN_TOLERANCE),
+    instances = np.maximum(
+        np.ceil(rounded[model.m] - PLAN_TOLERANCE).astype(np.int64),
         instances_needed(model.fleet, rounded[model.n].round().astype(np.int64)),
     )
+    instances = kept_long_enough(model.fleet, instances)
+    rounded[model.m] = instances
+    if model.up is not None:
+        started = model.up >= 0
+        rounded[model.up[started]] = starts(model.fleet, instances)[started]
     rounded = model.with_followers(rounded, milp)
     try:
         values: FloatArray | None = verify(milp, rounded).values
@@ -249,7 +259,9 @@ def settle(fleet: FleetArrays, *, replicas: IntArray, instances: IntArray, assig
         return None
     if not fleet.keeps_spares:
         needed, shares = _without_spares(fleet, needed, shares)
-    packed = kept_instances(fleet, instances, instances_needed(fleet, needed))
+    packed = (kept_instances if fleet.horizon is None else without_spare)(
+        fleet, instances, instances_needed(fleet, needed)
+    )
     return Fleet(
         replicas=needed,
         instances=packed,

@@ -76,6 +76,8 @@ def break_ties(
     """
     if settings.relative_gap > LARGEST_GAP:
         return Broken(fleet=found)
+    if fleet.n_periods > 1:
+        return Broken(fleet=found, assumptions=(_unsettled("there are several periods"),))
     limited = replace(settings, relative_gap=0.0, node_limit=NODE_LIMIT)
     if len(fleet.pair_bucket) <= MAX_PAIRS:
         return _staged(fleet, found, limited, kept)

@@ -15,12 +15,40 @@ from planner.catalog.models import load_record
 from planner.catalog.offers import load_offers, with_own_offers
 from planner.catalog.select import STALE_PRICES, OfferFilter, plannable, select_offers
 from planner.domain.hardware import EngineConfig, Market, Offer
-from planner.domain.problem import FleetProblem, Goal, Limit, Measure, Minimum, Resource, Scope, ServingOption, Shedding
+from planner.domain.problem import (
+    FleetProblem,
+    Goal,
+    Horizon,
+    Limit,
+    Measure,
+    Minimum,
+    Resource,
+    Scope,
+    ServingOption,
+    Shedding,
+)
 from planner.domain.provenance import Warning_
 from planner.errors import DataMissingError, InputError, PlannerError, Where
 from planner.files.bundled import bundled_sha256
 from planner.files.documents import did_you_mean
-from planner.files.request import WHOLE_FLEET, CatalogChoice, Constraints, Objective, PlanRequest, Service
+from planner.files.request import (
+    WHOLE_FLEET,
+    CatalogChoice,
+    Constraints,
+    HorizonChoice,
+    Objective,
+    PlanRequest,
+    Service,
+)
+from planner.planning.horizon import (
+    Rhythm,
+    commitment_assumptions,
+    horizon_assumptions,
+    horizon_of,
+    own_rhythm,
+    reserved_offers,
+    stated_rhythm,
+)
 from planner.planning.question import Question, Relaxation
 from planner.planning.rules import request_rules, todays_fleet
 from planner.planning.traffic import TrafficSource, read_demand
@@ -60,6 +88,8 @@ class PreparedService:
     demand: Demand
     traffic: TrafficSource
     configs: tuple[EngineConfig, ...]
+    rhythm: Rhythm | None = None
+    """Demand over the periods; None without a horizon."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +108,7 @@ class Prepared:
     change: ChangeCost | None = None
     spot_availability: float = 1.0
     """Spot capacity counts for this fraction of itself."""
+    horizon: Horizon | None = None
 
     def problem(self, slos: Mapping[str, Sequence[Slo]]) -> FleetProblem:
         """Return the problem in which each service has the objectives `slos[its name]`."""
@@ -93,6 +124,7 @@ class Prepared:
             goal=self.goal,
             rules=self.rules,
             change=self.change,
+            horizon=self.horizon,
         )
 
     def _options(self, service: PreparedService, slos: Sequence[Slo]) -> Iterator[ServingOption]:
@@ -169,8 +201,10 @@ def fleet_question(
         with _inside(f"services[{index}].engine.name"):
             check_engine(service.engine.name, measured={point.engine for point in measurements})
     services = tuple(
-        _prepare_service(service, index, base_dir=base_dir) for index, service in enumerate(request.services)
+        _prepare_service(service, index, base_dir=base_dir, horizon=request.horizon)
+        for index, service in enumerate(request.services)
     )
+    rhythms = {service.request.name: service.rhythm for service in services if service.rhythm is not None}
     prepared = Prepared(
         services=services,
         offers=offers,
@@ -182,6 +216,7 @@ def fleet_question(
         goal=goal_of(request.objective),
         rules=_rules(request, gpus, offers),
         spot_availability=request.catalog.spot_availability,
+        horizon=horizon_of(request.horizon, rhythms) if request.horizon is not None else None,
     )
     files = _hashes(request, services, base_dir)
     running = _running(request, current, base_dir=base_dir)
@@ -212,6 +247,8 @@ def _hashes(request: PlanRequest, services: Sequence[PreparedService], base_dir:
         if source.is_file():
             paths[service.request.model] = source
     found = {service.traffic.name: service.traffic.sha256 for service in services if service.traffic.sha256}
+    rhythms = [service.rhythm for service in services if service.rhythm is not None]
+    found |= {rhythm.name: rhythm.sha256 for rhythm in rhythms if rhythm.sha256}
     return found | {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
 
 
@@ -288,6 +325,7 @@ def read_catalog(
             hint="Widen the catalog's filters.",
             where=_at("catalog"),
         )
+    usable += reserved_offers(choice, usable, gpus)
     stale = [warning for warning in selection.warnings if warning.code == STALE_PRICES]
     if strict and stale:
         raise DataMissingError(
@@ -361,11 +399,18 @@ def _owned(choice: CatalogChoice, gpus: GpuCatalog) -> Iterator[Offer]:
         )
 
 
-def _prepare_service(service: Service, index: int, *, base_dir: Path) -> PreparedService:
+def _prepare_service(service: Service, index: int, *, base_dir: Path, horizon: HorizonChoice | None) -> PreparedService:
     with _inside(f"services[{index}].model"):
         record = load_record(service.model, base_dir=base_dir)
     with _inside(f"services[{index}].workload"):
+        rhythm = None if horizon is None else stated_rhythm(service, horizon, base_dir=base_dir)
+        if rhythm is not None and rhythm.rate_rps is not None:
+            service = service.model_copy(
+                update={"workload": service.workload.model_copy(update={"rate": rhythm.rate_rps})}
+            )
         demand, traffic = read_demand(service, base_dir=base_dir)
+        if horizon is not None and rhythm is None:
+            rhythm = own_rhythm(traffic.trace, horizon)
     with _inside(f"services[{index}].parallelism"):
         configs = tuple(engine_configs(service, record.architecture))
     aliases = tuple(record.aliases)
@@ -374,8 +419,9 @@ def _prepare_service(service: Service, index: int, *, base_dir: Path) -> Prepare
         model=record.architecture,
         model_aliases=aliases,
         demand=demand,
-        traffic=traffic,
+        traffic=replace(traffic, trace=None),
         configs=configs,
+        rhythm=rhythm,
     )
 
 
@@ -489,6 +535,10 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService]) -> I
             f"A replica that starts costs {change.start:g} USD and one that stops {change.stop:g} USD, spread over "
             f"{format_duration(change.horizon)}; new replicas run beside the old ones until traffic has moved."
         )
+    if request.horizon is not None:
+        rhythms = {service.request.name: service.rhythm for service in services if service.rhythm is not None}
+        yield from horizon_assumptions(request.horizon, rhythms)
+    yield from commitment_assumptions(request.catalog)
     yield from ASSUMPTIONS
 
 

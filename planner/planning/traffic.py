@@ -31,6 +31,7 @@ class TrafficSource:
     name: str
     """As the request has it."""
     sha256: str = ""
+    trace: Trace | None = None
 
 
 def read_demand(service: Service, *, base_dir: Path) -> tuple[Demand, TrafficSource]:
@@ -59,7 +60,7 @@ def read_demand(service: Service, *, base_dir: Path) -> tuple[Demand, TrafficSou
         rate_rps=workload.rate,
         peak=None if workload.peak is None else parse_peak(workload.peak),
     )
-    return demand, TrafficSource(name=workload.trace or "", sha256=trace.sha256)
+    return demand, TrafficSource(name=workload.trace or "", sha256=trace.sha256, trace=trace)
 
 
 def _read_trace(workload: Workload, base_dir: Path) -> Trace:

@@ -6,21 +6,22 @@ Terminal, Markdown and HTML show the same `PlanSummary`; CSV and data frames the
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING
 
 from planner.domain.costs import usd_per_million_tokens, usd_per_month
 from planner.domain.plan import PlanStatus, Rental, RolloutAction
 from planner.domain.provenance import ProvenanceKind
+from planner.report.schedule import ScheduleView, schedule_view
 from planner.report.serves import ServesIndex
 from planner.report.wording import age, clean, number, percent, plural, price, usd, whole_usd
 from planner.units import format_power
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from planner.domain.plan import Allocation, Baseline, Conflict, Plan, RolloutStep
+    from planner.domain.plan import Allocation, Baseline, Conflict, Period, Plan, RolloutStep
 
 SLO_NOTE = "not simulated. SLOs enter through the throughput of each GPU; not yet replayed by a simulator."
 MAX_BASELINES = 5
@@ -66,6 +67,8 @@ class AllocationRow:
     provenance: str
     provenance_note: str
     price_as_of: str | None
+    period_start_s: float | None
+    period_duration_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +150,7 @@ class PlanSummary:
     baselines: tuple[BaselineView, ...]
     n_baselines_left_out: int
     conflicts: tuple[ConflictView, ...]
+    schedule: ScheduleView | None
     notes: tuple[Note, ...]
     warnings: tuple[Note, ...]
     assumptions: tuple[str, ...]
@@ -168,6 +172,7 @@ def summarize(plan: Plan, *, today: date) -> PlanSummary:
         baselines=tuple(_baseline_view(baseline, plan.cost_usd_per_hour) for baseline in shown),
         n_baselines_left_out=len(plan.baselines) - len(shown),
         conflicts=tuple(_conflict_view(conflict) for conflict in plan.conflicts),
+        schedule=schedule_view(plan),
         notes=notes(plan, today=today),
         warnings=tuple(Note(label=clean(warning.code), text=clean(warning.message)) for warning in plan.warnings),
         assumptions=tuple(clean(assumption) for assumption in plan.assumptions),
@@ -208,9 +213,44 @@ def usd_per_million_output_tokens(plan: Plan) -> float | None:
 
 
 def allocation_rows(plan: Plan) -> tuple[AllocationRow, ...]:
-    """Return the plan as flat rows, one per allocation, figures unrounded."""
+    """Return the plan as flat rows, one per allocation, figures unrounded; with a schedule, one per period as well."""
     index = ServesIndex(plan.routing)
-    return tuple(_allocation_row(allocation, index) for allocation in plan.allocation)
+    if not plan.schedule:
+        return tuple(_allocation_row(allocation, index) for allocation in plan.allocation)
+    return tuple(row for period in plan.schedule for row in _period_rows(plan, period))
+
+
+def _period_rows(plan: Plan, period: Period) -> Iterator[AllocationRow]:
+    """Yield the rows of one period; a month's cost is that of the period's part of the horizon."""
+    whole = {(row.service, row.option): row for row in plan.allocation}
+    routes = {(route.service, route.row, route.column): route for route in plan.routing}
+    now = [
+        replace(routes[route.service, route.row, route.column], rate_rps=route.rate_rps, weights=route.weights)
+        for route in period.routing
+    ]
+    index = ServesIndex(now)
+    instances = {rental.offer: rental.instances for rental in period.rentals}
+    for item in period.allocation:
+        base = whole[item.service, item.option]
+        rate = sum(
+            route.rate_rps * route.weights.get(item.option, 0.0) for route in now if route.service == item.service
+        )
+        row = replace(
+            base,
+            replicas=item.replicas,
+            instances=instances.get(base.offer, 0),
+            utilization=item.utilization,
+            cost_usd_per_hour=item.cost_usd_per_hour,
+            power_w=None if base.power_w is None else base.power_w / base.replicas * item.replicas,
+            rate_rps=rate,
+            output_tokens_per_s=None,
+        )
+        yield replace(
+            _allocation_row(row, index),
+            cost_usd_per_month=(usd_per_month(item.cost_usd_per_hour) or 0.0) / len(plan.schedule),
+            period_start_s=period.start_s,
+            period_duration_s=period.duration_s,
+        )
 
 
 def _allocation_row(row: Allocation, index: ServesIndex) -> AllocationRow:
@@ -243,6 +283,8 @@ def _allocation_row(row: Allocation, index: ServesIndex) -> AllocationRow:
         provenance=row.provenance.value,
         provenance_note=row.provenance_note,
         price_as_of=row.price_as_of,
+        period_start_s=None,
+        period_duration_s=None,
     )
 
 
@@ -478,6 +520,8 @@ def binding_text(plan: Plan) -> str:
 
 def idle_text(plan: Plan) -> str:
     """Return how many rented GPUs no replica occupies; empty if all are in use."""
+    if plan.schedule:
+        return ""
     rented = sum(rental.instances * rental.gpus_per_instance for rental in plan.rentals)
     used = sum(row.gpus_per_replica * row.replicas for row in plan.allocation)
     if rented - used < 1e-6:

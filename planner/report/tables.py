@@ -45,7 +45,7 @@ ROUTING_COLUMNS = tuple(field.name for field in fields(RoutingRow))
 
 
 def plan_csv(plan: Plan) -> str:
-    """Return plan.csv: one row per allocation, units in the header, empty = not known."""
+    """Return plan.csv: one row per allocation, and per period if there is a schedule; empty = not known."""
     return _csv(PLAN_COLUMNS, (astuple(row) for row in allocation_rows(plan)))
 
 
@@ -101,6 +101,10 @@ def plan_markdown(plan: Plan, *, today: date) -> str:
     blocks = [f"## {_md(summary.title or 'GPU plan')}", f"**{_md(summary.headline)}**"]
     if summary.rentals:
         blocks.append(_rent_markdown(summary))
+    if summary.schedule is not None:
+        header = ("instances", "least", "mean", "most", "over time")
+        lines = [(item.name, item.least, item.mean, item.most, item.line) for item in summary.schedule.lines]
+        blocks += ["### Schedule", f"{_md(summary.schedule.title)}.", _md_table(header, lines, right=(1, 2, 3))]
     if summary.conflicts:
         rows = [(item.requirement, item.explanation, item.suggestion) for item in summary.conflicts]
         blocks += ["### What stands in the way", _md_table(("requirement", "why", "way out"), rows)]

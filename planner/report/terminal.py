@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
     from planner.domain.plan import Plan, Route
+    from planner.report.schedule import ScheduleView
     from planner.report.summary import ConflictView, Note, PlanSummary, RentalView
 
 WIDE_COLUMNS = 116
@@ -50,6 +51,8 @@ def plan_renderables(plan: Plan, *, today: date, verbose: bool = False) -> list[
     parts: list[RenderableType] = [_headline(summary)]
     if summary.rentals:
         parts.append(RentTable(summary))
+    if summary.schedule is not None:
+        parts += [Text.assemble(("Schedule", "bold"), f": {summary.schedule.title}"), _schedule_table(summary.schedule)]
     if verbose and plan.routing:
         parts += _routing_tables(plan)
     if summary.conflicts:
@@ -177,6 +180,15 @@ def _rent_list(summary: PlanSummary) -> RenderResult:
             yield Padding(line, (0, 0, 0, 4), expand=False)
     total = f"  total {summary.usd_per_hour} USD/h, {summary.usd_per_month} USD a month"
     yield Text(total, style="bold")
+
+
+def _schedule_table(view: ScheduleView) -> Table:
+    table = _table(
+        ("instances", "left"), ("least", "right"), ("mean", "right"), ("most", "right"), ("over time", "left")
+    )
+    for item in view.lines:
+        table.add_row(*map(Text, (item.name, item.least, item.mean, item.most, item.line)))
+    return table
 
 
 def _baseline_table(summary: PlanSummary) -> Table:

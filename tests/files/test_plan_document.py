@@ -15,8 +15,13 @@ from hypothesis import strategies as st
 from planner.domain.plan import (
     Allocation,
     Baseline,
+    Commitment,
     Conflict,
     ObjectiveValue,
+    Period,
+    PeriodAllocation,
+    PeriodRental,
+    PeriodRoute,
     Plan,
     PlanStatus,
     Rental,
@@ -280,6 +285,16 @@ def plans(draw):
         "inputs": st.dictionaries(names, plain, max_size=3),
         "objectives": several(built(ObjectiveValue)),
         "unserved": several(built(Unserved, fraction=st.sampled_from([0.25, 0.5, 1.0]))),
+        "commitments": several(built(Commitment)),
+        "schedule": several(
+            built(
+                Period,
+                duration_s=st.sampled_from([900.0, 3600.0]),
+                allocation=several(built(PeriodAllocation)),
+                rentals=several(built(PeriodRental)),
+                routing=several(built(PeriodRoute, weights=st.just({"a": 0.25, "b": 0.75}))),
+            )
+        ),
     }
     return draw(built(Plan, **parts))
 
@@ -307,7 +322,24 @@ def test_writing_a_plan_that_was_read_gives_the_same_bytes(cost, tokens):
 
 @pytest.mark.parametrize(
     "kind",
-    [Plan, SolverInfo, Allocation, Rental, Route, Unserved, ObjectiveValue, Baseline, Conflict, RolloutStep, Warning_],
+    [
+        Plan,
+        SolverInfo,
+        Allocation,
+        Rental,
+        Route,
+        Unserved,
+        ObjectiveValue,
+        Baseline,
+        Conflict,
+        RolloutStep,
+        Warning_,
+        Period,
+        PeriodAllocation,
+        PeriodRental,
+        PeriodRoute,
+        Commitment,
+    ],
     ids=lambda kind: kind.__name__,
 )
 def test_the_schema_has_exactly_the_fields_of_the_dataclass(kind):
@@ -353,6 +385,11 @@ MODELS = [
     plan_schema.ConflictDocument,
     plan_schema.RolloutStepDocument,
     plan_schema.WarningDocument,
+    plan_schema.PeriodDocument,
+    plan_schema.PeriodAllocationDocument,
+    plan_schema.PeriodRentalDocument,
+    plan_schema.PeriodRouteDocument,
+    plan_schema.CommitmentDocument,
 ]
 
 

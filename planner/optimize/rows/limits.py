@@ -66,6 +66,7 @@ def define_limits(
     n: IntArray,
     m: IntArray,
     *,
+    up: IntArray | None = None,
     slack: IntArray | None = None,
 ) -> IntArray:
     """For every limit l:  sum_{p in scope} u[l, p] m[p] + sum_{j in scope} P[l, j] n[j] <= bound[l] (+ s[l]).
@@ -74,21 +75,33 @@ def define_limits(
     limit counts watts, else 0. One family for availability, quotas, budgets and power, so that whatever limits a plan
     is reported, relaxed and priced in the same way.
 
+    With a horizon there is one such row for every period t, in which an instance that is started for a later period
+    counts as soon as it is rented:  m[p,t] + sum_{k=1..ceil(start-up / step)} up[p,t+k]  in the place of m[p].
+
     n : columns of replicas, shape (options,).
     m : columns of instances, shape (pools,).
+    up : columns of starts, shape (pools,), -1 where there is none; None where starts do not matter.
     slack : columns s, shape (limits,), each >= 0: an elastic copy of the model, in which limits can be exceeded.
     """
     limits = all_limits(fleet)
+    n_periods = fleet.n_periods
+    option_period, pool_period = fleet.option_period, fleet.pool_period
     rows: list[IntArray] = []
     columns: list[IntArray] = []
     values: list[FloatArray] = []
     for index, limit in enumerate(limits):
         per_replica, per_instance = limit_coefficients(limit, fleet)
-        parts = [(n, per_replica), (m, per_instance)]
+        parts = [(n, per_replica, option_period), (m, per_instance, pool_period)]
+        if up is not None and fleet.horizon is not None:
+            started = np.flatnonzero(up >= 0)
+            parts += [
+                (up[started], per_instance[started], (pool_period[started] - k) % n_periods)
+                for k in range(1, fleet.horizon.lead_periods + 1)
+            ]
         if slack is not None:
-            parts.append((slack[index : index + 1], np.array([-1.0])))
-        for ids, coefficients in parts:
-            rows.append(np.full(len(ids), index))
+            parts.append((np.repeat(slack[index], n_periods), -np.ones(n_periods), np.arange(n_periods)))
+        for ids, coefficients, period in parts:
+            rows.append(index * n_periods + period)
             columns.append(ids)
             values.append(coefficients)
     return builder.add_rows(
@@ -96,6 +109,19 @@ def define_limits(
         rows=np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64),
         columns=np.concatenate(columns) if columns else np.zeros(0, dtype=np.int64),
         values=np.concatenate(values) if values else np.zeros(0),
-        upper=np.array([limit.bound for limit in limits]),
-        label=lambda index: limits[index].name,
+        upper=np.repeat([limit.bound for limit in limits], n_periods),
+        label=lambda index: limits[index // n_periods].name,
+    )
+
+
+def limit_usage(limit: Limit, fleet: FleetArrays, replicas: IntArray, instances: IntArray) -> FloatArray:
+    """Return how much of a limit every period uses, shape (periods,).
+
+    replicas : n, shape (options,).
+    instances : rented at any time of the period (`planner.optimize.periods.rented`), shape (pools,).
+    """
+    per_replica, per_instance = limit_coefficients(limit, fleet)
+    by_replicas = (per_replica * replicas).reshape(fleet.n_periods, -1).sum(axis=1)
+    return np.asarray(
+        by_replicas + (per_instance * instances).reshape(fleet.n_periods, -1).sum(axis=1), dtype=np.float64
     )

@@ -1,0 +1,123 @@
+"""What follows from instances per period: starts, what is rented and what that costs; and one period alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.milp import FloatArray, IntArray
+
+
+def starts(fleet: FleetArrays, instances: IntArray) -> IntArray:
+    """Return max(0, m[p,t] - m[p,t-1]), shape (pools,): what is started for each period, the last before the first.
+
+    Zero where capacity is committed, or there is one steady state.
+    """
+    by_period = instances.reshape(fleet.n_periods, -1)
+    rises = np.maximum(by_period - np.roll(by_period, 1, axis=0), 0)
+    return np.where(fleet.pool_is_committed, 0, rises.ravel())
+
+
+def rented(fleet: FleetArrays, instances: IntArray) -> IntArray:
+    """Return the instances that are rented at any time of each period, shape (pools,): those starting up as well.
+
+    rented[p,t] = m[p,t] + sum_{k=1..ceil(start-up / step)} up[p,t+k]
+    """
+    if fleet.horizon is None or not fleet.horizon.lead_periods:
+        return instances
+    up = starts(fleet, instances).reshape(fleet.n_periods, -1)
+    ahead = sum(np.roll(up, -k, axis=0) for k in range(1, fleet.horizon.lead_periods + 1))
+    return np.asarray(instances + np.asarray(ahead).ravel(), dtype=np.int64)
+
+
+def instance_periods(fleet: FleetArrays, instances: IntArray) -> FloatArray:
+    """Return how many periods' price each pool is paid for, shape (pools,): m + start-up / step x up."""
+    if fleet.horizon is None or not fleet.horizon.start_up_s:
+        return instances.astype(np.float64)
+    share = fleet.horizon.start_up_s / fleet.horizon.step_s
+    return np.asarray(instances + share * starts(fleet, instances), dtype=np.float64)
+
+
+def without_spare(fleet: FleetArrays, instances: IntArray, needed: IntArray) -> IntArray:
+    """Return `instances` without those that nothing needs, shape (pools,).
+
+    Committed instances are the same number in all periods. Where starting has a price or a lease, fewer instances in
+    one period can mean more starts in the next; then only what no period needs is left out.
+
+    needed : what the replicas need, shape (pools,).
+    """
+    most = np.tile(needed.reshape(fleet.n_periods, -1).max(axis=0), fleet.n_periods)
+    horizon = fleet.horizon
+    is_free = horizon is None or (not horizon.start_up_s and horizon.lease_periods == 1)
+    return np.where(fleet.pool_is_committed | (not is_free), np.minimum(instances, most), np.minimum(instances, needed))
+
+
+def kept_long_enough(fleet: FleetArrays, instances: IntArray) -> IntArray:
+    """Return the fewest instances at or above `instances` (shape (pools,)) that keep every lease and commitment.
+
+    The k-th instance of a pool runs in all periods that need at least k; each of its runs is made a lease long.
+    """
+    if fleet.horizon is None or fleet.n_periods == 1:
+        return instances
+    lease, found = fleet.horizon.lease_periods, instances.reshape(fleet.n_periods, -1).copy()
+    most = found.max(axis=0)
+    for pool in np.flatnonzero(most).tolist():
+        if fleet.pool_is_committed[pool]:
+            found[:, pool] = most[pool]
+        elif lease > 1:
+            found[:, pool] = sum(_extended(found[:, pool] >= level, lease) for level in range(1, int(most[pool]) + 1))
+    return found.ravel()
+
+
+def _extended(runs: NDArray[np.bool_], lease: int) -> IntArray:
+    """Return `runs` (which periods, the first one after the last) with each run at least `lease` long, as 0 and 1."""
+    if runs.all():
+        return runs.astype(np.int64)
+    begins = np.flatnonzero(runs & ~np.roll(runs, 1))
+    longer = runs.copy()
+    for begin in begins.tolist():
+        longer[(begin + np.arange(lease)) % len(runs)] = True
+    return longer.astype(np.int64)
+
+
+def period_of(fleet: FleetArrays, period: int) -> FleetArrays:
+    """Return the arrays of one period alone, as a steady state."""
+    n_options, n_pools = len(fleet.options) // fleet.n_periods, len(fleet.pool_offer) // fleet.n_periods
+    options, pools = slice_of(period, n_options), slice_of(period, n_pools)
+    buckets = np.flatnonzero(fleet.bucket_period == period)
+    first = int(buckets[0]) if len(buckets) else 0
+    pairs = pairs_of(fleet, period)
+    return replace(
+        fleet,
+        options=fleet.options[options],
+        buckets=fleet.buckets[first : first + len(buckets)],
+        pair_bucket=fleet.pair_bucket[pairs] - first,
+        pair_option=fleet.pair_option[pairs] - period * n_options,
+        pair_load=fleet.pair_load[pairs],
+        option_offer=fleet.option_offer[options],
+        option_gpus=fleet.option_gpus[options],
+        option_pool=fleet.option_pool[options] - period * n_pools,
+        pool_offer=fleet.pool_offer[pools],
+        replicas_upper=fleet.replicas_upper[options],
+        running=fleet.running[options],
+        horizon=None,
+        bucket_period=np.zeros(0, dtype=np.int64),
+    )
+
+
+def pairs_of(fleet: FleetArrays, period: int) -> slice:
+    """Return where the eligible pairs of a period stand; they are ordered by period."""
+    n_options = len(fleet.options) // fleet.n_periods
+    low, high = np.searchsorted(fleet.pair_option // max(n_options, 1), [period, period + 1])
+    return slice(int(low), int(high))
+
+
+def slice_of(period: int, size: int) -> slice:
+    """Return where the members of a period stand in an array of `size` per period."""
+    return slice(period * size, (period + 1) * size)
