@@ -302,9 +302,10 @@ def _check_combinations(problem: FleetProblem) -> None:
             " minima and shares.",
         )
     is_priced = problem.change is not None and problem.change.is_priced
-    if problem.shed is not None and (problem.rules or is_priced):
+    has_shares = any(isinstance(rule, ShareCap) for rule in problem.rules)
+    if problem.shed is not None and (has_shares or is_priced):
         raise InputError(
-            "Demand cannot be shed under limits on variety, minima, shares or a price of changes.",
+            "Demand cannot be shed under caps on shares (of which requests?) or a price of changes.",
             hint="Set constraints.shed to never, or leave the others out.",
         )
     if problem.goal is not None and is_priced:

@@ -184,7 +184,7 @@ def _exact_unserved(fleet: FleetArrays, levels: Sequence[IntArray], replicas: In
         builder = MilpBuilder()
         weights = np.zeros(n_buckets)
         weights[level] = rates[level]
-        x = builder.add_columns("x", len(fleet.pair_bucket), upper=1.0)
+        x = builder.add_columns("x", len(fleet.pair_bucket), upper=np.minimum(replicas[fleet.pair_option], 1.0))
         u = builder.add_columns("unserved", n_buckets, upper=1.0, cost=weights)
         ones = np.ones(n_buckets)
         builder.add_rows(
@@ -257,8 +257,6 @@ def _without_buckets(option: ServingOption, served: NDArray[np.bool_]) -> Servin
 
 def _settled(fleet: FleetArrays, replicas: IntArray, instances: IntArray) -> Fleet | None:
     """Return the fleet with its routing, without what nothing needs."""
-    if not len(fleet.buckets):
-        return settle(fleet, replicas=replicas * 0, instances=instances * 0, assigned=np.zeros(0))
     return settle(fleet, replicas=replicas, instances=instances, assigned=np.zeros(len(fleet.pair_bucket)))
 
 
