@@ -233,7 +233,20 @@ class ChangeCost:
         return sum(item.replicas for item in self.running if item.is_of(option))
 
 
-Rule = VarietyLimit | Minimum | ShareCap
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survival:
+    """What is left after the loss of any one group of offers in `scope` serves the fraction `bound` of all demand."""
+
+    name: str
+    """Shown to the user: "survive provider"."""
+    facet: Facet
+    bound: float = 1.0
+    """Of every bucket's requests, without headroom."""
+    scope: Scope = Scope()
+    """Groups outside are not lost."""
+
+
+Rule = VarietyLimit | Minimum | ShareCap | Survival
 """What a plan must keep besides its limits; each can be priced, relaxed and named."""
 
 

@@ -429,6 +429,11 @@ class Constraints(Strict):
         default=None, description="Spread: the largest part of each service's requests in one place."
     )
     spot_share: SpotShare | None = Field(default=None, description="Most of each service that spot may serve.")
+    survive: list[Literal["provider", "region", "spot-pool"]] = Field(
+        default=[],
+        description="After the loss of any one of these (spot-pool: one spot offer) what is left still serves all"
+        " requests, without headroom.",
+    )
     change_cost: ChangeCost | None = Field(default=None, description="Price of changes to the fleet that runs today.")
     headroom: Fraction = Field(
         default=DEFAULT_HEADROOM_FRACTION,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.problem import COMMITTED_MARKETS, Minimum, Resource, ShareCap, VarietyLimit
+from planner.domain.problem import COMMITTED_MARKETS, Minimum, Resource, ShareCap, Survival, VarietyLimit
 from planner.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,13 +55,14 @@ class FleetArrays:
     rules: tuple[Rule, ...]
     change: ChangeCost | None
     """None also where changes cost nothing."""
+    headroom_fraction: float
     running: IntArray
     """Shape (options,): replicas of each option that run today; zeros without a `change`."""
 
     @property
     def keeps_spares(self) -> bool:
         """Whether replicas that today's requests do not need can be worth keeping."""
-        return self.change is not None
+        return self.change is not None or any(isinstance(rule, Survival) for rule in self.rules)
 
     horizon: Horizon | None = None
     """Periods; buckets, options and pools are then repeated per period, the first period's first. Offers are not."""
@@ -152,6 +153,7 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
         ),
         rules=problem.rules,
         change=change,
+        headroom_fraction=problem.headroom_fraction,
         running=running,
         units_per_bucket=assignment.units_per_bucket,
         is_sliced=assignment.slice_factor is not None,
@@ -390,11 +392,10 @@ def _check_rule(rule: Rule, services: Container[str]) -> None:
             raise InputError(f"{rule.name} counts {rule.resource}.", hint="A minimum counts instances or GPUs.")
         if not (np.isfinite(rule.bound) and rule.bound >= 0):
             raise InputError(f"{rule.name} is {rule.bound!r}.", hint="It must not be negative.")
-    if isinstance(rule, ShareCap):
-        if not 0 <= rule.bound <= 1:
-            raise InputError(f"The {rule.name} is {rule.bound!r}.", hint="A share lies between 0 and 1.")
-        if rule.service is not None and rule.service not in services:
-            raise InputError(f"The {rule.name} is for {rule.service!r}, for which there is no demand.")
+    if isinstance(rule, ShareCap | Survival) and not 0 <= rule.bound <= 1:
+        raise InputError(f"The {rule.name} is {rule.bound!r}.", hint="A share lies between 0 and 1.")
+    if isinstance(rule, ShareCap) and rule.service is not None and rule.service not in services:
+        raise InputError(f"The {rule.name} is for {rule.service!r}, for which there is no demand.")
 
 
 def _check_limit(limit: Limit, problem: FleetProblem) -> None:

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.problem import COMMITTED_MARKETS, Facet, Measure, Minimum, Resource, ShareCap, VarietyLimit
+from planner.domain.problem import (
+    COMMITTED_MARKETS,
+    Facet,
+    Measure,
+    Minimum,
+    Resource,
+    ShareCap,
+    Survival,
+    VarietyLimit,
+)
 from planner.optimize.arrays import chains, offer_gpus, option_sort_key
 from planner.optimize.rows.limits import instance_usage
 
@@ -104,7 +113,7 @@ def _marks(problem: FleetProblem, offer: Offer) -> Iterator[bool | str]:
             yield rule.facet.of(offer)
         if isinstance(rule, Minimum):
             yield rule.scope.covers(offer)
-        if isinstance(rule, ShareCap):
+        if isinstance(rule, ShareCap | Survival):
             yield rule.facet.of(offer) if rule.scope.covers(offer) else ""
 
 

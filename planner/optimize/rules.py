@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.problem import FleetProblem, Minimum, Resource, Rule, ShareCap, VarietyLimit
+from planner.domain.problem import FleetProblem, Minimum, Resource, Rule, ShareCap, Survival, VarietyLimit
 from planner.optimize.rows.minimums import minimum_coefficients
 from planner.optimize.rows.shares import share_rows
 from planner.optimize.rows.variety import group_offers
@@ -28,6 +28,8 @@ def rule_text(rule: Rule, bound: float | None = None) -> str:
     if isinstance(rule, ShareCap):
         whose = f" of {rule.service}" if rule.service else ""
         return f"{rule.name}{whose} <= {100 * value:.4g}%"
+    if isinstance(rule, Survival):
+        return f"{rule.name} >= {100 * value:.4g}%"
     if isinstance(rule, Minimum):
         unit = "GPUs" if rule.resource is Resource.GPUS else "instances"
         return f"{rule.name} >= {value:.10g} {unit}"
@@ -54,6 +56,6 @@ def tight_rules(fleet: FleetArrays, instances: IntArray, shares: FloatArray) -> 
             step = float(each[each > 0].min()) if np.any(each > 0) else 0.0
             is_tight = rule.bound > 0 and float(each @ instances) - step < rule.bound * (1 - TIGHT)
         else:
-            is_tight = position in full
+            is_tight = position in full  # a loss that decides is told by its price, not by one row
         if is_tight:
             yield rule_text(rule)

@@ -6,7 +6,17 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from planner.domain.hardware import Market
-from planner.domain.problem import ChangeCost, Facet, Minimum, Resource, Running, Scope, ShareCap, VarietyLimit
+from planner.domain.problem import (
+    ChangeCost,
+    Facet,
+    Minimum,
+    Resource,
+    Running,
+    Scope,
+    ShareCap,
+    Survival,
+    VarietyLimit,
+)
 from planner.errors import InputError, Where
 from planner.files.plan_schema import read_plan
 
@@ -50,6 +60,13 @@ def request_rules(
             )
     yield from _spread(request)
     yield from _spot(request)
+    for loss in dict.fromkeys(request.constraints.survive):
+        is_pool = loss == "spot-pool"
+        yield Survival(
+            name=f"survive {loss}",
+            facet=Facet.OFFER if is_pool else Facet(loss),
+            scope=Scope(market=Market.SPOT) if is_pool else Scope(),
+        )
 
 
 def _spread(request: PlanRequest) -> Iterator[Rule]:

@@ -19,6 +19,7 @@ from planner.domain.problem import (
     Running,
     Scope,
     ShareCap,
+    Survival,
     VarietyLimit,
 )
 from planner.errors import InputError, SolverLiedError
@@ -52,7 +53,7 @@ def running(option, replicas):
     )
 
 
-def random_problem(make, rng, *, kinds=("variety", "minimum", "share", "change")):
+def random_problem(make, rng, *, kinds=("variety", "minimum", "share", "change", "survive")):
     """One service, one option per offer, small integers; two GPU types and two providers, some rules."""
     n_options, n_buckets = int(rng.integers(2, 5)), int(rng.integers(1, 3))
     options = []
@@ -77,6 +78,8 @@ def random_problem(make, rng, *, kinds=("variety", "minimum", "share", "change")
     if "share" in kinds and rng.random() < 0.6:
         facet = Facet(rng.choice(["gpu", "provider", "offer"]))
         rules.append(ShareCap(name="share", facet=facet, bound=float(rng.choice([0.5, 0.625, 0.75]))))
+    if "survive" in kinds and rng.random() < 0.6:
+        rules.append(Survival(name="survive", facet=Facet(rng.choice(["gpu", "provider", "offer"]))))
     change = None
     if "change" in kinds and rng.random() < 0.5:
         change = ChangeCost(
@@ -122,7 +125,25 @@ def brute_force(problem):
                 fleets[counts] = min(price, fleets.get(counts, np.inf))
     caps = list(share_rows(problem, loads))
     ranked = sorted((price, counts) for counts, price in fleets.items())
-    return next((price for price, counts in ranked if served(loads, counts, caps) == n_buckets), None)
+    return next(
+        (
+            price
+            for price, counts in ranked
+            if served(loads, counts, caps) == n_buckets and survives(problem, loads, counts)
+        ),
+        None,
+    )
+
+
+def survives(problem, loads, counts):
+    for rule in problem.rules:
+        if isinstance(rule, Survival):
+            groups = [rule.facet.of(option.offer) for option in problem.options]
+            for group in set(groups):
+                left = tuple(0 if groups[j] == group else n for j, n in enumerate(counts))
+                if served(loads, left) != len(problem.demands[0].buckets):
+                    return False
+    return True
 
 
 def fits_rules(problem, rented):
@@ -170,7 +191,7 @@ def test_random_requests_equal_an_enumeration(make, block):
             continue
         assert plan.status is PlanStatus.OPTIMAL
         assert total(plan) == pytest.approx(expected, rel=1e-9)
-        assert plan.bound_usd_per_hour == pytest.approx(plan.cost_usd_per_hour, rel=1e-9)
+        assert plan.bound_usd_per_hour == pytest.approx(plan.cost_usd_per_hour, rel=1e-6)
         outcomes["optimal"] += 1
     assert outcomes["optimal"] >= 10
     assert outcomes["infeasible"] >= 1
@@ -198,7 +219,7 @@ def tightened(rule):
         return replace(rule, bound=max(1, rule.bound - 1))
     if isinstance(rule, Minimum):
         return replace(rule, bound=rule.bound + 1)
-    return replace(rule, bound=rule.bound - 0.125)
+    return rule if isinstance(rule, Survival) else replace(rule, bound=rule.bound - 0.125)
 
 
 def test_tightening_a_rule_never_costs_less_and_dropping_it_never_more(make):
@@ -425,3 +446,30 @@ def test_rules_hold_under_another_objective_and_what_does_not_go_together_is_ref
         plan_of(two(make, rules=spread, shed=Shedding(priority={})))
     with pytest.raises(InputError, match="not the cost alone"):
         plan_of(change(make, two(make, goal=goal), 1, 1, start=1.0, stop=1.0))
+
+
+def test_what_is_left_after_a_loss_still_serves_everything_and_its_price_is_said(make):
+    rule = Survival(name="survive provider", facet=Facet.PROVIDER)
+    problem = two(make, rules=(rule,), headroom_fraction=0.5)
+    plan = plan_of(problem)
+    assert (counts(plan), plan.cost_usd_per_hour) == ({"A": 4, "B": 4}, 16.0)
+    assert price_of_limits(problem, plan, EXACT) == {"survive provider >= 100%": pytest.approx(10.0)}
+    half = replace(problem, rules=(replace(rule, bound=0.5),))
+    assert counts(plan_of(half)) == {"A": 4, "B": 2}
+    none = replace(problem, rules=(replace(rule, scope=Scope(market="spot")),))
+    assert plan_of(none).cost_usd_per_hour == 6.0
+
+
+def test_a_loss_that_cannot_be_survived_is_named_and_a_plan_that_does_not_is_caught(make):
+    rule = Survival(name="survive provider", facet=Facet.PROVIDER)
+    options = [
+        make.option(make.offer("A", 1.0), [1.0]),
+        make.option(make.offer("B", 3.0, provider="q", available=3), [1.0]),
+    ]
+    problem = make.problem(make.demand([4.0]), options, rules=(rule,))
+    found = {item.requirement: item for item in find_conflicts(problem, settings=EXACT)}
+    assert found["survive provider >= 100%"].relaxed == 0.75
+    assert found["available B <= 3 instances"].relaxed == 4.0
+    plan = plan_of(replace(problem, rules=()))
+    with pytest.raises(SolverLiedError, match="what is left of default"):
+        verify_plan(problem, plan)

@@ -182,3 +182,16 @@ class TestSpot:
         assert found.status == "infeasible"
         (conflict,) = [item for item in found.conflicts if item.requirement == "share of spot <= 25%"]
         assert conflict.relaxed == 1.0
+
+
+def test_a_fleet_that_survives_the_loss_of_a_provider_or_a_spot_pool():
+    free = plan(request()).plan
+    spread = plan(request({"survive": ["provider"]})).plan
+    assert rentals(spread, "provider") == {"gcp", "aws"}
+    assert spread.cost_usd_per_hour > free.cost_usd_per_hour
+    markets = {"markets": ["on-demand", "spot"]}
+    pools = plan(request({"survive": ["spot-pool"]}, **markets)).plan
+    assert plan(request(**markets)).plan.cost_usd_per_hour < pools.cost_usd_per_hour <= free.cost_usd_per_hour
+    alone = plan(request({"survive": ["provider"]}, providers=["gcp"])).plan
+    assert alone.status == "infeasible"
+    assert "survive provider >= 100%" in {conflict.requirement for conflict in alone.conflicts}
