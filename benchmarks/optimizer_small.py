@@ -134,7 +134,7 @@ def catalog_problem(*, n_gpus: int, n_regions: int, rate_rps: float, seed: int) 
     return FleetProblem(demands=(demand,), options=tuple(options))
 
 
-def melange(problem: FleetProblem) -> tuple[float, float]:
+def melange(problem: FleetProblem, *, time_limit_s: float = MELANGE_TIME_LIMIT_S) -> tuple[float, float]:
     """Return cost and seconds of Mélange's formulation, as published."""
     started = time.perf_counter()
     rates = [bucket.rate_rps / SLICE_FACTOR for bucket in problem.demands[0].buckets for _ in range(SLICE_FACTOR)]
@@ -156,7 +156,7 @@ def melange(problem: FleetProblem) -> tuple[float, float]:
     from pulp.apis import coin_api
 
     path = getattr(coin_api, "pulp_cbc_path", None)
-    model.solve(pulp.COIN_CMD(path=path, msg=False, timeLimit=MELANGE_TIME_LIMIT_S))
+    model.solve(pulp.COIN_CMD(path=path, msg=False, timeLimit=time_limit_s))
     cost = sum(
         float(option.offer.price_usd_per_hour) * round(n.varValue)
         for option, n in zip(problem.options, count, strict=True)

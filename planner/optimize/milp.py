@@ -56,6 +56,8 @@ class Milp:
     is_integer: NDArray[np.bool_]
     row_blocks: tuple[Block, ...] = ()
     col_blocks: tuple[Block, ...] = ()
+    start: FloatArray | None = None
+    """A solution to begin with, NaN where it is not known; back ends that cannot take one do without."""
 
     @property
     def n_rows(self) -> int:

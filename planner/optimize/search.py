@@ -10,6 +10,7 @@ import numpy as np
 
 from planner.errors import SolverError, SolverLiedError
 from planner.optimize.backends import solve_milp
+from planner.optimize.decompose import can_be_cut, decomposed_fleet
 from planner.optimize.model import build_model
 from planner.optimize.periods import instance_periods, kept_long_enough, starts, without_spare
 from planner.optimize.routing import balanced_shares, option_load
@@ -37,6 +38,9 @@ _DROP_ROUNDS = 20
 INTERRUPTED_TIME_LIMIT_S = 3.0
 """How long what follows a stopped search may take: a second one after Ctrl-C on a solver that cannot hand its best
 solution over, and the relaxation that its fleet is compared with."""
+DECOMPOSED_FROM_PAIRS = 20_000
+"""Eligible (bucket, option) pairs of several services from which the search is decomposed: 5 services of 100 buckets
+and 40 options. Below, the whole programme is the faster way to a proof; one service is always one programme."""
 BOUND_DUST = 1e-9
 """Relative: a bound this close below the cost is the cost."""
 
@@ -93,6 +97,9 @@ def search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
     ------
     SolverError: if the solver fails or its answer does not satisfy the model.
     """
+    large = _decomposed(fleet, settings)
+    if large is not None:
+        return large
     bound: float | None = None
     seconds = 0.0
     margin = 0.0
@@ -155,6 +162,40 @@ def _or_rounded_up(
     if other is not None and (found is None or other.cost_usd_per_hour < found.cost_usd_per_hour):
         stopped, found = rounded, other
     return replace(stopped, bound=max(bounds, default=None), seconds=rounded.seconds), found
+
+
+def _decomposed(fleet: FleetArrays, settings: SolverSettings) -> SearchResult | None:
+    """Return the result of a decomposed search where the fleet is large enough for one; None: solve it whole."""
+    n_services = len({service for service, _ in fleet.buckets})
+    if len(fleet.pair_bucket) < DECOMPOSED_FROM_PAIRS or n_services < 2 or fleet.is_sliced:
+        return None
+    model = build_model(fleet)
+    milp = model.freeze()
+    if not can_be_cut(model, milp):
+        return None
+    found = decomposed_fleet(model, milp, settings)
+    if found is None:
+        return None
+    chosen = None
+    if found.replicas is not None and found.instances is not None and found.shares is not None:
+        values = np.zeros(milp.n_columns)
+        values[model.x], values[model.n], values[model.m] = found.shares, found.replicas, found.instances
+        verify(milp, values, bound=found.bound)
+        instances = found.instances.round().astype(np.int64)
+        chosen = Fleet(
+            replicas=found.replicas.round().astype(np.int64),
+            instances=instances,
+            shares=found.shares,
+            cost_usd_per_hour=exact_cost(fleet, instances),
+        )
+    return SearchResult(
+        fleet=chosen,
+        bound_usd_per_hour=clean_bound(found.bound, chosen),
+        termination=found.termination,
+        seconds=found.seconds,
+        solver=settings.solver,
+        version=found.version,
+    )
 
 
 def _rounded_relaxation(model: FleetModel, milp: Milp, stopped: RawSolution, *, limit_s: float) -> RawSolution:

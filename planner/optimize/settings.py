@@ -28,6 +28,8 @@ class SolverSettings:
     """Branch-and-bound nodes; None = no limit. Deterministic, unlike a time limit."""
     feasibility_tolerance: float | None = None
     """By how much a row may be missed; None = the solver's own default."""
+    presolve: bool = True
+    """Whether the solver may simplify the programme first; a linear programme that is small already loses by it."""
 
     def __post_init__(self) -> None:
         """Refuse settings that no solver could honour."""

@@ -50,6 +50,8 @@ class RawSolution:
     version: str
     detail: str = ""
     """The solver's own words, for error messages."""
+    row_duals: NDArray[np.float64] | None = None
+    """Shape (rows,): what one more unit of a row's side costs; only of linear programmes, where the solver gives it."""
 
 
 class SolveFunction(Protocol):

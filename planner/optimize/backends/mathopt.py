@@ -87,7 +87,7 @@ def solve(milp: Milp, settings: SolverSettings, interrupt: threading.Event) -> R
                 kind,
                 parameters_pb2.SolverInitializerProto(),
                 _parameters(milp, settings),
-                model_parameters_pb2.ModelSolveParametersProto(),
+                _model_parameters(milp, settings),
                 None,
                 callback_pb2.CallbackRegistrationProto(),
                 None,
@@ -130,6 +130,8 @@ def _parameters(milp: Milp, settings: SolverSettings) -> Any:  # noqa: ANN401 - 
         parameters.absolute_gap_tolerance = 0.0
         if settings.node_limit is not None and settings.solver != "cp-sat":
             parameters.node_limit = settings.node_limit
+    if not settings.presolve:
+        parameters.presolve = parameters_pb2.EmphasisProto.Value("EMPHASIS_OFF")
     if settings.solver == "highs":
         # ortools keeps HiGHS' thread count to itself; serial is HiGHS' behaviour with `parallel` off.
         parameters.highs.string_options["parallel"] = "off"
@@ -141,6 +143,17 @@ def _parameters(milp: Milp, settings: SolverSettings) -> Any:  # noqa: ANN401 - 
     return parameters
 
 
+def _model_parameters(milp: Milp, settings: SolverSettings) -> Any:  # noqa: ANN401 - as model_proto
+    """Return the programme's starting solution as a hint; only a programme with integers takes one."""
+    parameters = model_parameters_pb2.ModelSolveParametersProto()
+    if milp.start is not None and settings.solver in {"highs", "scip"} and milp.is_integer.any():
+        known = np.flatnonzero(np.isfinite(milp.start))
+        hint = parameters.solution_hints.add()
+        hint.variable_values.ids.extend(known.tolist())
+        hint.variable_values.values.extend(milp.start[known].tolist())
+    return parameters
+
+
 def _raw_solution(result: Any, milp: Milp, settings: SolverSettings, *, seconds: float) -> RawSolution:  # noqa: ANN401
     reason = result_pb2.TerminationReasonProto.Name(result.termination.reason)
     termination = _REASONS[reason]
@@ -149,6 +162,7 @@ def _raw_solution(result: Any, milp: Milp, settings: SolverSettings, *, seconds:
     if termination is Termination.OTHER_LIMIT and seconds >= settings.time_limit_s:
         termination = Termination.TIME_LIMIT  # CP-SAT says no more than "a limit"
     bounds = result.termination.objective_bounds
+    has_integers = bool(milp.is_integer.any())
     is_ray = termination in {Termination.UNBOUNDED, Termination.INFEASIBLE_OR_UNBOUNDED}
     values = None if is_ray else _best_values(result, milp.n_columns)
     return RawSolution(
@@ -160,7 +174,21 @@ def _raw_solution(result: Any, milp: Milp, settings: SolverSettings, *, seconds:
         solver=settings.solver,
         version=f"ortools {ortools.__version__}",
         detail=result.termination.detail,
+        row_duals=None if has_integers else _row_duals(result, milp.n_rows),
     )
+
+
+def _row_duals(result: Any, n_rows: int) -> np.ndarray | None:  # noqa: ANN401 - as model_proto
+    """Return the duals of a linear programme's rows, or None."""
+    for solution in result.solutions:
+        dual = solution.dual_solution
+        if solution.HasField("dual_solution") and dual.feasibility_status == FEASIBLE:
+            duals = np.zeros(n_rows)
+            duals[np.fromiter(dual.dual_values.ids, dtype=np.int64)] = np.fromiter(
+                dual.dual_values.values, dtype=np.float64
+            )
+            return duals
+    return None
 
 
 def _best_values(result: Any, n_columns: int) -> np.ndarray | None:  # noqa: ANN401 - as model_proto

@@ -106,6 +106,11 @@ def solve_milp(milp: Milp, settings: SolverSettings) -> RawSolution:
     return raw
 
 
+def abandon(name: str) -> None:
+    """Give back what solves of the back end `name` hold that nobody waits for any more."""
+    import_module(find_back_end(name).module).abandon()
+
+
 def find_back_end(name: str) -> BackEnd:
     """Return the back end called `name`.
 
