@@ -104,13 +104,21 @@ def split_global_flags(arguments: list[str]) -> tuple[list[str], dict[str, bool]
     return rest, flags
 
 
+def interrupted() -> int:
+    """Say that the user stopped the command, and return its exit code."""
+    sys.stderr.write("Interrupted.\n")
+    return int(ExitCode.INTERRUPTED)
+
+
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     arguments, flags = split_global_flags(arguments or ["--help"])
     console.configure(**flags)
     as_json = "--json" in arguments
     try:
-        result = build_app(arguments)(arguments, standalone_mode=False, prog_name="gpuplan")
+        # Not `app(...)`: that would put typer's own hook for tracebacks in the place of ours.
+        command = typer.main.get_command(build_app(arguments))
+        result = command.main(args=arguments, standalone_mode=False, prog_name="gpuplan")
     except PlannerError as error:
         console.show_error(error, as_json=as_json)
         return int(error.exit_code)
@@ -120,8 +128,11 @@ def run(arguments: list[str]) -> int:
             console.show_error(InputError(message, hint=f"See: {context} --help"), as_json=as_json)
         return int(ExitCode.BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("Interrupted.\n")
-        return int(ExitCode.INTERRUPTED)
+        return interrupted()
+    except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C while a compiled module was loading
+            return interrupted()
+        raise
     return result if isinstance(result, int) else int(ExitCode.OK)
 
 

@@ -242,12 +242,34 @@ def test_a_folder_that_cannot_be_written(gpuplan, tmp_path, monkeypatch):
     assert "Traceback" not in ran.err
 
 
-def test_a_bug_is_reported_as_one_without_a_traceback(tmp_path):
-    script = (
-        "import sys; from planner.cli import main; main.run = lambda arguments: 1 / 0;"
-        "sys.argv = ['gpuplan']; main.main()"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+BROKEN = """
+import sys
+import planner.cli.doctor
+def command(): {body}
+planner.cli.doctor.command = command
+sys.argv = ["gpuplan", "doctor", *{flags!r}]
+from planner.cli.main import main
+main()
+"""
+
+
+def run_broken(body, *flags):
+    script = BROKEN.format(body=body, flags=flags)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+
+def test_a_bug_is_reported_as_one_with_its_traceback_only_when_asked_for():
+    done = run_broken("1 / 0")
     assert done.returncode == 1
+    assert "unexpected ZeroDivisionError" in done.stderr
     assert "bug in gpuplan" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "Traceback" in run_broken("1 / 0", "-v").stderr
+
+
+@pytest.mark.parametrize(
+    "body", ["raise KeyboardInterrupt", "raise ImportError('initialization failed') from KeyboardInterrupt()"]
+)
+def test_ctrl_c_is_no_bug(body):
+    done = run_broken(body)
+    assert (done.returncode, done.stderr.strip()) == (130, "Interrupted.")
