@@ -133,6 +133,8 @@ def run(arguments: list[str]) -> int:
         if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C while a compiled module was loading
             return interrupted()
         raise
+    if result == ExitCode.INTERRUPTED:  # stopped in the middle, or with the best plan found so far
+        return interrupted()
     return result if isinstance(result, int) else int(ExitCode.OK)
 
 
