@@ -45,8 +45,7 @@ def write_text(path: Path, text: str, *, force: bool) -> None:
             os.umask(umask)
             Path(temporary).chmod(0o666 & ~umask)
             Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        finally:
+            Path(temporary).unlink(missing_ok=True)  # still there only if something failed
     except OSError as error:
         raise InputError(f"Cannot write the file: {error.strerror}.", where=Where(path=str(path))) from error
