@@ -17,9 +17,11 @@ import numpy as np
 
 from planner.domain.plan import Unserved
 from planner.domain.provenance import Warning_
-from planner.errors import InputError, SolverError
+from planner.errors import InputError, SolverError, SolverUnavailableError
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.backends import solve_milp
+from planner.optimize.backends.base import Capability
+from planner.optimize.backends.registry import find_back_end
 from planner.optimize.milp import MilpBuilder
 from planner.optimize.model import Objective, build_model, cost_objective
 from planner.optimize.routing import LP_TIME_LIMIT_S, LP_TOLERANCE
@@ -81,12 +83,19 @@ def serve_most(problem: FleetProblem, settings: SolverSettings, assignment: Assi
     Raises
     ------
     InputError: if buckets are sliced: an unserved part is no whole number of slices.
+    SolverUnavailableError: if the solver cannot keep one stage exactly while it solves the next.
     SolverError: if the solver fails or its answer does not satisfy the model.
     """
     if assignment.slice_factor is not None:
         raise InputError(
             "Demand can only be shed where buckets may be split freely.",
             hint="Drop --assignment sliced, or constraints.shed.",
+        )
+    if Capability.FULL_PRECISION not in find_back_end(settings.solver).capabilities:
+        raise SolverUnavailableError(
+            f"The solver {settings.solver!r} prints too few digits to hold one stage while the next is solved, and was"
+            " seen to leave more demand unserved than necessary.",
+            hint="Use --solver highs with constraints.shed.",
         )
     fleet = fleet_arrays(problem, assignment)
     levels = _levels(problem, fleet)
