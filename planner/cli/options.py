@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.errors import InputError
+from planner.errors import InputError, Where
 from planner.units import parse_duration_s, parse_fraction
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from planner.optimize import SolverSettings
+
+STDOUT = "-"
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document to stdout.")]
 OutputOption = Annotated[
@@ -35,6 +40,34 @@ ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of the solver; 
 AsOfOption = Annotated[
     str | None, typer.Option("--as-of", metavar="DATE", help="Count the age of prices to this date; default: today.")
 ]
+
+
+def check_targets(targets: list[str], *, suffixes: Sequence[str], force: bool) -> None:
+    """Raise before any work if one of the outputs cannot be written as asked; "-" is stdout.
+
+    Raises
+    ------
+    InputError: if a suffix names no format, an output is asked for twice, or its file cannot be written.
+    """
+    from planner.files.output import check_writable
+
+    for target in targets:
+        where = Where(path=target)
+        if targets.count(target) > 1:
+            raise InputError("This output is asked for twice.", where=where)
+        if suffix_of(target) not in suffixes:
+            raise InputError(
+                f"The suffix {suffix_of(target)!r} names no format.",
+                hint=f"Use one of {', '.join(suffixes)}.",
+                where=where,
+            )
+        if target != STDOUT:
+            check_writable(Path(target), force=force)
+
+
+def suffix_of(target: str) -> str:
+    """Return the suffix that says in which form to write `target`; stdout gets JSON."""
+    return ".json" if target == STDOUT else Path(target).suffix.lower()
 
 
 def parse_date(text: str | None) -> date | None:

@@ -17,8 +17,10 @@ from planner.cli.options import (
     SolverOption,
     ThreadsOption,
     TimeLimitOption,
+    check_targets,
     parse_date,
     solver_settings,
+    suffix_of,
 )
 from planner.errors import ExitCode
 
@@ -62,15 +64,12 @@ def command(
     force: ForceOption = False,
 ) -> int:
     """Find the cheapest mix of GPUs that serves a request within its SLOs."""
-    from planner.files.output import check_writable
     from planner.planning.answer import plan
+    from planner.report.result import SUFFIXES
 
     settings = solver_settings(solver=solver, time_limit=time_limit, gap=gap, seed=seed, threads=threads)
     targets = output or []
-    for target in targets:
-        check_target(target, targets)
-        if target != "-":
-            check_writable(Path(target), force=force)
+    check_targets(targets, suffixes=SUFFIXES, force=force)
     result = plan(
         request,
         today=parse_date(as_of),
@@ -81,7 +80,7 @@ def command(
         current=current,
     )
     for target in targets:
-        console.write_result(target, result.to_text(".json" if target == "-" else Path(target).suffix), force=force)
+        console.write_result(target, result.to_text(suffix_of(target)), force=force)
     if as_json and "-" not in targets:
         console.print_json(result.to_document())
     elif "-" not in targets:
@@ -101,26 +100,6 @@ def exit_code(plan: Plan) -> ExitCode:
         PlanStatus.FEASIBLE: ExitCode.LIMIT_REACHED,
         PlanStatus.UNKNOWN: ExitCode.LIMIT_REACHED,
     }[plan.status]
-
-
-def check_target(target: str, targets: list[str]) -> None:
-    """Raise before any work if `target` cannot be written as asked.
-
-    Raises
-    ------
-    InputError: if its suffix names no format, or it is asked for twice.
-    """
-    from planner.errors import InputError, Where
-    from planner.report.result import SUFFIXES
-
-    if targets.count(target) > 1:
-        raise InputError("This output is asked for twice.", where=Where(path=target))
-    if target != "-" and Path(target).suffix.lower() not in SUFFIXES:
-        raise InputError(
-            f"The suffix {Path(target).suffix!r} names no format.",
-            hint=f"Use one of {', '.join(SUFFIXES)}.",
-            where=Where(path=target),
-        )
 
 
 def show(result: PlanResult, *, routes: bool) -> None:

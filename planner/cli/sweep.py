@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,8 +17,10 @@ from planner.cli.options import (
     SolverOption,
     ThreadsOption,
     TimeLimitOption,
+    check_targets,
     parse_date,
     solver_settings,
+    suffix_of,
 )
 from planner.errors import ExitCode
 
@@ -38,7 +39,10 @@ def command(
     output: Annotated[
         list[str] | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write the front to FILE: .csv, .json or .html. Repeatable."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the front to FILE: .csv, .json or .html; - is stdout. Repeatable.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -51,40 +55,25 @@ def command(
     force: ForceOption = False,
 ) -> int:
     """Find plans of which none is better in one objective without being worse in the other."""
-    from planner.files.output import check_writable
     from planner.planning.sweep import pareto_sweep, parse_measures
-    from planner.report.front import front_document, front_text
+    from planner.report.front import FRONT_SUFFIXES, front_document, front_text
 
     settings = solver_settings(solver=solver, time_limit=time_limit, gap=gap, seed=seed, threads=threads)
     measures = parse_measures(pareto)
     targets = output or []
-    for target in targets:
-        _check_suffix(target)
-        check_writable(Path(target), force=force)
+    check_targets(targets, suffixes=FRONT_SUFFIXES, force=force)
     today = parse_date(as_of) or date.today()
     sweep = pareto_sweep(request, measures=measures, n_points=points, today=today, settings=settings)
     if sweep.failed is not None:
         return _show_failure(sweep, today=today, as_json=as_json)
     for target in targets:
-        console.write_result(target, front_text(sweep.points, measures, Path(target).suffix.lower()), force=force)
-    if as_json:
+        console.write_result(target, front_text(sweep.points, measures, suffix_of(target)), force=force)
+    if as_json and "-" not in targets:
         console.print_json(front_document(sweep.points, measures))
-    else:
+    elif "-" not in targets:
         console.print_result(_table(sweep))
     is_proven = all(point.plan.status == "optimal" for point in sweep.points)
     return int(ExitCode.OK if is_proven else ExitCode.LIMIT_REACHED)
-
-
-def _check_suffix(target: str) -> None:
-    from planner.errors import InputError, Where
-    from planner.report.front import FRONT_SUFFIXES
-
-    if Path(target).suffix.lower() not in FRONT_SUFFIXES:
-        raise InputError(
-            f"The suffix {Path(target).suffix!r} names no format.",
-            hint=f"Use one of {', '.join(FRONT_SUFFIXES)}.",
-            where=Where(path=target),
-        )
 
 
 def _show_failure(sweep: Sweep, *, today: date, as_json: bool) -> int:

@@ -9,7 +9,7 @@ and `planner.optimize.verify` checks their answers against them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -91,10 +91,6 @@ class Milp:
     def column_name(self, column: int) -> str:
         """Return the name of a variable."""
         return _name(self.col_blocks, column, "column")
-
-    def with_bounds(self, lower: FloatArray, upper: FloatArray) -> Milp:
-        """Return the same program with other bounds of its variables."""
-        return replace(self, col_lower=lower, col_upper=upper)
 
 
 def _name(blocks: tuple[Block, ...], index: int, default: str) -> str:

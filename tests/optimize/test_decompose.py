@@ -130,7 +130,7 @@ def test_scores_bound_what_an_option_adds(make, seed):
     option = int(order[np.argmax(scores)])
     lower = milp.col_lower.copy()
     lower[model.n[option]] = 1.0
-    forced = solve_milp(milp.with_bounds(lower, milp.col_upper), EXACT)
+    forced = solve_milp(replace(milp, col_lower=lower), EXACT)
     if forced.objective is not None:
         assert forced.objective >= found.bound + scores.max() - 1e-6
 

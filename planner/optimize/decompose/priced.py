@@ -45,11 +45,6 @@ class Priced:
     replicas: FloatArray | None
     """Shape (options of the service,)."""
 
-    @property
-    def open_gap(self) -> float:
-        """What a longer search could still settle, USD/h."""
-        return self.cost - self.bound
-
 
 def linear_terms(cut: Cut, prices: Relaxation) -> list[Priced]:
     """Return what the linear relaxation knows of every service."""
