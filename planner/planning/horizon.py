@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from planner.catalog.gpus import GpuCatalog
     from planner.domain.workload import Trace
-    from planner.files.request import CatalogChoice, CommitmentOffer, HorizonChoice, Service
+    from planner.files.request.catalog import CatalogChoice, CommitmentOffer
+    from planner.files.request.horizon import HorizonChoice
+    from planner.files.request.services import Service
 
 REPEATS = "The horizon repeats: before its first period comes its last one."
 SAME_SIZES = "The sizes of a service's requests are mixed alike in every period; only their rate changes."

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
     from planner.domain.hardware import Offer
     from planner.domain.problem import Rule
-    from planner.files.request import Constraints, MaxShare, PlanRequest
-    from planner.files.request import Minimum as MinimumForm
+    from planner.files.request import PlanRequest
+    from planner.files.request.constraints import Constraints
+    from planner.files.request.constraints import Minimum as MinimumForm
+    from planner.files.request.services import MaxShare
 
 SECONDS_PER_HOUR = 3600.0
 

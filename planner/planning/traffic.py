@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from planner.domain.workload import Demand, Trace
-    from planner.files.request import Grid, Service, Workload
+    from planner.files.request.services import Grid, Service, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,117 @@
+"""Limits of a request on the whole fleet."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from planner.domain.hardware import Market
+from planner.errors import InputError
+from planner.files.request.services import MaxShare, SpotShare
+from planner.files.schema import Count, DurationS, Fraction, PowerW, Strict, Usd, UsdPerHour
+
+DEFAULT_HEADROOM_FRACTION = 0.10
+"""Capacity kept above the planned rate; Mélange (arXiv 2404.14527) suggests over-provisioning by about 10%."""
+
+
+class Quota(Strict):
+    """At most so much of one resource in a scope; exactly one of gpus, vcpus and instances."""
+
+    provider: str | None = Field(default=None, description="Cloud; default: any.")
+    region: str | None = Field(default=None, description="Region; default: any.")
+    gpu: str | None = Field(default=None, description="GPU type; default: any.")
+    market: Market | None = Field(default=None, description="Market; default: any.")
+    offer: str | None = Field(default=None, description="One offer by its name; default: any.")
+    gpus: Count | None = Field(default=None, description="Most GPUs.")
+    vcpus: Count | None = Field(default=None, description="Most vCPUs.")
+    instances: Count | None = Field(default=None, description="Most instances.")
+
+    @model_validator(mode="after")
+    def _one_resource(self) -> Quota:
+        if sum(value is not None for value in (self.gpus, self.vcpus, self.instances)) != 1:
+            raise InputError("A quota needs exactly one of gpus, vcpus and instances.")
+        return self
+
+
+class Minimum(Strict):
+    """At least so much is rented in a scope, used or not; exactly one of gpus and instances."""
+
+    provider: str | None = Field(default=None, description="Cloud; default: any.")
+    region: str | None = Field(default=None, description="Region; default: any.")
+    gpu: str | None = Field(default=None, description="GPU type; default: any.")
+    market: Market | None = Field(default=None, description="Market; default: any.")
+    offer: str | None = Field(default=None, description="One offer by its name; default: any.")
+    gpus: Count | None = Field(default=None, description="Fewest GPUs.")
+    instances: Count | None = Field(default=None, description="Fewest instances.")
+
+    @model_validator(mode="after")
+    def _one_resource(self) -> Minimum:
+        if sum(value is not None for value in (self.gpus, self.instances)) != 1:
+            raise InputError("A minimum needs exactly one of gpus and instances.")
+        return self
+
+
+class ChangeCost(Strict):
+    """What it costs to leave the fleet that runs today (`current`, or `--current`), spread over the horizon."""
+
+    start: Usd = Field(default=0.0, description="Per replica started.", json_schema_extra={"default": "0 USD"})
+    stop: Usd = Field(default=0.0, description="Per replica stopped.", json_schema_extra={"default": "0 USD"})
+    horizon: DurationS = Field(description="How long the plan is going to hold.")
+
+
+Groups = Annotated[int, Field(ge=1, strict=True)]
+
+WHOLE_FLEET = "fleet"
+"""The site that a power limit without a region stands for."""
+
+PowerBySite = Annotated[
+    dict[str, PowerW],
+    BeforeValidator(lambda value: value if isinstance(value, dict) else {WHOLE_FLEET: value}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "examples": ["40kW"]},
+                {"type": "object", "additionalProperties": {"type": "string", "examples": ["40kW"]}},
+            ]
+        }
+    ),
+]
+
+
+class Constraints(Strict):
+    """Limits on the whole fleet."""
+
+    budget: UsdPerHour | None = Field(default=None, description="Most dollars per hour.")
+    power: PowerBySite = Field(
+        default={}, description="Most peak power: of the whole fleet, or by region ({dc1: 40kW})."
+    )
+    available: dict[str, Count] = Field(
+        default={}, description="Most GPUs of a type, over all offers ({H100-80GB: 8})."
+    )
+    quotas: list[Quota] = Field(default=[], description="Limits by provider, region, GPU type or market.")
+    minimum: list[Minimum] = Field(default=[], description="What is rented in any case, by scope.")
+    max_gpu_types: Groups | None = Field(default=None, description="Most different GPU types.")
+    max_providers: Groups | None = Field(default=None, description="Most different providers.")
+    max_offers: Groups | None = Field(default=None, description="Most different offers.")
+    max_share: MaxShare | None = Field(
+        default=None, description="Spread: the largest part of each service's requests in one place."
+    )
+    spot_share: SpotShare | None = Field(default=None, description="Most of each service that spot may serve.")
+    survive: list[Literal["provider", "region", "spot-pool"]] = Field(
+        default=[],
+        description="After the loss of any one of these (spot-pool: one spot offer) what is left still serves all"
+        " requests, without headroom.",
+    )
+    change_cost: ChangeCost | None = Field(default=None, description="Price of changes to the fleet that runs today.")
+    headroom: Fraction = Field(
+        default=DEFAULT_HEADROOM_FRACTION,
+        le=10.0,
+        json_schema_extra={"default": f"{DEFAULT_HEADROOM_FRACTION:.0%}"},
+        description="Capacity kept free above the planned rate.",
+    )
+    shed: Literal["never", "allowed"] = Field(
+        default="never",
+        description="What to do where limits cannot hold all demand: never = there is no plan; allowed = leave as few"
+        " requests as possible unserved, those of the least important services first, and say which.",
+    )
