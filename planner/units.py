@@ -55,6 +55,7 @@ _USD_PER_HOUR = {"USD/h": 1.0, "$/h": 1.0, "USD/month": 1 / HOURS_PER_MONTH, "$/
 _USD = {"USD": 1.0, "$": 1.0}
 _POWER_W = {prefix + "W": factor for prefix, factor in _SI.items() if prefix not in {"K", "P"}}
 _FRACTION = {"%": 0.01}
+_GRAMS_PER_KWH = {"g/kWh": 1.0, "kg/kWh": 1000.0, "kg/MWh": 1.0, "t/MWh": 1000.0}
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*", re.DOTALL)
 
@@ -137,6 +138,17 @@ def parse_power_w(text: object) -> float:
     40000.0
     """
     return _parse(text, _POWER_W, what="a power", example="40kW", bare_unit=None)
+
+
+def parse_carbon_g_per_kwh(text: object) -> float:
+    """Return what a kWh emits in grams of CO2e.
+
+    Examples
+    --------
+    >>> parse_carbon_g_per_kwh("230 g/kWh"), parse_carbon_g_per_kwh("0.5 t/MWh")
+    (230.0, 500.0)
+    """
+    return _parse(text, _GRAMS_PER_KWH, what="a carbon intensity", example="230 g/kWh", bare_unit=None)
 
 
 def parse_fraction(text: object) -> float:

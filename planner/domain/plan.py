@@ -71,6 +71,10 @@ class Allocation:
     provenance: ProvenanceKind = ProvenanceKind.GIVEN
     provenance_note: str = ""
     price_as_of: str | None = None
+    mean_power_w: float | None = None
+    """Mean draw of all replicas at their load, with the site's PUE; None = not known."""
+    carbon_kg_per_hour: float | None = None
+    """CO2e that this emits; None = not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +237,10 @@ class Period:
     allocation: tuple[PeriodAllocation, ...] = ()
     rentals: tuple[PeriodRental, ...] = ()
     routing: tuple[PeriodRoute, ...] = ()
+    mean_power_w: float | None = None
+    """As `Plan.mean_power_w`."""
+    carbon_kg_per_hour: float | None = None
+    """As `Plan.carbon_kg_per_hour`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,3 +290,11 @@ class Plan:
     """Period by period, where the request has a horizon; then `allocation` and `rentals` count the most that any
     period has, and costs, rates and utilisations are means over the horizon."""
     commitments: tuple[Commitment, ...] = ()
+    mean_power_w: float | None = None
+    """Mean draw of all replicas at their load, with each site's PUE; None = not known."""
+    carbon_kg_per_hour: float | None = None
+    """CO2e that this emits, of the places where that is known."""
+    carbon_unknown_w: float | None = None
+    """The part of `mean_power_w` of which the emissions are not known."""
+    energy_usd_per_hour: float | None = None
+    """Electricity and emissions at the prices that the request states; not in `cost_usd_per_hour`."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from planner.domain.energy import Energy
     from planner.domain.hardware import EngineConfig, Offer
     from planner.domain.provenance import Provenance
     from planner.domain.workload import Demand
@@ -34,6 +35,10 @@ class ServingOption:
     """None where only a throughput table is known (Mélange's form)."""
     power_w: WattsPerReplica | None = None
     """Peak power of one replica."""
+    idle_power_w: WattsPerReplica | None = None
+    """Mean draw of a replica that waits for requests."""
+    busy_power_w: WattsPerReplica | None = None
+    """Mean draw of a replica under its full load."""
     provenance: tuple[Provenance, ...] = ()
     """Of each bucket's throughput, same order; or one for all of them."""
     limiting: tuple[str, ...] = ()
@@ -307,3 +312,5 @@ class FleetProblem:
     """None = nothing runs today, or changes are free."""
     horizon: Horizon | None = None
     """Periods with demands of their own; None = one steady state."""
+    energy: Energy | None = None
+    """Electricity of the places that offers stand in; None = not known."""

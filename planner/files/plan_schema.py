@@ -97,6 +97,10 @@ class AllocationDocument(_Part):
     )
     provenance_note: str = Field("", description="The origin in words.")
     price_as_of: str | None = Field(None, description="Date of the price, YYYY-MM-DD.")
+    mean_power_w: NonNegative | None = Field(
+        None, description="Mean draw of all these replicas at their load, with the site's PUE; null = not known."
+    )
+    carbon_kg_per_hour: NonNegative | None = Field(None, description="CO2e that this emits; null = not known.")
 
 
 class RentalDocument(_Part):
@@ -255,6 +259,8 @@ class PeriodDocument(_Part):
     allocation: list[PeriodAllocationDocument] = Field(default_factory=list, description="Replicas.")
     rentals: list[PeriodRentalDocument] = Field(default_factory=list, description="Instances, by offer.")
     routing: list[PeriodRouteDocument] = Field(default_factory=list, description="Routing weights by bucket.")
+    mean_power_w: NonNegative | None = Field(None, description="Mean draw of all replicas; null = not known.")
+    carbon_kg_per_hour: NonNegative | None = Field(None, description="CO2e that this emits, where it is known.")
 
     def to_period(self) -> Period:
         """Return the domain's period."""
@@ -343,6 +349,20 @@ class PlanDocument(_Part):
     )
     commitments: list[CommitmentDocument] = Field(
         default_factory=list, description="What to reserve, if the request has a horizon."
+    )
+    mean_power_w: NonNegative | None = Field(
+        None, description="Mean draw of all replicas at their load, with each site's PUE; null = not known."
+    )
+    carbon_kg_per_hour: NonNegative | None = Field(
+        None, description="CO2e that this emits, of the places where that is known; null = nowhere."
+    )
+    carbon_unknown_w: NonNegative | None = Field(
+        None, description="The part of `mean_power_w` of which the emissions are not known."
+    )
+    energy_usd_per_hour: NonNegative | None = Field(
+        None,
+        description="Electricity and emissions at the prices that the request states, not in `cost_usd_per_hour`; null"
+        " where it states none.",
     )
 
     @model_validator(mode="after")

@@ -59,6 +59,11 @@ PowerW = Annotated[
     BeforeValidator(lambda text: _not_negative(units.parse_power_w(text))),
     _quantity("A power with its unit.", "40kW", "700W"),
 ]
+CarbonIntensity = Annotated[
+    float,
+    BeforeValidator(lambda text: _not_negative(units.parse_carbon_g_per_kwh(text))),
+    _quantity("Emissions per energy with their unit.", "230 g/kWh"),
+]
 Fraction = Annotated[
     float,
     BeforeValidator(lambda text: _not_negative(units.parse_fraction(text))),

@@ -10,6 +10,7 @@ import numpy as np
 from planner.domain.plan import Allocation, Plan, PlanStatus, Rental, Route, SolverInfo
 from planner.domain.problem import Resource
 from planner.domain.provenance import ProvenanceKind
+from planner.optimize.energy_report import with_energy, with_totals
 from planner.optimize.naming import option_keys
 from planner.optimize.periods import pairs_of, period_of, rented, slice_of
 from planner.optimize.rollout import change_cost, rollout
@@ -57,28 +58,31 @@ def assemble(
         names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
         keys = [names[id(option)] for option in fleet.options]
     order = {demand.service: index for index, demand in enumerate(problem.demands)}
+    options = {(option.service, key): option for option, key in zip(fleet.options, keys, strict=True)}
     states = [
         SteadyState(
-            allocation=tuple(
+            allocation=with_energy(
                 sorted(
                     _allocations(problem, alone, part, keys),
                     key=lambda item: (order[item.service], item.offer, item.option),
-                )
+                ),
+                options,
+                problem.energy,
+                period,
             ),
             rentals=_rentals(alone, part),
             routing=_routes(alone, part, keys, order),
         )
-        for alone, part in _periods(fleet, chosen)
+        for period, (alone, part) in enumerate(_periods(fleet, chosen))
     ]
     schedule = Schedule(problem=problem, fleet=fleet, chosen=chosen, states=tuple(states))
     whole = states[0] if fleet.horizon is None else mean_state(schedule)
     power = [_power_w(state) for state in states]
     tokens = [_tokens_per_s(demand, problem) for demand in problem.demands]
     change = problem.change
-    options = {(option.service, key): option for option, key in zip(fleet.options, keys, strict=True)}
     cost = chosen.cost_usd_per_hour
     bound = _bound(result, chosen)
-    return Plan(
+    plan = Plan(
         status=plan_status(result),
         cost_usd_per_hour=cost,
         bound_usd_per_hour=bound,
@@ -97,6 +101,7 @@ def assemble(
         schedule=() if fleet.horizon is None else schedule_periods(schedule),
         commitments=() if fleet.horizon is None else commitments(whole.rentals),
     )
+    return with_totals(plan, problem.energy)
 
 
 def _bound(result: SearchResult, chosen: Fleet) -> float | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from planner.domain.problem import Measure, Minimum, Resource
 from planner.errors import SolverLiedError
 from planner.optimize.arrays import chains
+from planner.optimize.energy_check import check_energy
 from planner.optimize.naming import bucket_name, option_keys
 from planner.optimize.rule_check import check_rules
 from planner.optimize.schedule_check import History, check_history, held_rentals, period_plan, period_problem
@@ -47,6 +48,7 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     used = {(item.service, item.option): item for item in plan.allocation}
     if len(used) != len(plan.allocation) or not set(used) <= set(by_key):
         _fail("the plan allocates options twice or options that the problem does not have")
+    check_energy(problem, plan, by_key)
     if problem.horizon is not None:
         _check_schedule(problem, problem.horizon, plan, by_key)
         return

@@ -10,6 +10,7 @@ import numpy as np
 
 from planner.domain.plan import Commitment, Period, PeriodAllocation, PeriodRental, PeriodRoute
 from planner.domain.problem import COMMITTED_MARKETS
+from planner.optimize.energy_report import period_totals, with_mean_energy
 from planner.optimize.periods import starts
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _period(
 ) -> Period:
     extra = {item.offer: _start_cost(item, started[item.offer], schedule.start_share) for item in state.rentals}
     gpus = _gpus_in_use(state.allocation)
-    return Period(
+    period = Period(
         start_s=start_s,
         duration_s=step_s,
         rate_rps=float(sum(route.rate_rps for route in state.routing)),
@@ -110,6 +111,7 @@ def _period(
             for route in state.routing
         ),
     )
+    return period_totals(period, state.allocation)
 
 
 def _start_cost(rental: Rental, started: int, share: float) -> float:
@@ -189,7 +191,7 @@ def _whole_allocation(
     replicas = sum(item.replicas for item in items)
     tokens = [item.output_tokens_per_s for item in items]
     part = busiest.gpus_per_replica * replicas / used[busiest.offer]
-    return replace(
+    whole = replace(
         busiest,
         instances=rental.instances,
         cost_usd_per_hour=round(rental.cost_usd_per_hour * part, COST_DIGITS),
@@ -197,6 +199,7 @@ def _whole_allocation(
         rate_rps=sum(item.rate_rps for item in items) / n_periods,
         output_tokens_per_s=None if None in tokens else sum(value or 0.0 for value in tokens) / n_periods,
     )
+    return with_mean_energy(whole, items, n_periods)
 
 
 def _whole_routing(schedule: Schedule) -> tuple[Route, ...]:

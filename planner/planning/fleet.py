@@ -24,6 +24,7 @@ from planner.domain.problem import (
 from planner.errors import InputError
 from planner.files.bundled import bundled_sha256
 from planner.planning.catalog import owned_offers, read_catalog
+from planner.planning.energy import ENERGY_ASSUMPTION, energy_of
 from planner.planning.horizon import (
     commitment_assumptions,
     horizon_assumptions,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import date
 
+    from planner.domain.energy import Energy
     from planner.domain.problem import ChangeCost, Rule
     from planner.domain.slo import Slo
     from planner.files.request import PlanRequest
@@ -75,6 +77,7 @@ class Prepared:
     spot_availability: float = 1.0
     """Spot capacity counts for this fraction of itself."""
     horizon: Horizon | None = None
+    energy: Energy | None = None
 
     def problem(self, slos: Mapping[str, Sequence[Slo]]) -> FleetProblem:
         """Return the problem in which each service has the objectives `slos[its name]`."""
@@ -91,6 +94,7 @@ class Prepared:
             rules=self.rules,
             change=self.change,
             horizon=self.horizon,
+            energy=self.energy,
         )
 
     def _options(self, service: PreparedService, slos: Sequence[Slo]) -> Iterator[ServingOption]:
@@ -115,6 +119,8 @@ class Prepared:
                     throughput_rps=profile.throughput_rps * self._availability(offer),
                     config=config,
                     power_w=profile.power_w,
+                    idle_power_w=profile.idle_power_w,
+                    busy_power_w=profile.busy_power_w,
                     provenance=profile.provenance,
                     limiting=profile.limiting,
                 )
@@ -183,6 +189,7 @@ def fleet_question(
         rules=_rules(request, gpus, offers),
         spot_availability=request.catalog.spot_availability,
         horizon=horizon_of(request.horizon, rhythms) if request.horizon is not None else None,
+        energy=energy_of(request, offers),
     )
     files = _hashes(request, services, base_dir)
     running = _running(request, current, base_dir=base_dir)
@@ -286,6 +293,7 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService]) -> I
         rhythms = {service.request.name: service.rhythm for service in services if service.rhythm is not None}
         yield from horizon_assumptions(request.horizon, rhythms)
     yield from commitment_assumptions(request.catalog)
+    yield ENERGY_ASSUMPTION
     yield from ASSUMPTIONS
 
 

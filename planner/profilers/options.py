@@ -11,6 +11,7 @@ from planner.domain.provenance import Provenance, ProvenanceKind
 from planner.profilers import capacity, floor, measured
 from planner.profilers.capacity import ESTIMATE_SOURCE, BucketEstimates
 from planner.profilers.efficiency import default_params, engine_family
+from planner.profilers.power import gpu_draw
 from planner.units import WattsPerReplica
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class OptionProfile:
     provenance: tuple[Provenance, ...]
     limiting: tuple[str, ...]
     power_w: WattsPerReplica | None
+    """Peak power of a replica."""
+    idle_power_w: WattsPerReplica
+    """Mean draw of a replica that waits for requests."""
+    busy_power_w: WattsPerReplica
+    """Mean draw of a replica under its full load."""
     estimates: BucketEstimates
     """Latencies and batch at that rate."""
 
@@ -146,11 +152,14 @@ def profile_option(
             rates[i] = found.table.points[found.correction.nearest[i]].rate_rps
         provenance = tuple(_provenance(found, i, is_free=free[i]) for i in range(len(buckets)))
         rates, provenance = _within_physics(rates, provenance, model, gpu, config, sizes=sizes)
+    draw = gpu_draw(gpu)
     return OptionProfile(
         throughput_rps=rates,
         provenance=provenance,
         limiting=estimates.limiting,
         power_w=peak_power_w(gpu, config),
+        idle_power_w=WattsPerReplica(draw.idle_w * config.gpus_per_replica),
+        busy_power_w=WattsPerReplica(draw.busy_w * config.gpus_per_replica),
         estimates=estimates,
     )
 

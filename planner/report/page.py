@@ -126,6 +126,9 @@ def _figures(plan: Plan, summary: PlanSummary) -> Iterator[Figure]:
     if plan.power_w is not None:
         value, unit = format_power(plan.power_w).split(" ")
         yield Figure(label="Power", value=value, unit=f"{unit} at peak")
+    if plan.carbon_kg_per_hour is not None:
+        unit = "kg CO2e per hour" + (", where it is known" if plan.carbon_unknown_w else "")
+        yield Figure(label="Carbon", value=number(plan.carbon_kg_per_hour), unit=unit)
 
 
 def _bars(items: Sequence[tuple[str, float, str, bool]]) -> tuple[Bar, ...]:

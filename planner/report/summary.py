@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from planner.domain.costs import usd_per_million_tokens, usd_per_month
 from planner.domain.plan import PlanStatus, Rental, RolloutAction
 from planner.domain.provenance import ProvenanceKind
+from planner.report.energy import carbon_text, energy_text
 from planner.report.schedule import ScheduleView, schedule_view
 from planner.report.serves import ServesIndex
 from planner.report.wording import age, clean, number, percent, plural, price, usd, whole_usd
@@ -475,6 +476,8 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
             ("Changes", _change_text(plan)),
             ("Idle", idle_text(plan)),
             ("Power", power_text(plan)),
+            ("Energy", energy_text(plan)),
+            ("Carbon", carbon_text(plan)),
             ("Throughput", provenance_text(plan)),
             ("Prices", price_age_text(plan, today=today)),
         ]

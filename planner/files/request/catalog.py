@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from planner.domain.hardware import Market
 from planner.errors import InputError
+from planner.files.request.energy import SiteChoice
 from planner.files.schema import Count, DurationS, Fraction, Strict, UsdPerHour
 from planner.units import parse_duration_s
 
@@ -86,6 +87,9 @@ class CatalogChoice(Strict):
     )
     commitments: list[CommitmentOffer] = Field(
         default=[], description="Discounts for reserving capacity: 1y or 3y offers beside the on-demand ones."
+    )
+    sites: dict[str, SiteChoice] = Field(
+        default={}, description="Electricity by region ({dc1: {pue: 1.3, carbon: 230 g/kWh}}), yours or a cloud's."
     )
 
 
