@@ -24,7 +24,7 @@ from planner.optimize.termination import Termination
 from planner.optimize.verify import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from planner.domain.problem import FleetProblem, Goal
     from planner.optimize.arrays import FleetArrays
@@ -48,7 +48,7 @@ class GoalResult:
     """Its bound is that of no price: another fleet may cost less and reach less of the objectives."""
     reached: tuple[ObjectiveValue, ...]
     kept: tuple[tuple[Objective, float], ...]
-    """Every objective with the most that it may be."""
+    """Every objective with the most that it may be in fleets that are as good."""
 
 
 def stages_of(goal: Goal) -> tuple[Mapping[Measure, float], ...]:
@@ -162,15 +162,15 @@ def _stages(fleet: FleetArrays, goal: Goal, settings: SolverSettings, margin: fl
             return None
         best = found
         value = objective_value(objective, best)
-        kept.append((objective, value * (1 + goal.within) + SAME_VALUE * max(value, 1.0)))
+        kept.append((objective, _at_most(value * (1 + goal.within))))
         bound = None if raw.bound is None else min(max(raw.bound, 0.0), value)
         reached.append(ObjectiveValue(minimise=stage_name(stage), value=value, bound=bound, unit=stage_unit(stage)))
     if raw is None:
         return None
-    reached = [
-        replace(item, value=objective_value(objective, best)) if best is not None else item
-        for item, objective in zip(reached, objectives, strict=False)
-    ]
+    if best is not None:
+        # What an earlier objective may be missed by was for the later ones to use, not for ties.
+        kept = [(objective, _at_most(objective_value(objective, best))) for objective, _ in kept]
+        reached = values_reached(reached, kept, best)
     result = SearchResult(
         fleet=best,
         bound_usd_per_hour=None,
@@ -180,6 +180,20 @@ def _stages(fleet: FleetArrays, goal: Goal, settings: SolverSettings, margin: fl
         version=raw.version,
     )
     return GoalResult(result=result, reached=tuple(reached), kept=tuple(kept))
+
+
+def _at_most(value: float) -> float:
+    return value + SAME_VALUE * max(value, 1.0)
+
+
+def values_reached(
+    reached: Sequence[ObjectiveValue], kept: Sequence[tuple[Objective, float]], found: Fleet
+) -> list[ObjectiveValue]:
+    """Return `reached` with what `found` comes to."""
+    return [
+        replace(item, value=objective_value(objective, found))
+        for item, (objective, _) in zip(reached, kept, strict=True)
+    ]
 
 
 def _one(
@@ -209,7 +223,7 @@ def _one(
     return raw, found
 
 
-def goal_gap(reached: tuple[ObjectiveValue, ...]) -> float | None:
+def goal_gap(reached: Sequence[ObjectiveValue]) -> float | None:
     """Return the largest (value - bound) / value of the objectives; None where one has no bound."""
     gaps = []
     for item in reached:

@@ -12,7 +12,7 @@ from planner.errors import InputError, SolverError
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.assemble import assemble, plan_status, relative_gap, solver_info
 from planner.optimize.backends.registry import find_back_end
-from planner.optimize.goals import check_goal, goal_gap, search_goal
+from planner.optimize.goals import check_goal, goal_gap, search_goal, values_reached
 from planner.optimize.naming import bucket_name, option_keys
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.prune import prune
@@ -91,7 +91,8 @@ def _goal_plan(problem: FleetProblem, fleet: FleetArrays, settings: SolverSettin
     if found.result.termination is Termination.OPTIMAL:
         chosen = break_ties(fleet, chosen.fleet, settings, kept=found.kept)
     plan = assemble(problem, fleet, chosen.fleet, found.result, settings=settings, assumptions=chosen.assumptions)
-    plan = replace(plan, objectives=found.reached, gap=goal_gap(found.reached))
+    reached = tuple(values_reached(found.reached, found.kept, chosen.fleet))
+    plan = replace(plan, objectives=reached, gap=goal_gap(reached))
     verify_plan(problem, plan)
     return plan
 

@@ -1,0 +1,109 @@
+"""Thousands of small random fleets of every family in combination, against two solvers and an enumeration.
+
+Run with `make bench-optimizer` or `python benchmarks/optimizer_cross_check.py --instances 1000 --seed 7`; it writes its
+section of docs/benchmarks.md. The fleets are those of `tests/random_fleets.py`. Instance i of seed s is drawn from
+`numpy.random.default_rng([s, i])`; whatever is wrong is printed with its number, and ends the run with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from _report import machine, write_section
+from cross_check import Finding, check_case
+from random_fleets import FAMILIES, random_case
+
+PROCESSES = 2
+CHUNK = 25
+
+
+def one(seed: int, index: int) -> tuple[int, tuple[str, ...], Finding]:
+    case = random_case(np.random.default_rng([seed, index]))
+    return index, case.families, check_case(case)
+
+
+class Tally:
+    """What all instances come to."""
+
+    def __init__(self) -> None:
+        self.statuses: Counter[str] = Counter()
+        self.families: Counter[str] = Counter()
+        self.planned: Counter[str] = Counter()
+        self.compared: Counter[str] = Counter()
+        self.wrong: Counter[str] = Counter()
+        self.furthest: dict[str, float] = {}
+        self.n_together = 0
+
+    def add(self, families: tuple[str, ...], finding: Finding) -> None:
+        self.statuses[finding.status or "crash"] += 1
+        self.families.update(families)
+        if finding.status == "optimal":
+            self.planned.update(families)
+        self.n_together += len(families)
+        self.compared.update(
+            {"cbc": finding.cbc == "agrees", "refused by cbc": finding.cbc == "refused"}
+            | {"enumeration": finding.is_enumerated}
+        )
+        for name, difference in finding.differences.items():
+            self.furthest[name] = max(self.furthest.get(name, 0.0), difference)
+        self.wrong.update(words.split(":")[0] for words in finding.problems)
+
+    def markdown(self, n: int, seed: int, seconds: float) -> str:
+        lines = [
+            "## Cross-check",
+            "",
+            f"`python benchmarks/optimizer_cross_check.py --instances {n} --seed {seed}`, {machine()}, {PROCESSES} "
+            f"processes, {seconds:,.0f} s. Small random fleets (one or two services, two or three offers, "
+            f"{self.n_together / n:.1f} families each) are planned by HiGHS with a gap of 0, checked by `verify_plan`, "
+            "planned again by CBC, and compared with an enumeration of all fleets where there are few enough; cost, "
+            "every objective and what is left unserved must agree. Differences are relative.",
+            "",
+            "| checked by | instances | disagree | largest difference |",
+            "|---|---|---|---|",
+            f"| `verify_plan` | {n:,} | {self.wrong['verify']} | |",
+            f"| crashes, errors without an answer | {n:,} | {self.wrong['crash']} | |",
+            f"| CBC | {self.compared['cbc']:,} | {self.wrong['cbc']} | {self.furthest.get('cbc', 0):.1g} |",
+            f"| enumeration | {self.compared['enumeration']:,} | {self.wrong['enumeration']} "
+            f"| {self.furthest.get('enumeration', 0):.1g} |",
+            "",
+            f"{self.statuses['optimal']:,} have a plan, {self.statuses['infeasible']:,} have none (all that judge an "
+            "instance must agree on that too); "
+            f"{n - self.statuses['optimal'] - self.statuses['infeasible']} ended otherwise.",
+            "",
+            "| family | drawn | of those with a plan |",
+            "|---|---|---|",
+            *(f"| {name} | {self.families[name]:,} | {self.planned[name]:,} |" for name in FAMILIES),
+        ]
+        return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--instances", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    tally, started = Tally(), time.perf_counter()
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        for index, families, finding in pool.map(partial(one, chosen.seed), range(chosen.instances), chunksize=CHUNK):
+            tally.add(families, finding)
+            for words in finding.problems:
+                print(f"instance {index} ({', '.join(families)}): {words}", flush=True)
+    text = tally.markdown(chosen.instances, chosen.seed, time.perf_counter() - started)
+    print(text)
+    write_section("optimizer_cross_check", text)
+    return 1 if tally.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""One random case against everything that can judge it: the plan's check, two solvers, and an enumeration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fleet_enumeration import enumerate_fleets
+
+from planner.domain.plan import PlanStatus
+from planner.errors import PlannerError, SolverLiedError, SolverUnavailableError
+from planner.optimize import SolverSettings, find_conflicts, solve, verify_plan
+from planner.optimize.goals import stages_of
+
+EXACT = SolverSettings(relative_gap=0.0, time_limit_s=30.0)
+CBC = SolverSettings(solver="cbc", relative_gap=0.0, time_limit_s=30.0)
+TOLERANCE = 1e-6
+"""Relative, or absolute below 1: what solvers accept of a row."""
+
+
+@dataclass
+class Finding:
+    """What the checks of one case say."""
+
+    status: str = ""
+    is_enumerated: bool = False
+    cbc: str = ""
+    """How CBC was compared: "agrees", "refused" or ""."""
+    differences: dict[str, float] = field(default_factory=dict)
+    """The largest relative difference from HiGHS, by what it was compared with."""
+    problems: list[str] = field(default_factory=list)
+    """Words for everything that is wrong; empty = everything agrees."""
+
+
+def check_case(case, *, with_cbc=True) -> Finding:
+    """Return what is wrong with the plans of `case`, and how far apart its answers are."""
+    finding = Finding()
+    try:
+        plan = solve(case.problem, settings=EXACT, assignment=case.assignment)
+        verify_plan(case.problem, plan)
+        finding.status = plan.status.value
+        if plan.status is PlanStatus.INFEASIBLE:
+            find_conflicts(case.problem, settings=EXACT, assignment=case.assignment)
+        if with_cbc:
+            _compare_with_cbc(case, plan, finding)
+    except SolverLiedError as error:
+        finding.problems.append(f"verify: {error.message}")
+    except PlannerError as error:
+        finding.problems.append(f"crash: {type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is counted
+        finding.problems.append(f"crash: {type(error).__name__}: {error}")
+    else:
+        _compare_with_enumeration(case, plan, finding)
+    return finding
+
+
+def _compare_with_cbc(case, plan, finding):
+    try:
+        other = solve(case.problem, settings=CBC, assignment=case.assignment)
+    except SolverUnavailableError:
+        finding.cbc = "refused"
+        return
+    verify_plan(case.problem, other)
+    finding.cbc = "agrees"
+    if plan.status is not other.status:
+        finding.problems.append(f"cbc: {other.status.value}, highs {plan.status.value}")
+    elif plan.cost_usd_per_hour is not None:
+        _compare(case, finding, "cbc", *values_of(case.problem, other), plan=plan)
+
+
+def _compare_with_enumeration(case, plan, finding):
+    expected = enumerate_fleets(case.problem)
+    if expected == "large":
+        return
+    finding.is_enumerated = True
+    if case.assignment.slice_factor is not None:
+        _compare_slices(case, plan, expected, finding)
+    elif (expected is None) != (plan.cost_usd_per_hour is None):
+        finding.problems.append(f"enumeration: {expected}, highs {plan.status.value} {plan.cost_usd_per_hour}")
+    elif expected is not None:
+        _compare(case, finding, "enumeration", *expected, plan=plan)
+
+
+def _compare_slices(case, plan, expected, finding):
+    """Slices are a restriction: they have no fleet where shares have none, and are never better."""
+    if plan.cost_usd_per_hour is None:
+        return
+    if expected is None:
+        finding.problems.append("enumeration: none, slices have a plan")
+        return
+    mine, best = values_of(case.problem, plan)[1][0], expected[1][0]
+    if mine < best - TOLERANCE * max(best, 1.0):
+        finding.problems.append(f"enumeration: slices come to {mine}, shares to {best}")
+
+
+def _compare(case, finding, name, unserved, values, *, plan):
+    own_unserved, own = values_of(case.problem, plan)
+    within = 0.0 if case.problem.goal is None else case.problem.goal.within
+    pairs = list(zip(own_unserved, unserved, strict=True))
+    # Where objectives may be missed for the sake of later ones, only the last one says which fleet is best.
+    pairs += list(zip(own[-1:], values[-1:], strict=True)) if within else list(zip(own, values, strict=True))
+    for mine, theirs in pairs:
+        difference = abs(mine - theirs) / max(abs(theirs), 1.0)
+        finding.differences[name] = max(finding.differences.get(name, 0.0), difference)
+    for mine, theirs in zip(own, values, strict=True):
+        if name == "enumeration" and mine > theirs * (1 + within) + TOLERANCE * max(theirs, 1.0):
+            finding.problems.append(f"{name}: {mine} is more than {within} above {theirs}")
+    if finding.differences.get(name, 0.0) > TOLERANCE:
+        finding.problems.append(f"{name}: {unserved} {values}, highs {own_unserved} {own}")
+
+
+def values_of(problem, plan):
+    """Return a plan's unserved req/s by priority, and its objectives, the cost with changes as the last one."""
+    priority = problem.shed.priority if problem.shed else {}
+    ranks = sorted({priority.get(demand.service, 1) for demand in problem.demands})
+    unserved = [sum(item.rate_rps for item in plan.unserved if item.priority == rank) for rank in ranks]
+    if problem.goal is None:
+        return unserved, [plan.cost_usd_per_hour + (plan.change_usd_per_hour or 0.0)]
+    return unserved, [item.value for item, _ in zip(plan.objectives, stages_of(problem.goal), strict=True)]

@@ -1,0 +1,64 @@
+"""Random fleets of all families together: plan check, two solvers and an enumeration must agree.
+
+`python benchmarks/optimizer_cross_check.py` does the same for thousands.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from cross_check import check_case
+from fleet_enumeration import enumerate_fleets, maximum
+from random_fleets import FAMILIES, GOALS, random_case
+
+from planner.domain.problem import Goal
+from planner.optimize import Assignment, SolverSettings, solve, verify_plan
+
+EXACT = SolverSettings(relative_gap=0.0)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_everything_that_can_judge_a_random_fleet_agrees(block):
+    n_enumerated = 0
+    for index in range(30):
+        case = random_case(np.random.default_rng([2026, block, index]))
+        finding = check_case(case, with_cbc=index % 3 == 0)
+        assert not finding.problems, (index, case.families, finding.problems)
+        n_enumerated += finding.is_enumerated
+    assert n_enumerated >= 15
+
+
+def test_every_family_is_drawn_and_often_with_others():
+    drawn = [random_case(np.random.default_rng([1, index])).families for index in range(300)]
+    assert {name for families in drawn for name in families} == set(FAMILIES)
+    assert np.mean([len(families) for families in drawn]) >= 2
+
+
+def test_the_enumerations_simplex_and_its_duals():
+    value, duals = maximum([3, 2], [[1, 1], [1, 3], [Fraction(1, 2), 0]], [4, 6, Fraction(3, 2)])
+    assert value == 11
+    assert sum(dual * bound for dual, bound in zip(duals, [4, 6, Fraction(3, 2)], strict=True)) == 11
+    assert min(duals) >= 0
+
+
+def test_the_enumeration_on_the_known_answer(make):
+    assert enumerate_fleets(make.melange_example())[1] == [pytest.approx(4.68)]
+    capped = make.melange_example(limits=(make.limit("few", "usd_per_hour", 2.0),))
+    assert enumerate_fleets(capped) is None
+
+
+@pytest.mark.parametrize("stages", GOALS, ids=str)
+def test_ties_use_nothing_of_what_objectives_may_be_missed_by(make, stages):
+    """A looser objective is for later ones to use; fleets that differ in it are no ties."""
+    offers = [make.offer(f"O{i}", price) for i, price in enumerate((1.0, 1.0, 2.0))]
+    watts = (500.0, 450.0, 900.0)
+    options = [
+        make.option(each, [rate], power_w=power) for each, rate, power in zip(offers, (2, 2, 4), watts, strict=True)
+    ]
+    problem = make.problem(make.demand([6.0]), options, goal=Goal(stages=stages, within=0.25))
+    plan = solve(problem, settings=EXACT, assignment=Assignment.fractional())
+    verify_plan(problem, plan)
+    last = enumerate_fleets(problem)[1][-1]
+    assert plan.objectives[-1].value == pytest.approx(last)

@@ -1,0 +1,324 @@
+"""Small random fleets in which every family of the problem is drawn in combination with the others.
+
+One function adds one family to a problem; `FAMILIES` lists them with how often each is drawn. A family that a release
+adds takes one function and one entry here (and, where an enumeration can follow it, its part of `fleet_enumeration`).
+Numbers are small integers and quarters, so that ties and exact fits are frequent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from planner.domain.hardware import Market, Offer
+from planner.domain.problem import (
+    ChangeCost,
+    Facet,
+    FleetProblem,
+    Goal,
+    Horizon,
+    Limit,
+    Measure,
+    Minimum,
+    Resource,
+    Running,
+    Scope,
+    ServingOption,
+    ShareCap,
+    Shedding,
+    Survival,
+    VarietyLimit,
+)
+from planner.domain.workload import Bucket, Demand
+from planner.optimize import Assignment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from planner.domain.problem import Rule
+
+    Family = Callable[[FleetProblem, np.random.Generator], FleetProblem]
+
+HOUR_S = 3600.0
+SLICED = "slices"
+GOALS = (
+    ({Measure.POWER: 1.0},),
+    ({Measure.GPUS: 1.0},),
+    ({Measure.COST: 1.0, Measure.POWER: 8.0},),
+    ({Measure.GPUS: 1.0}, {Measure.POWER: 1.0}),
+    ({Measure.COST: 1.0}, {Measure.POWER: 1.0}),
+    ({Measure.POWER: 2.0, Measure.GPUS: 0.5}, {Measure.GPUS: 1.0}),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One random problem, how its buckets may be split, and what was drawn for it."""
+
+    problem: FleetProblem
+    assignment: Assignment
+    families: tuple[str, ...]
+
+
+def random_case(rng: np.random.Generator) -> Case:
+    """Return a fleet with every family by its chance, in random order; what is refused together is not drawn."""
+    problem = plain_fleet(rng)
+    drawn: list[str] = []
+    for name in rng.permutation(list(FAMILIES)).tolist():
+        chance, add = FAMILIES[name]
+        if rng.random() < chance and not any({name, other} in REFUSED for other in drawn):
+            problem = add(problem, rng)
+            drawn.append(name)
+    assignment = Assignment.sliced(int(rng.integers(1, 4))) if SLICED in drawn else Assignment.fractional()
+    return Case(problem=problem, assignment=assignment, families=tuple(sorted(drawn)))
+
+
+def plain_fleet(rng: np.random.Generator) -> FleetProblem:
+    """Return one or two services on two or three offers, without any limit."""
+    offers = [_offer(index, rng) for index in range(int(rng.integers(2, 4)))]
+    demands, options = [], []
+    for service in ("chat", "code")[: int(rng.choice([1, 1, 2]))]:
+        n_buckets = int(rng.choice([1, 2, 2, 3]))
+        rates = rng.integers(1, 6, n_buckets)
+        buckets = tuple(Bucket(row=row, column=0, rate_rps=float(rate)) for row, rate in enumerate(rates.tolist()))
+        demands.append(Demand(service=service, buckets=buckets))
+        for offer in offers:
+            sizes = [size for size in (1, 2, 4) if size <= offer.gpus_per_instance]
+            for size in rng.choice(sizes, size=1 if rng.random() < 0.8 else len(sizes), replace=False).tolist():
+                table = rng.integers(1, 6, n_buckets) * size * (rng.random(n_buckets) < 0.9)
+                options.append(
+                    ServingOption(
+                        service=service,
+                        offer=offer,
+                        gpus_per_replica=size,
+                        throughput_rps=table.astype(float),
+                        power_w=100.0 * size * int(rng.integers(1, 6)),
+                    )
+                )
+    return FleetProblem(demands=tuple(demands), options=tuple(options))
+
+
+def _offer(index: int, rng: np.random.Generator) -> Offer:
+    gpus = int(rng.choice([1, 1, 2, 4]))
+    return Offer(
+        name=f"O{index}",
+        provider=f"p{rng.integers(0, 2)}",
+        instance_type=f"{gpus}x",
+        region=f"r{rng.integers(0, 2)}",
+        market=Market.ON_DEMAND,
+        gpu=f"G{rng.integers(0, 3)}",
+        gpus_per_instance=gpus,
+        price_usd_per_hour=float(rng.integers(2, 13)) / 4 * gpus,
+        vcpus=4.0 * gpus,
+    )
+
+
+def _with_offers(problem: FleetProblem, changed: dict[str, Offer]) -> FleetProblem:
+    options = (replace(option, offer=changed.get(option.offer.name, option.offer)) for option in problem.options)
+    return replace(problem, options=tuple(options))
+
+
+def _offers(problem: FleetProblem) -> list[Offer]:
+    return list({option.offer.name: option.offer for option in problem.options}.values())
+
+
+def _scope(problem: FleetProblem, rng: np.random.Generator) -> Scope:
+    offer = _offers(problem)[int(rng.integers(0, len(_offers(problem))))]
+    scopes = (
+        Scope(),
+        Scope(),
+        Scope(provider=offer.provider),
+        Scope(region=offer.region),
+        Scope(gpu=offer.gpu),
+        Scope(market=offer.market),
+        Scope(offer=offer.name),
+    )
+    return scopes[int(rng.integers(0, len(scopes)))]
+
+
+def _facet(rng: np.random.Generator, *names: str) -> Facet:
+    return Facet(str(rng.choice(names)))
+
+
+def _ruled(problem: FleetProblem, *rules: Rule) -> FleetProblem:
+    return replace(problem, rules=(*problem.rules, *rules))
+
+
+# --- one function per family ----------------------------------------------------------------------------------------
+
+STEP_OF = {
+    Resource.INSTANCES: 1.0,
+    Resource.GPUS: 1.0,
+    Resource.VCPUS: 4.0,
+    Resource.USD_PER_HOUR: 1.5,
+    Resource.WATTS: 300.0,
+}
+
+
+def add_limits(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """One or two limits of any resource on any scope."""
+    limits = []
+    for index in range(int(rng.integers(1, 3))):
+        resource = Resource(str(rng.choice(list(Resource))))
+        bound = STEP_OF[resource] * float(rng.integers(1, 9))
+        limits.append(Limit(name=f"limit {index}", resource=resource, bound=bound, scope=_scope(problem, rng)))
+    return replace(problem, limits=tuple(limits))
+
+
+def add_availability(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """Some offers have only a few instances."""
+    scarce = {
+        offer.name: replace(offer, available=int(rng.integers(0, 4)))
+        for offer in _offers(problem)
+        if rng.random() < 0.5
+    }
+    return _with_offers(problem, scarce)
+
+
+def add_headroom(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """Headroom above the demand, and a cap on utilisation."""
+    return replace(
+        problem,
+        headroom_fraction=float(rng.choice([0.0, 0.25, 0.5])),
+        utilization_cap=float(rng.choice([1.0, 0.5, 0.75])),
+    )
+
+
+def add_variety(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """At most one group, or two."""
+    facet = _facet(rng, "gpu", "provider", "offer")
+    return _ruled(problem, VarietyLimit(name=f"{facet} groups", facet=facet, bound=int(rng.integers(1, 3))))
+
+
+def add_minimum(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """Instances or GPUs that are rented in any case."""
+    resource = Resource(str(rng.choice(["gpus", "instances"])))
+    bound = float(rng.integers(1, 4))
+    return _ruled(problem, Minimum(name="minimum", resource=resource, bound=bound, scope=_scope(problem, rng)))
+
+
+def add_share(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """A cap on what one group serves, of all services or of one."""
+    service = problem.demands[0].service if rng.random() < 0.3 else None
+    facet = _facet(rng, "gpu", "provider", "region", "offer")
+    bound = float(rng.choice([0.5, 0.625, 0.75]))
+    return _ruled(problem, ShareCap(name="share", facet=facet, bound=bound, service=service))
+
+
+def add_survival(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """The loss of any one group is survived, in whole or in part."""
+    facet = _facet(rng, "gpu", "provider", "region", "offer")
+    scope = _scope(problem, rng) if rng.random() < 0.3 else Scope()
+    return _ruled(problem, Survival(name="survive", facet=facet, bound=float(rng.choice([1.0, 0.5])), scope=scope))
+
+
+def add_spot(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """Some offers are spot, which runs only a part of the time and may serve only a part of the requests."""
+    spot = {offer.name: replace(offer, market=Market.SPOT) for offer in _offers(problem) if rng.random() < 0.5}
+    problem = _with_offers(problem, spot)
+    options = tuple(
+        replace(option, throughput_rps=option.throughput_rps * 0.75) if option.offer.name in spot else option
+        for option in problem.options
+    )
+    cap = ShareCap(
+        name="share of spot",
+        facet=Facet.MARKET,
+        bound=float(rng.choice([0.25, 0.5])),
+        scope=Scope(market=Market.SPOT),
+    )
+    return _ruled(replace(problem, options=options), cap)
+
+
+def add_shedding(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """Demand may stay unserved, by priority."""
+    return replace(problem, shed=Shedding(priority={item.service: int(rng.integers(1, 3)) for item in problem.demands}))
+
+
+def add_goal(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """Objectives other than the cost: single, weighted, one after the other."""
+    stages = GOALS[int(rng.integers(0, len(GOALS)))]
+    return replace(problem, goal=Goal(stages=stages, within=float(rng.choice([0.0, 0.0, 0.25]))))
+
+
+def add_change(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """A fleet runs today, and leaving it costs something."""
+    chosen = [option for option in problem.options if rng.random() < 0.6]
+    return replace(
+        problem,
+        change=ChangeCost(
+            running=tuple(
+                Running(
+                    service=option.service,
+                    offer=option.offer.name,
+                    option=option.offer.name,
+                    gpus_per_replica=option.gpus_per_replica,
+                    tensor_parallel=option.gpus_per_replica,
+                    replicas=int(rng.integers(1, 4)),
+                )
+                for option in {(each.service, each.offer.name): each for each in chosen}.values()
+            ),
+            instances={},
+            start_usd=float(rng.integers(0, 4)),
+            stop_usd=float(rng.integers(0, 4)),
+            horizon_hours=2.0,
+        ),
+    )
+
+
+def add_horizon(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """Two or three periods, start-up and lease, sometimes with commitments on offer."""
+    n_periods = int(rng.integers(2, 4))
+    factors = {
+        item.service: (1.0, *rng.choice([0.0, 0.5, 1.0, 2.0], n_periods - 1).tolist()) for item in problem.demands
+    }
+    horizon = Horizon(
+        step_s=HOUR_S,
+        factors=factors,
+        start_up_s=float(rng.choice([0.0, 0.25, 1.0])) * HOUR_S,
+        minimum_lease_s=float(rng.choice([0.0, 1.0, 2.0])) * HOUR_S,
+    )
+    problem = replace(problem, horizon=horizon)
+    if rng.random() < 0.4:
+        first = problem.options[0].offer
+        reserved = replace(
+            first,
+            name=f"{first.name}-1y",
+            market=Market.RESERVED_1Y,
+            price_usd_per_hour=first.price_usd_per_hour * float(rng.choice([0.5, 0.75])),
+        )
+        twins = [replace(item, offer=reserved) for item in problem.options if item.offer == first]
+        problem = replace(problem, options=(*problem.options, *twins))
+    return problem
+
+
+def no_change(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """Slices are an assignment, not a part of the problem."""
+    return problem
+
+
+FAMILIES: dict[str, tuple[float, Family]] = {
+    "limits": (0.4, add_limits),
+    "availability": (0.25, add_availability),
+    "headroom": (0.3, add_headroom),
+    "variety": (0.2, add_variety),
+    "minimum": (0.2, add_minimum),
+    "share caps": (0.2, add_share),
+    "survival": (0.2, add_survival),
+    "spot": (0.2, add_spot),
+    "shedding": (0.25, add_shedding),
+    "goals": (0.25, add_goal),
+    "changes": (0.25, add_change),
+    "horizon": (0.2, add_horizon),
+    SLICED: (0.1, no_change),
+}
+"""How often each family is drawn, and what adds it."""
+
+REFUSED: tuple[set[str], ...] = (
+    *({"horizon", other} for other in ("variety", "minimum", "share caps", "survival", "spot")),
+    *({"horizon", other} for other in ("shedding", "goals", "changes")),
+    *({"shedding", other} for other in ("survival", "share caps", "spot", "changes", "goals", SLICED)),
+    {"goals", "changes"},
+)
+"""Pairs that the planner refuses to plan for (docs/explanation/limits.md)."""
