@@ -80,6 +80,13 @@ class Offer:
     available: int | None = None
     """Instances that can be had; None = unlimited as far as is known."""
     notes: str = ""
+    part_of: str = ""
+    """Name of the offer that this is one zone's part of; empty for an offer as it is listed."""
+
+    @property
+    def listing(self) -> str:
+        """Name under which it is listed: what is available, and what quotas name, counts for all of its zones."""
+        return self.part_of or self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

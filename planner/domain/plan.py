@@ -92,6 +92,8 @@ class Rental:
     cost_usd_per_hour: float
     price_as_of: str | None = None
     price_source: str = ""
+    zone: str = ""
+    """Where zones matter: the offer's own, or the number of one of the region's zones; empty = any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

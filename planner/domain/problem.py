@@ -72,9 +72,9 @@ class Scope:
             (self.region, offer.region),
             (self.gpu, offer.gpu),
             (self.market, offer.market),
-            (self.offer, offer.name),
         )
-        return all(wanted is None or wanted == have for wanted, have in pairs)
+        is_named = self.offer is None or self.offer in {offer.name, offer.listing}
+        return is_named and all(wanted is None or wanted == have for wanted, have in pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,17 +133,22 @@ class Facet(StrEnum):
     GPU = "gpu"
     PROVIDER = "provider"
     REGION = "region"
+    ZONE = "zone"
     OFFER = "offer"
     MARKET = "market"
 
     def of(self, offer: Offer) -> str:
-        """Return the group that `offer` is in; regions of two providers are two, whatever they are called."""
-        if self is Facet.REGION:
-            return " ".join(part for part in (offer.provider, offer.region) if part)
+        """Return the group that `offer` is in; regions of two providers are two, whatever they are called.
+
+        An offer that names no zone is in one with all others of its region that name none.
+        """
+        if self in {Facet.REGION, Facet.ZONE}:
+            zone = offer.zone if self is Facet.ZONE else None
+            return " ".join(part for part in (offer.provider, offer.region, zone) if part)
         return {
             Facet.GPU: offer.gpu,
             Facet.PROVIDER: offer.provider,
-            Facet.OFFER: offer.name,
+            Facet.OFFER: offer.listing,
             Facet.MARKET: str(offer.market),
         }[self]
 
@@ -251,7 +256,36 @@ class Survival:
     """Groups outside are not lost."""
 
 
-Rule = VarietyLimit | Minimum | ShareCap | Survival
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceLoss:
+    """What is left after the loss of any `count` instances serves the fraction `bound` of all demand.
+
+    Which replicas share an instance is not planned, so the guarantee holds wherever they are: every option on an offer
+    that loses instances loses as many replicas as these can hold of it, or all.
+    """
+
+    name: str
+    """Shown to the user: "survive largest 1 instance"."""
+    count: int
+    bound: float = 1.0
+    """Of every bucket's requests, without headroom."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaLoss:
+    """N+k: what is left after the loss of any `count` replicas of a service serves `bound` of its demand."""
+
+    name: str
+    """Shown to the user: "1 spare replica of chat"."""
+    count: int
+    service: str
+    bound: float = 1.0
+    """Of every bucket's requests, without headroom."""
+
+
+Redundancy = Survival | InstanceLoss | ReplicaLoss
+"""Rules that ask for more than today's requests need, so that something may be lost."""
+Rule = VarietyLimit | Minimum | ShareCap | Survival | InstanceLoss | ReplicaLoss
 """What a plan must keep besides its limits; each can be priced, relaxed and named."""
 
 

@@ -117,6 +117,7 @@ class RentalDocument(_Part):
     cost_usd_per_hour: NonNegative = Field(description="Price of all these instances.")
     price_as_of: str | None = Field(None, description="Date of the price, YYYY-MM-DD.")
     price_source: str = Field("", description="Where the price was read.")
+    zone: str = Field("", description="The offer's zone, or the number of one of its region's; empty = any.")
 
 
 class RouteDocument(_Part):

@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.problem import COMMITTED_MARKETS, Minimum, Resource, ShareCap, Survival, VarietyLimit
+from planner.domain.problem import (
+    COMMITTED_MARKETS,
+    InstanceLoss,
+    Minimum,
+    Redundancy,
+    ReplicaLoss,
+    Resource,
+    ShareCap,
+    VarietyLimit,
+)
 from planner.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -62,7 +71,7 @@ class FleetArrays:
     @property
     def keeps_spares(self) -> bool:
         """Whether replicas that today's requests do not need can be worth keeping."""
-        return self.change is not None or any(isinstance(rule, Survival) for rule in self.rules)
+        return self.change is not None or any(isinstance(rule, Redundancy) for rule in self.rules)
 
     horizon: Horizon | None = None
     """Periods; buckets, options and pools are then repeated per period, the first period's first. Offers are not."""
@@ -148,7 +157,7 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
         option_pool=option_pool,
         pool_offer=pool_offer,
         replicas_upper=np.maximum(
-            np.maximum(np.ceil(whole_load * (1 + _ROUNDING)), running),
+            np.maximum(np.ceil(whole_load * (1 + _ROUNDING)) + _spares(problem.rules, options), running),
             np.bincount(pair_option, minlength=len(options)) > 0,
         ),
         rules=problem.rules,
@@ -159,6 +168,28 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
         is_sliced=assignment.slice_factor is not None,
     )
     return steady if problem.horizon is None else _over_periods(steady, problem.horizon)
+
+
+def _spares(rules: Iterable[Rule], options: Sequence[ServingOption]) -> IntArray:
+    """Return how many replicas of each option a loss can take before those that serve, shape (options,).
+
+    With so many beside what all of its buckets need, an option serves these whatever is lost.
+    """
+    most = np.zeros(len(options), dtype=np.int64)
+    for rule in rules:
+        if isinstance(rule, ReplicaLoss):
+            mine = [rule.count if option.service == rule.service else 0 for option in options]
+        elif isinstance(rule, InstanceLoss):
+            mine = [rule.count * replicas_per_instance(option) for option in options]
+        else:
+            continue
+        most = np.maximum(most, mine)
+    return most
+
+
+def replicas_per_instance(option: ServingOption) -> int:
+    """Return the most replicas of `option` that one instance holds."""
+    return offer_gpus(option.offer) // option.gpus_per_replica
 
 
 def _over_periods(steady: FleetArrays, horizon: Horizon) -> FleetArrays:
@@ -310,6 +341,11 @@ def _check_combinations(problem: FleetProblem) -> None:
             "Demand cannot be shed under caps on shares (of which requests?) or a price of changes.",
             hint="Set constraints.shed to never, or leave the others out.",
         )
+    if problem.shed is not None and any(isinstance(rule, Redundancy) for rule in problem.rules):
+        raise InputError(
+            "Demand cannot be shed by a fleet that is to survive a loss: what it must serve then is not fixed.",
+            hint="Set constraints.shed to never, or leave survive and spare_replicas out.",
+        )
     if problem.goal is not None and is_priced:
         raise InputError(
             "Changes have a price, and the objective is not the cost alone.",
@@ -392,9 +428,11 @@ def _check_rule(rule: Rule, services: Container[str]) -> None:
             raise InputError(f"{rule.name} counts {rule.resource}.", hint="A minimum counts instances or GPUs.")
         if not (np.isfinite(rule.bound) and rule.bound >= 0):
             raise InputError(f"{rule.name} is {rule.bound!r}.", hint="It must not be negative.")
-    if isinstance(rule, ShareCap | Survival) and not 0 <= rule.bound <= 1:
+    if isinstance(rule, ShareCap | Redundancy) and not 0 <= rule.bound <= 1:
         raise InputError(f"The {rule.name} is {rule.bound!r}.", hint="A share lies between 0 and 1.")
-    if isinstance(rule, ShareCap) and rule.service is not None and rule.service not in services:
+    if isinstance(rule, InstanceLoss | ReplicaLoss) and not rule.count >= 1:
+        raise InputError(f"The {rule.name} counts {rule.count!r}.", hint="Leave the rule out, or lose at least one.")
+    if isinstance(rule, ShareCap | ReplicaLoss) and rule.service is not None and rule.service not in services:
         raise InputError(f"The {rule.name} is for {rule.service!r}, for which there is no demand.")
 
 

@@ -303,6 +303,7 @@ def _rentals(fleet: FleetArrays, chosen: Fleet) -> tuple[Rental, ...]:
             cost_usd_per_hour=round(float(offer.price_usd_per_hour) * count, COST_DIGITS),
             price_as_of=_date(offer),
             price_source=offer.source,
+            zone=offer.zone or "",
         )
         for offer, count in zip(fleet.offers, _instances_by_offer(fleet, chosen), strict=True)
         if count

@@ -92,7 +92,7 @@ def _total(problem: FleetProblem, plan: Plan) -> float:
 
 def _without_availability(problem: FleetProblem, name: str) -> FleetProblem:
     options = (
-        replace(option, offer=replace(option.offer, available=None)) if option.offer.name == name else option
+        replace(option, offer=replace(option.offer, available=None)) if option.offer.listing == name else option
         for option in problem.options
     )
     return replace(problem, options=tuple(options))

@@ -235,10 +235,12 @@ def _fill(rooms: Counter[int], room: int, *, size: int, unplaced: int, n_instanc
 
 def _check_limits(problem: FleetProblem, plan: Plan, by_key: dict[tuple[str, str], ServingOption]) -> None:
     offers = {option.offer.name: option.offer for option in problem.options}
+    rented: Counter[str] = Counter()
     for rental in plan.rentals:
-        available = offers[rental.offer].available
-        if available is not None and rental.instances > available:
-            _fail(f"{rental.instances} instances of {rental.offer} are rented, and {available} are available")
+        rented[offers[rental.offer].listing] += rental.instances
+    for offer in offers.values():
+        if offer.available is not None and rented[offer.listing] > offer.available:
+            _fail(f"{rented[offer.listing]} instances of {offer.listing} are rented, {offer.available} are available")
     for limit in problem.limits:
         total = _usage(limit, plan, offers, by_key)
         if total > limit.bound + LIMIT_TOLERANCE * max(limit.bound, 1.0):

@@ -19,6 +19,7 @@ import numpy as np
 from planner.domain.problem import (
     COMMITTED_MARKETS,
     Facet,
+    InstanceLoss,
     Measure,
     Minimum,
     Resource,
@@ -26,7 +27,7 @@ from planner.domain.problem import (
     Survival,
     VarietyLimit,
 )
-from planner.optimize.arrays import chains, offer_gpus, option_sort_key
+from planner.optimize.arrays import chains, offer_gpus, option_sort_key, replicas_per_instance
 from planner.optimize.rows.limits import instance_usage
 
 if TYPE_CHECKING:
@@ -106,15 +107,20 @@ def _marks(problem: FleetProblem, offer: Offer) -> Iterator[bool | str]:
     """Yield what two offers must share so that one can stand for the other under the rules.
 
     An offer that takes another one's place must not bring a new GPU type or provider, nor a larger part of the
-    requests to a group whose part is capped. The number of distinct offers only falls, and minima stay fulfilled.
+    requests to a group whose part is capped. The number of distinct offers only falls, unless one of an offer's zones
+    gives way to another offer and the others do not; and minima stay fulfilled.
     """
     for rule in problem.rules:
-        if isinstance(rule, VarietyLimit) and rule.facet is not Facet.OFFER:
-            yield rule.facet.of(offer)
+        if isinstance(rule, VarietyLimit):
+            yield offer.part_of if rule.facet is Facet.OFFER else rule.facet.of(offer)
         if isinstance(rule, Minimum):
             yield rule.scope.covers(offer)
         if isinstance(rule, ShareCap | Survival):
             yield rule.facet.of(offer) if rule.scope.covers(offer) else ""
+
+
+def _can_lose_instances(problem: FleetProblem) -> bool:
+    return any(isinstance(rule, InstanceLoss) for rule in problem.rules)
 
 
 def _runs(problem: FleetProblem, option: ServingOption) -> bool:
@@ -135,10 +141,11 @@ def _undominated(options: Sequence[ServingOption], problem: FleetProblem) -> tup
     )
     # A smaller replica in its place can cut a chain of sizes in two (1, 2, 4 with 3), so sizes must already chain.
     sizes_chain = len(chains([option.gpus_per_replica for option in options])) == 1
+    same_size = not sizes_chain or _can_lose_instances(problem)  # a lost instance takes more of the smaller replicas
     kept: list[ServingOption] = []
     for option in sorted(options, key=lambda item: (item.gpus_per_replica, item.power_w or 0.0)):
         stays = _runs(problem, option)
-        if stays or not any(_serves_as_well(better, option, watts=watts, same_size=not sizes_chain) for better in kept):
+        if stays or not any(_serves_as_well(better, option, watts=watts, same_size=same_size) for better in kept):
             kept = [
                 old
                 for old in kept
@@ -168,6 +175,8 @@ def _replaces(better: _OfferGroup, worse: _OfferGroup, problem: FleetProblem) ->
     """Return whether any content of m instances of `worse` runs on r m instances of `better` at no more cost."""
     if worse.is_running or not better.is_unlimited or better.signature != worse.signature or worse.gpus % better.gpus:
         return False
+    if _can_lose_instances(problem) and any(replicas_per_instance(option) > 1 for option in better.options):
+        return False  # three replicas on each of two offers lose three with an instance, six on one of them all six
     count = worse.gpus // better.gpus
     if count * better.offer.price_usd_per_hour > worse.offer.price_usd_per_hour * (1 + _PRICE_TOLERANCE):
         return False

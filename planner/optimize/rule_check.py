@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from planner.domain.problem import Minimum, Resource, ShareCap, Survival, VarietyLimit
+from planner.domain.problem import Minimum, Redundancy, Resource, ShareCap, VarietyLimit
 from planner.errors import SolverLiedError
-from planner.optimize.backends import solve_milp
-from planner.optimize.milp import MilpBuilder
-from planner.optimize.settings import SolverSettings
+from planner.optimize.loss_check import check_losses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +15,6 @@ if TYPE_CHECKING:
     from planner.domain.hardware import Offer
     from planner.domain.plan import Plan
     from planner.domain.problem import FleetProblem, ServingOption
-    from planner.domain.workload import Demand
 
 TOLERANCE = 1e-6
 """Relative, of a minimum or of a service's requests: what solvers accept."""
@@ -39,8 +34,8 @@ def check_rules(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, st
             _check_variety(rule, rented)
         elif isinstance(rule, Minimum):
             _check_minimum(rule, rented)
-        elif isinstance(rule, Survival):
-            _check_survival(rule, problem, plan, by_key)
+        elif isinstance(rule, Redundancy):
+            check_losses(rule, problem, plan, by_key)
         else:
             _check_share(rule, plan, by_key)
     _check_change(problem, plan, by_key)
@@ -79,50 +74,6 @@ def _check_share(rule: ShareCap, plan: Plan, by_key: Mapping[tuple[str, str], Se
     for (service, group), rate in parts.items():
         if rate > (rule.bound + 2 * TOLERANCE) * totals[service]:
             _fail(f"{group} serves {rate / totals[service]:.6f} of {service}, and the {rule.name} is {rule.bound:g}")
-
-
-def _check_survival(
-    rule: Survival, problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, str], ServingOption]
-) -> None:
-    """With the options of each group gone, one linear programme per service says how much the others can serve."""
-    running = [(by_key[item.service, item.option], item.replicas) for item in plan.allocation]
-    for group in sorted({rule.facet.of(option.offer) for option, _ in running if rule.scope.covers(option.offer)}):
-        left = [
-            (option, replicas)
-            for option, replicas in running
-            if not (rule.scope.covers(option.offer) and rule.facet.of(option.offer) == group)
-        ]
-        for demand in problem.demands:
-            mine = [(option, replicas) for option, replicas in left if option.service == demand.service]
-            if _least_served(demand, mine, problem.utilization_cap) < rule.bound - 5 * TOLERANCE:
-                _fail(f"without {group} what is left of {demand.service} serves less than {rule.bound:g} of the demand")
-
-
-def _least_served(demand: Demand, running: list[tuple[ServingOption, int]], cap: float) -> float:
-    """Return the largest fraction f, at most 1, of every bucket's requests that `running` serves together."""
-    if not demand.buckets:
-        return 1.0
-    size = len(demand.buckets)
-    builder = MilpBuilder()
-    f = builder.add_columns("f", 1, upper=1.0, cost=-1.0)
-    rows, columns, loads, replicas = [], [], [], []
-    for index, (option, count) in enumerate(running):
-        able = np.flatnonzero(option.throughput_rps > 0)
-        rates = np.array([demand.buckets[bucket].rate_rps for bucket in able])
-        rows.append(np.concatenate([able, np.full(len(able), size + index)]))
-        share = builder.add_columns("share", len(able))
-        columns.append(np.concatenate([share, share]))
-        loads.append(np.concatenate([np.ones(len(able)), -rates / option.throughput_rps[able]]))
-        replicas.append(-cap * count)
-    builder.add_rows(
-        "left",
-        rows=np.concatenate([np.arange(size), *rows]),
-        columns=np.concatenate([np.repeat(f, size), *columns]),
-        values=np.concatenate([-np.ones(size), *loads]),
-        lower=np.array([0.0] * size + replicas),
-    )
-    raw = solve_milp(builder.freeze(), SolverSettings())
-    return 0.0 if raw.values is None else float(raw.values[f[0]])
 
 
 def _check_change(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, str], ServingOption]) -> None:

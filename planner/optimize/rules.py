@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.problem import FleetProblem, Minimum, Resource, Rule, ShareCap, Survival, VarietyLimit
+from planner.domain.problem import FleetProblem, Minimum, Redundancy, Resource, Rule, ShareCap, VarietyLimit
 from planner.optimize.rows.minimums import minimum_coefficients
 from planner.optimize.rows.shares import share_rows
 from planner.optimize.rows.variety import group_offers
@@ -28,7 +28,7 @@ def rule_text(rule: Rule, bound: float | None = None) -> str:
     if isinstance(rule, ShareCap):
         whose = f" of {rule.service}" if rule.service else ""
         return f"{rule.name}{whose} <= {100 * value:.4g}%"
-    if isinstance(rule, Survival):
+    if isinstance(rule, Redundancy):
         return f"{rule.name} >= {100 * value:.4g}%"
     if isinstance(rule, Minimum):
         unit = "GPUs" if rule.resource is Resource.GPUS else "instances"

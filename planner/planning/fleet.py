@@ -23,6 +23,7 @@ from planner.domain.problem import (
 )
 from planner.errors import InputError
 from planner.files.bundled import bundled_sha256
+from planner.files.request.constraints import LARGEST_INSTANCES
 from planner.planning.catalog import owned_offers, read_catalog
 from planner.planning.energy import ENERGY_ASSUMPTION, energy_of
 from planner.planning.horizon import (
@@ -35,6 +36,7 @@ from planner.planning.located import at, inside
 from planner.planning.question import Question, Relaxation
 from planner.planning.rules import request_rules, todays_fleet
 from planner.planning.services import PreparedService, prepare_service
+from planner.planning.zones import asks_for_zones, offers_by_zone, zone_assumptions
 from planner.profilers.efficiency import check_engine, default_params
 from planner.profilers.measured import MeasuredStore, load_measured, read_profile_file
 from planner.profilers.options import OptionProfile, profile_option
@@ -50,6 +52,11 @@ if TYPE_CHECKING:
     from planner.files.request import PlanRequest
     from planner.files.request.objective import Objective
     from planner.profilers.schema import MeasuredPoint
+
+INSTANCES_LOST = (
+    "An instance that is lost takes as many replicas of each option on its offer as fit on it: which replicas share an "
+    "instance is not planned."
+)
 
 ASSUMPTIONS = (
     "A replica's load is the sum of its buckets' loads (rate / largest rate of that bucket alone within the SLO).",
@@ -164,6 +171,8 @@ def fleet_question(
     """
     gpus = load_gpus()
     offers, catalog_warnings = read_catalog(request.catalog, gpus=gpus, base_dir=base_dir, today=today, strict=strict)
+    if asks_for_zones(request):
+        offers = offers_by_zone(request.catalog, offers)
     limits = tuple(limits_of(request.constraints, gpus, offers))
     if request.objective.cost_cap is not None:
         limits += (Limit(name=COST_CAP, resource=Resource.USD_PER_HOUR, bound=request.objective.cost_cap),)
@@ -204,7 +213,7 @@ def fleet_question(
         warnings=catalog_warnings
         + uncounted
         + tuple(warning for service in services for warning in service.demand.warnings),
-        assumptions=tuple(_assumptions(request, services)),
+        assumptions=tuple(_assumptions(request, services, offers)),
         unchecked_gpus=_unchecked_gpus(prepared),
         inputs={"files": files, "bundled": bundled_sha256("catalogs", "profiles")},
         relaxations=tuple(_relaxations(prepared, slos)),
@@ -272,7 +281,7 @@ def _measured(request: PlanRequest, own: Sequence[MeasuredPoint]) -> MeasuredSto
     return load_measured().with_rows(own)
 
 
-def _assumptions(request: PlanRequest, services: Sequence[PreparedService]) -> Iterator[str]:
+def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offers: Sequence[Offer]) -> Iterator[str]:
     for service in services:
         formats = ", ".join(dict.fromkeys(config.precision for config in service.configs))
         engine = service.request.engine.name
@@ -294,6 +303,10 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService]) -> I
         yield from horizon_assumptions(request.horizon, rhythms)
     yield from commitment_assumptions(request.catalog)
     yield ENERGY_ASSUMPTION
+    if asks_for_zones(request):
+        yield from zone_assumptions(request.catalog, offers)
+    if any(LARGEST_INSTANCES.fullmatch(loss) for loss in request.constraints.survive):
+        yield INSTANCES_LOST
     yield from ASSUMPTIONS
 
 

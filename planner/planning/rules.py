@@ -9,7 +9,9 @@ from planner.domain.hardware import Market
 from planner.domain.problem import (
     ChangeCost,
     Facet,
+    InstanceLoss,
     Minimum,
+    ReplicaLoss,
     Resource,
     Running,
     Scope,
@@ -19,6 +21,7 @@ from planner.domain.problem import (
 )
 from planner.errors import InputError, Where
 from planner.files.plan_schema import read_plan
+from planner.files.request.constraints import LARGEST_INSTANCES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -62,13 +65,27 @@ def request_rules(
             )
     yield from _spread(request)
     yield from _spot(request)
+    yield from _redundancy(request)
+
+
+def _redundancy(request: PlanRequest) -> Iterator[Rule]:
+    """Yield what the fleet must be able to lose."""
     for loss in dict.fromkeys(request.constraints.survive):
         is_pool = loss == "spot-pool"
-        yield Survival(
-            name=f"survive {loss}",
-            facet=Facet.OFFER if is_pool else Facet(loss),
-            scope=Scope(market=Market.SPOT) if is_pool else Scope(),
-        )
+        instances = LARGEST_INSTANCES.fullmatch(loss)
+        if instances:
+            yield InstanceLoss(name=f"survive {loss}", count=int(instances[1]))
+        else:
+            yield Survival(
+                name=f"survive {loss}",
+                facet=Facet.OFFER if is_pool else Facet(loss),
+                scope=Scope(market=Market.SPOT) if is_pool else Scope(),
+            )
+    for service in request.services:
+        spares = request.constraints.spare_replicas if service.spare_replicas is None else service.spare_replicas
+        if spares:
+            name = f"{spares} spare replica{'s' if spares > 1 else ''} of {service.name}"
+            yield ReplicaLoss(name=name, count=spares, service=service.name)
 
 
 def _spread(request: PlanRequest) -> Iterator[Rule]:
@@ -130,6 +147,7 @@ def _shares(form: MaxShare, service: str | None) -> Iterator[Rule]:
     for facet, name, bound in (
         (Facet.PROVIDER, "provider", form.provider),
         (Facet.REGION, "region", form.region),
+        (Facet.ZONE, "zone", form.zone),
         (Facet.OFFER, "offer", form.offer),
         (Facet.GPU, "GPU type", form.gpu),
     ):

@@ -389,7 +389,7 @@ def _rental_of(offer: str, rows: Sequence[Allocation]) -> Rental:
 
 
 def _rental_view(rental: Rental, rows: Sequence[Allocation], index: ServesIndex) -> RentalView:
-    place = " ".join(part for part in (rental.provider, rental.region) if part)
+    place = " ".join(part for part in (rental.provider, rental.region, rental.zone) if part)
     return RentalView(
         offer=clean(rental.offer),
         count=rental.instances,

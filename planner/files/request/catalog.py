@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from planner.domain.hardware import Market
 from planner.errors import InputError
@@ -60,6 +60,23 @@ class CommitmentOffer(Strict):
         return self
 
 
+ANY_PROVIDER = "any"
+"""The provider that a number of zones without one stands for."""
+
+ZonesByProvider = Annotated[
+    dict[str, Annotated[int, Field(ge=1, le=10, strict=True)]],
+    BeforeValidator(lambda value: value if isinstance(value, dict) else {ANY_PROVIDER: value}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": 10},
+                {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1, "maximum": 10}},
+            ]
+        }
+    ),
+]
+
+
 class CatalogChoice(Strict):
     """What may be rented."""
 
@@ -84,6 +101,11 @@ class CatalogChoice(Strict):
         description="Part of the time that a spot replica runs, reclaims and restarts taken off: so much of its"
         " capacity counts.",
         json_schema_extra={"default": "100%"},
+    )
+    zones_per_region: ZonesByProvider = Field(
+        default={},
+        description="Zones that an offer which names none can be spread over, where zones matter: of every region, or"
+        " by provider ({aws: 3}); default: catalogs/zones.csv, and one zone for providers that it does not have.",
     )
     commitments: list[CommitmentOffer] = Field(
         default=[], description="Discounts for reserving capacity: 1y or 3y offers beside the on-demand ones."

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from planner.domain.hardware import Market
 from planner.errors import InputError
-from planner.files.request.services import MaxShare, SpotShare
+from planner.files.documents import did_you_mean
+from planner.files.request.services import MaxShare, Spares, SpotShare
 from planner.files.schema import Count, DurationS, Fraction, PowerW, Strict, Usd, UsdPerHour
 
 DEFAULT_HEADROOM_FRACTION = 0.10
@@ -62,6 +64,34 @@ class ChangeCost(Strict):
 
 Groups = Annotated[int, Field(ge=1, strict=True)]
 
+LOSSES = ("provider", "region", "zone", "spot-pool")
+LARGEST_INSTANCES = re.compile(r"largest ([1-9][0-9]?) instances?")
+
+
+def _survivable(value: str) -> str:
+    if value in LOSSES or LARGEST_INSTANCES.fullmatch(value):
+        return value
+    hint = did_you_mean(value, LOSSES) or f"Losses: {', '.join(LOSSES)}, or 'largest K instances'."
+    raise InputError(f"{value!r} is no loss that can be planned for.", hint=hint)
+
+
+Survivable = Annotated[
+    str,
+    AfterValidator(_survivable),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": list(LOSSES)},
+                {
+                    "type": "string",
+                    "pattern": f"^{LARGEST_INSTANCES.pattern}$",
+                    "examples": ["largest 1 instance"],
+                },
+            ]
+        }
+    ),
+]
+
 WHOLE_FLEET = "fleet"
 """The site that a power limit without a region stands for."""
 
@@ -98,10 +128,14 @@ class Constraints(Strict):
         default=None, description="Spread: the largest part of each service's requests in one place."
     )
     spot_share: SpotShare | None = Field(default=None, description="Most of each service that spot may serve.")
-    survive: list[Literal["provider", "region", "spot-pool"]] = Field(
+    survive: list[Survivable] = Field(
         default=[],
-        description="After the loss of any one of these (spot-pool: one spot offer) what is left still serves all"
-        " requests, without headroom.",
+        description="After the loss of any one of these (spot-pool: one spot offer), or of any K instances, what is"
+        " left still serves all requests, without headroom.",
+    )
+    spare_replicas: Spares | None = Field(
+        default=None,
+        description="N+k: with any k replicas of a service lost it still serves all requests, without headroom.",
     )
     change_cost: ChangeCost | None = Field(default=None, description="Price of changes to the fleet that runs today.")
     headroom: Fraction = Field(

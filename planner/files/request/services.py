@@ -124,11 +124,15 @@ class Workload(Strict):
         return self
 
 
+Spares = Annotated[int, Field(ge=1, le=10, strict=True)]
+
+
 class MaxShare(Strict):
     """The largest part of a service's requests that any one of these may serve."""
 
     provider: Fraction | None = Field(default=None, le=1.0, description="Any one provider.")
     region: Fraction | None = Field(default=None, le=1.0, description="Any one region of a provider.")
+    zone: Fraction | None = Field(default=None, le=1.0, description="Any one zone of a region.")
     offer: Fraction | None = Field(default=None, le=1.0, description="Any one offer.")
     gpu: Fraction | None = Field(default=None, le=1.0, description="Any one GPU type.")
 
@@ -166,4 +170,7 @@ class Service(Strict):
     )
     spot_share: SpotShare | None = Field(
         default=None, description="Spot share of this service, where it differs from the fleet's."
+    )
+    spare_replicas: Annotated[int, Field(ge=0, le=10, strict=True)] | None = Field(
+        default=None, description="Spare replicas of this service, where they differ from the fleet's; 0 = none."
     )

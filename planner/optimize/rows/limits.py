@@ -16,16 +16,11 @@ if TYPE_CHECKING:
 
 
 def availability_limits(offers: tuple[Offer, ...]) -> tuple[Limit, ...]:
-    """Return what offers say of themselves (`Offer.available`) as limits, one per offer that says anything."""
+    """Return what offers say of themselves (`Offer.available`) as limits, one per listing that says anything."""
+    stated = {offer.listing: offer.available for offer in offers if offer.available is not None}
     return tuple(
-        Limit(
-            name=f"available {offer.name}",
-            resource=Resource.INSTANCES,
-            bound=float(offer.available),
-            scope=Scope(offer=offer.name),
-        )
-        for offer in offers
-        if offer.available is not None
+        Limit(name=f"available {name}", resource=Resource.INSTANCES, bound=float(available), scope=Scope(offer=name))
+        for name, available in stated.items()
     )
 
 
