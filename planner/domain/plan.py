@@ -257,6 +257,20 @@ class Commitment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RedundancyPrice:
+    """What it costs to be able to lose something: this plan against one that need not survive the loss."""
+
+    requirement: str
+    """As in `binding`; or all of them together."""
+    cost_without_usd_per_hour: float | None
+    """Of the cheapest plan found without it, everything else kept; None = a limit came before any."""
+    extra_usd_per_hour: float | None
+    """What this plan costs more."""
+    is_proven: bool
+    """False: the search without it was stopped, and this plan costs at least so much more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A verified plan, or the reason why there is none."""
 
@@ -292,6 +306,8 @@ class Plan:
     """Period by period, where the request has a horizon; then `allocation` and `rentals` count the most that any
     period has, and costs, rates and utilisations are means over the horizon."""
     commitments: tuple[Commitment, ...] = ()
+    redundancy: tuple[RedundancyPrice, ...] = ()
+    """The price of each loss that the fleet survives; empty where none was asked for."""
     mean_power_w: float | None = None
     """Mean draw of all replicas at their load, with each site's PUE; None = not known."""
     carbon_kg_per_hour: float | None = None

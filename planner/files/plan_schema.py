@@ -20,6 +20,7 @@ from planner.domain.plan import (
     PeriodRoute,
     Plan,
     PlanStatus,
+    RedundancyPrice,
     Rental,
     RolloutAction,
     RolloutStep,
@@ -283,6 +284,17 @@ class CommitmentDocument(_Part):
     cost_usd_per_hour: NonNegative = Field(description="Price of all these instances.")
 
 
+class RedundancyPriceDocument(_Part):
+    """What it costs to be able to lose something."""
+
+    requirement: str = Field(description="The rule, e.g. `survive zone >= 100%`; or all of them together.")
+    cost_without_usd_per_hour: NonNegative | None = Field(
+        description="Cost of the cheapest plan found without it; null = a limit came before any was found."
+    )
+    extra_usd_per_hour: NonNegative | None = Field(description="What this plan costs more; null as before.")
+    is_proven: bool = Field(description="False: the search was stopped, and it costs at least so much more.")
+
+
 class PlanDocument(_Part):
     """A plan as gpuplan writes it: what to rent, what serves which requests, what it costs and how sure that is."""
 
@@ -351,6 +363,9 @@ class PlanDocument(_Part):
     commitments: list[CommitmentDocument] = Field(
         default_factory=list, description="What to reserve, if the request has a horizon."
     )
+    redundancy: list[RedundancyPriceDocument] = Field(
+        default_factory=list, description="The price of each loss that the fleet is to survive."
+    )
     mean_power_w: NonNegative | None = Field(
         None, description="Mean draw of all replicas at their load, with each site's PUE; null = not known."
     )
@@ -396,6 +411,7 @@ class PlanDocument(_Part):
             "rollout": tuple(RolloutStep(**dict(row)) for row in self.rollout),
             "schedule": tuple(period.to_period() for period in self.schedule),
             "commitments": tuple(Commitment(**dict(row)) for row in self.commitments),
+            "redundancy": tuple(RedundancyPrice(**dict(row)) for row in self.redundancy),
             "binding": tuple(self.binding),
             "assumptions": tuple(self.assumptions),
         }

@@ -5,6 +5,7 @@ from planner.optimize.baselines import savings_vs_best_single, single_gpu_baseli
 from planner.optimize.conflicts import find_conflicts, format_amount
 from planner.optimize.explain import GpuPrice, assignment_of, price_of_gpu, price_of_limits
 from planner.optimize.plan_check import verify_plan
+from planner.optimize.redundancy_price import redundancy_prices
 from planner.optimize.settings import Assignment, SolverSettings
 from planner.optimize.shed import UNSERVED
 from planner.optimize.solving import solve
@@ -25,6 +26,7 @@ __all__ = [
     "format_amount",
     "price_of_gpu",
     "price_of_limits",
+    "redundancy_prices",
     "savings_vs_best_single",
     "single_gpu_baselines",
     "solve",

@@ -81,10 +81,10 @@ def _saving(problem: FleetProblem, plan: Plan, settings: SolverSettings, assignm
     found = search(fleet_arrays(prune(problem), assignment), settings).fleet
     if found is None or plan.cost_usd_per_hour is None:
         return 0.0
-    return max(0.0, _total(problem, plan) - found.total_usd_per_hour)
+    return max(0.0, total_usd_per_hour(problem, plan) - found.total_usd_per_hour)
 
 
-def _total(problem: FleetProblem, plan: Plan) -> float:
+def total_usd_per_hour(problem: FleetProblem, plan: Plan) -> float:
     """Return what the plan's search minimised: its cost, and its changes but for those that no plan avoids."""
     change = 0.0 if plan.change_usd_per_hour is None else plan.change_usd_per_hour - unavoidable_change(problem)
     return (plan.cost_usd_per_hour or 0.0) + change
@@ -115,7 +115,7 @@ def price_of_gpu(
     cost = _cost_with(problem, gpu, settings, assignment or assignment_of(plan))
     if cost is None or plan.cost_usd_per_hour is None:
         return GpuPrice(gpu=gpu, extra_usd_per_hour=None, sentence=f"No fleet with {gpu} keeps the limits.")
-    extra = max(0.0, cost - _total(problem, plan))
+    extra = max(0.0, cost - total_usd_per_hour(problem, plan))
     if extra <= settings.relative_gap * plan.cost_usd_per_hour:
         return GpuPrice(gpu=gpu, extra_usd_per_hour=extra, sentence=f"A fleet with {gpu} costs the same.")
     share = f", {extra / plan.cost_usd_per_hour:.1%} more" if plan.cost_usd_per_hour else ""

@@ -19,6 +19,7 @@ from planner.optimize import (
     Assignment,
     SolverSettings,
     find_conflicts,
+    redundancy_prices,
     savings_vs_best_single,
     single_gpu_baselines,
     solve,
@@ -108,6 +109,8 @@ def answer(question: Question, *, settings: SolverSettings, assignment: Assignme
     found = replace(found, warnings=(*found.warnings, *caveats(found, question.unchecked_gpus)))
     if found.unserved:
         found = replace(found, warnings=tuple(_with_ways_out(found.warnings, question, settings)))
+    prices = redundancy_prices(question.problem, found, settings=settings, assignment=assignment)
+    found = replace(found, redundancy=prices)
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
     return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
 

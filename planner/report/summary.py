@@ -473,6 +473,7 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
             ("Saving", saving_text(plan)),
             ("SLO", SLO_NOTE if plan.allocation else ""),
             ("Binding", binding_text(plan)),
+            ("Redundancy", redundancy_text(plan)),
             ("Changes", _change_text(plan)),
             ("Idle", idle_text(plan)),
             ("Power", power_text(plan)),
@@ -519,6 +520,22 @@ def binding_text(plan: Plan) -> str:
     more = len(plan.binding) - MAX_BINDING
     shown = [clean(text).rstrip(".") for text in plan.binding[:MAX_BINDING]]
     return "; ".join([*shown, f"and {more} more"] if more > 0 else shown) + "."
+
+
+def redundancy_text(plan: Plan) -> str:
+    """Return what it costs to be able to lose something, rule by rule; empty where nothing need be lost."""
+    parts = []
+    for item in plan.redundancy:
+        if item.extra_usd_per_hour is None:
+            words = "of unknown price: no plan without it was found in time"
+        elif not item.extra_usd_per_hour:
+            words = "for nothing more" if item.is_proven else "for nothing more as far as is known"
+        else:
+            share = f", {percent(item.extra_usd_per_hour / plan.cost_usd_per_hour)}" if plan.cost_usd_per_hour else ""
+            least = "" if item.is_proven else "at least "
+            words = f"{least}{usd(item.extra_usd_per_hour)} USD/h{share} of the cost"
+        parts.append(f"{clean(item.requirement)} {words}")
+    return "; ".join(parts) + "." if parts else ""
 
 
 def idle_text(plan: Plan) -> str:

@@ -24,6 +24,7 @@ from planner.domain.plan import (
     PeriodRoute,
     Plan,
     PlanStatus,
+    RedundancyPrice,
     Rental,
     RolloutAction,
     RolloutStep,
@@ -286,6 +287,7 @@ def plans(draw):
         "objectives": several(built(ObjectiveValue)),
         "unserved": several(built(Unserved, fraction=st.sampled_from([0.25, 0.5, 1.0]))),
         "commitments": several(built(Commitment)),
+        "redundancy": several(built(RedundancyPrice)),
         "schedule": several(
             built(
                 Period,
@@ -339,6 +341,7 @@ def test_writing_a_plan_that_was_read_gives_the_same_bytes(cost, tokens):
         PeriodRental,
         PeriodRoute,
         Commitment,
+        RedundancyPrice,
     ],
     ids=lambda kind: kind.__name__,
 )
@@ -390,6 +393,7 @@ MODELS = [
     plan_schema.PeriodRentalDocument,
     plan_schema.PeriodRouteDocument,
     plan_schema.CommitmentDocument,
+    plan_schema.RedundancyPriceDocument,
 ]
 
 

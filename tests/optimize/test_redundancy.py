@@ -14,11 +14,20 @@ from enumeration import fits, served
 from planner.domain.plan import PlanStatus
 from planner.domain.problem import Facet, InstanceLoss, ReplicaLoss, Resource, ShareCap, Shedding, Survival
 from planner.errors import InputError, SolverLiedError
-from planner.optimize import Assignment, SolverSettings, find_conflicts, solve, verify_plan
+from planner.optimize import (
+    Assignment,
+    SolverSettings,
+    find_conflicts,
+    redundancy_price,
+    redundancy_prices,
+    solve,
+    verify_plan,
+)
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.prune import prune
 from planner.optimize.rows import survival
 from planner.optimize.search import search
+from planner.optimize.termination import Termination
 
 EXACT = SolverSettings(relative_gap=0.0)
 FRACTIONAL = Assignment.fractional()
@@ -289,6 +298,26 @@ def test_shedding_under_losses_is_refused(make):
     for rule in (ZONES, lose_instances(), lose_replicas()):
         with pytest.raises(InputError, match="survive a loss"):
             plan_of(two_sizes(make, rules=(rule,), shed=Shedding(priority={})))
+
+
+def test_each_loss_has_its_price_and_all_together_theirs(make, monkeypatch):
+    problem = two_sizes(make, rules=(lose_instances(), lose_replicas()))
+    plan = plan_of(problem)
+    prices = redundancy_prices(problem, plan, settings=EXACT, assignment=FRACTIONAL)
+    assert [(item.requirement, item.extra_usd_per_hour, item.is_proven) for item in prices] == [
+        ("survive largest 1 instances >= 100%", pytest.approx(0.4), True),
+        ("1 spare replicas >= 100%", 0.0, True),
+        ("all of these together", pytest.approx(1.4), True),
+    ]
+    assert prices[2].cost_without_usd_per_hour == pytest.approx(3.6)
+    assert redundancy_prices(replace(problem, rules=()), plan, settings=EXACT, assignment=FRACTIONAL) == ()
+    stopped = search(fleet_arrays(replace(problem, rules=()), FRACTIONAL), EXACT)
+    for result, extra in ((stopped, pytest.approx(1.4)), (replace(stopped, fleet=None), None)):
+        monkeypatch.setattr(
+            redundancy_price, "search", lambda *_, found=result: replace(found, termination=Termination.TIME_LIMIT)
+        )
+        late = redundancy_prices(problem, plan, settings=EXACT, assignment=FRACTIONAL)
+        assert [(item.extra_usd_per_hour, item.is_proven) for item in late] == [(extra, False)] * 3
 
 
 def test_too_many_losses_and_wrong_counts_are_input_errors(make, monkeypatch):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
 
+import planner
 from planner.errors import InputError
 from planner.planning.answer import plan
 
@@ -78,6 +80,18 @@ def test_the_largest_instances_are_lost_with_what_they_can_hold():
     free = plan(request(None, **only)).plan
     assert lost.cost_usd_per_hour > free.cost_usd_per_hour
     assert any("takes as many replicas" in text for text in lost.assumptions)
+
+
+def test_the_price_is_in_the_plan_and_in_every_report(gpuplan, tmp_path):
+    asked = request({"survive": ["zone", "largest 1 instance"]}, **ONE_GPU)
+    (tmp_path / "r.json").write_text(json.dumps(asked), encoding="utf-8")
+    shown = gpuplan("plan", tmp_path / "r.json", "-o", tmp_path / "p.json", "-o", tmp_path / "p.html")
+    assert "Redundancy: survive zone >= 100%" in shown.out
+    assert "survive zone" in (tmp_path / "p.html").read_text(encoding="utf-8")
+    read = planner.read_plan(tmp_path / "p.json")
+    free = plan(request(None, **ONE_GPU)).plan.cost_usd_per_hour
+    assert read.redundancy[-1].cost_without_usd_per_hour == pytest.approx(free)
+    assert read.redundancy[-1].extra_usd_per_hour == pytest.approx(read.cost_usd_per_hour - free)
 
 
 @pytest.mark.parametrize(
