@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fleet_enumeration import enumerate_fleets
 
 from planner.domain.plan import PlanStatus
 from planner.errors import PlannerError, SolverLiedError, SolverUnavailableError
 from planner.optimize import SolverSettings, find_conflicts, solve, verify_plan
+from planner.optimize.conflicts import requirement
 from planner.optimize.goals import stages_of
+from planner.optimize.rules import rule_text
 
 EXACT = SolverSettings(relative_gap=0.0, time_limit_s=30.0)
 CBC = SolverSettings(solver="cbc", relative_gap=0.0, time_limit_s=30.0)
@@ -39,7 +41,7 @@ def check_case(case, *, with_cbc=True) -> Finding:
         verify_plan(case.problem, plan)
         finding.status = plan.status.value
         if plan.status is PlanStatus.INFEASIBLE:
-            find_conflicts(case.problem, settings=EXACT, assignment=case.assignment)
+            _check_conflicts(case, finding)
         if with_cbc:
             _compare_with_cbc(case, plan, finding)
     except SolverLiedError as error:
@@ -51,6 +53,32 @@ def check_case(case, *, with_cbc=True) -> Finding:
     else:
         _compare_with_enumeration(case, plan, finding)
     return finding
+
+
+def _check_conflicts(case, finding):
+    """Each relaxation that is said to be enough alone must be."""
+    for conflict in find_conflicts(case.problem, settings=EXACT, assignment=case.assignment):
+        if conflict.relaxed is None:
+            continue
+        for relaxed in relaxed_problems(case.problem, conflict):
+            if solve(relaxed, settings=EXACT, assignment=case.assignment).status is PlanStatus.INFEASIBLE:
+                finding.problems.append(f"conflict: {conflict.suggestion!r} is not enough")
+
+
+def relaxed_problems(problem, conflict):
+    """Yield `problem` with what `conflict` names relaxed as it says; nothing where two things have the same name."""
+    limits = [limit for limit in problem.limits if requirement(limit) == conflict.requirement]
+    rules = [rule for rule in problem.rules if rule_text(rule) == conflict.requirement]
+    if len(limits) == 1:
+        others = tuple(limit for limit in problem.limits if limit is not limits[0])
+        yield replace(problem, limits=(*others, replace(limits[0], bound=conflict.relaxed)))
+    if len(rules) == 1:
+        others = tuple(rule for rule in problem.rules if rule is not rules[0])
+        yield replace(problem, rules=(*others, replace(rules[0], bound=type(rules[0].bound)(conflict.relaxed))))
+    if conflict.requirement.startswith("start-up"):
+        yield replace(problem, horizon=replace(problem.horizon, start_up_s=conflict.relaxed))
+    if conflict.requirement.startswith("minimum lease"):
+        yield replace(problem, horizon=replace(problem.horizon, minimum_lease_s=conflict.relaxed))
 
 
 def _compare_with_cbc(case, plan, finding):

@@ -13,11 +13,21 @@ from collections import defaultdict
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from operator import mul
 
 from enumeration import fits
 
 from planner.domain.hardware import Market
-from planner.domain.problem import Measure, Minimum, Resource, ShareCap, Survival, VarietyLimit
+from planner.domain.problem import (
+    InstanceLoss,
+    Measure,
+    Minimum,
+    ReplicaLoss,
+    Resource,
+    ShareCap,
+    Survival,
+    VarietyLimit,
+)
 
 MOST_FLEETS = 1500
 """Replica counts of one period that are tried at most; larger problems are not enumerated."""
@@ -91,14 +101,16 @@ class Service:
         }
         self.pairs = sorted(self.bare)
         self.pressure = 1 + exact(problem.headroom_fraction)
-        self.losses = list(self._losses(problem.rules))
+        self.losses = list(self._losses(problem.rules, demand.service))
         self._build(problem.rules, demand.service)
         self._cuts = []
         self._enough = []
         self._known = {}
 
-    def _losses(self, rules):
-        """Yield (fraction to survive, options lost) of every loss."""
+    def _losses(self, rules, name):
+        """Yield (fraction to survive, replicas that each option loses) of every loss."""
+        size = len(self.options)
+        offers = sorted({option.offer.name for option in self.options})
         for rule in rules:
             if isinstance(rule, Survival) and rule.bound > 0:
                 groups = defaultdict(set)
@@ -106,14 +118,23 @@ class Service:
                     if rule.scope.covers(option.offer):
                         groups[rule.facet.of(option.offer)].add(j)
                 for lost in groups.values():
-                    yield exact(rule.bound), lost
+                    yield exact(rule.bound), [math.inf if j in lost else 0 for j in range(size)]
+            elif isinstance(rule, ReplicaLoss) and rule.service == name:
+                for chosen in itertools.combinations_with_replacement(range(size), rule.count):
+                    yield exact(rule.bound), [chosen.count(j) for j in range(size)]
+            elif isinstance(rule, InstanceLoss):
+                for chosen in itertools.combinations_with_replacement(offers, rule.count):
+                    each = [round(o.offer.gpus_per_instance) // o.gpus_per_replica for o in self.options]
+                    lost = [chosen.count(o.offer.name) * n for o, n in zip(self.options, each, strict=True)]
+                    if any(lost) or not offers:
+                        yield exact(rule.bound), lost
 
     def _build(self, rules, name):
-        """Rows over x and, for every loss, the shares w after it; bounds are 1, replicas or 0."""
+        """Rows over x and, for every loss, the shares w after it; right sides are 1, 0 or (option, replicas lost)."""
         columns = {("x", pair): index for index, pair in enumerate(self.pairs)}
         for z, (_, lost) in enumerate(self.losses):
             for pair in self.pairs:
-                if pair[1] not in lost:
+                if lost[pair[1]] < math.inf:
                     columns["w", z, pair] = len(columns)
         self.rows, self.kinds = [], []
 
@@ -125,23 +146,23 @@ class Service:
             self.kinds.append(kind)
 
         for b in range(len(self.rates)):
-            add(("one",), [(("x", pair), 1) for pair in self.pairs if pair[0] == b])
+            add(1, [(("x", pair), 1) for pair in self.pairs if pair[0] == b])
         for j in range(len(self.options)):
             mine = [pair for pair in self.pairs if pair[1] == j]
-            add(("replicas", j), [(("x", pair), self.bare[pair] * self.pressure) for pair in mine])
+            add((j, 0), [(("x", pair), self.bare[pair] * self.pressure) for pair in mine])
             for z, (_, lost) in enumerate(self.losses):
-                if j not in lost:
-                    add(("replicas", j), [(("w", z, pair), self.bare[pair]) for pair in mine])
+                if lost[j] < math.inf:
+                    add((j, lost[j]), [(("w", z, pair), self.bare[pair]) for pair in mine])
         for z, (bound, lost) in enumerate(self.losses):
             for b in range(len(self.rates)):
                 served = [(("x", pair), bound) for pair in self.pairs if pair[0] == b]
-                left = [(("w", z, pair), -1) for pair in self.pairs if pair[0] == b and pair[1] not in lost]
-                add(("none",), served + left)
+                left = [(("w", z, pair), -1) for pair in self.pairs if pair[0] == b and lost[pair[1]] < math.inf]
+                add(0, served + left)
         for rule in rules:
             if isinstance(rule, ShareCap) and rule.service in {None, name}:
                 groups = {rule.facet.of(o.offer) for o in self.options if rule.scope.covers(o.offer)}
                 for group in groups:
-                    add(("none",), list(self._share(rule, group)))
+                    add(0, list(self._share(rule, group)))
         self.objective = [Fraction(0)] * len(columns)
         for pair in self.pairs:
             self.objective[columns["x", pair]] = self.rates[pair[0]]
@@ -163,7 +184,8 @@ class Service:
             sum((load * self.pressure for (_, j), load in self.bare.items() if j == mine), Fraction(0))
             for mine in range(len(self.options))
         ]
-        return [math.ceil(load) for load in loads]
+        spares = [max([lost[j] for _, lost in self.losses if lost[j] < math.inf], default=0) for j in range(len(loads))]
+        return [math.ceil(load) + spare for load, spare in zip(loads, spares, strict=True)]
 
     def unserved(self, counts, *, is_exact):
         """Return the least unserved req/s with these replicas; without `is_exact` 1 stands for any above 0."""
@@ -172,27 +194,23 @@ class Service:
         if any(all(a >= b for a, b in zip(counts, enough, strict=True)) for enough in self._enough):
             return Fraction(0)
         if not is_exact:
-            for constant, prices in self._cuts:
-                if constant + sum(p * n for p, n in zip(prices, counts, strict=True)) < self.total:
-                    return Fraction(1)
+            bounds = self._bounds(counts)
+            if any(sum(map(mul, duals, bounds)) < self.total for duals in self._cuts):
+                return Fraction(1)
         if counts not in self._known:
             self._known[counts] = self._solve(counts)
         return self._known[counts]
 
+    def _bounds(self, counts):
+        """Return the rows' right sides: 1 or 0, or what is left of an option's replicas."""
+        return [kind if isinstance(kind, int) else max(0, counts[kind[0]] - kind[1]) for kind in self.kinds]
+
     def _solve(self, counts):
-        values = {"one": 1, "none": 0}
-        bounds = [Fraction(counts[kind[1]] if kind[0] == "replicas" else values[kind[0]]) for kind in self.kinds]
-        served, duals = maximum(self.objective, self.rows, bounds)
-        constant, prices = Fraction(0), [Fraction(0)] * len(self.options)
-        for kind, dual in zip(self.kinds, duals, strict=True):
-            if kind[0] == "replicas":
-                prices[kind[1]] += dual
-            else:
-                constant += dual * values[kind[0]]
+        served, duals = maximum(self.objective, self.rows, self._bounds(counts))
         if served == self.total:
             self._enough.append(counts)
         else:
-            self._cuts.append((constant, prices))
+            self._cuts.append(duals)
         return self.total - served
 
 
@@ -282,7 +300,9 @@ class _Enumeration:
         most = [
             max(*pair) for pair in zip((m for service in services for m in service.most_replicas()), now, strict=True)
         ]
-        if math.prod(m + 1 for m in most) > (MOST_FLEETS if self.problem.shed is None else MOST_FLEETS // 4):
+        # Programmes grow with the losses; where demand may be shed every fleet has one of its own.
+        effort = (4 if self.problem.shed else 1) * (1 + sum(len(service.losses) for service in services) // 4)
+        if math.prod(m + 1 for m in most) * effort > MOST_FLEETS:
             return "large"
         states = {}
         for counts in sorted(itertools.product(*(range(m + 1) for m in most)), key=sum):

@@ -17,9 +17,11 @@ from planner.domain.problem import (
     FleetProblem,
     Goal,
     Horizon,
+    InstanceLoss,
     Limit,
     Measure,
     Minimum,
+    ReplicaLoss,
     Resource,
     Running,
     Scope,
@@ -107,6 +109,7 @@ def _offer(index: int, rng: np.random.Generator) -> Offer:
         provider=f"p{rng.integers(0, 2)}",
         instance_type=f"{gpus}x",
         region=f"r{rng.integers(0, 2)}",
+        zone=f"z{rng.integers(0, 2)}",
         market=Market.ON_DEMAND,
         gpu=f"G{rng.integers(0, 3)}",
         gpus_per_instance=gpus,
@@ -209,9 +212,21 @@ def add_share(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
 
 def add_survival(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
     """The loss of any one group is survived, in whole or in part."""
-    facet = _facet(rng, "gpu", "provider", "region", "offer")
+    facet = _facet(rng, "gpu", "provider", "region", "zone", "offer")
     scope = _scope(problem, rng) if rng.random() < 0.3 else Scope()
     return _ruled(problem, Survival(name="survive", facet=facet, bound=float(rng.choice([1.0, 0.5])), scope=scope))
+
+
+def add_spares(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """N+k: any replicas of one service may be lost."""
+    service = problem.demands[-1].service
+    bound = float(rng.choice([1.0, 0.5]))
+    return _ruled(problem, ReplicaLoss(name="spares", count=int(rng.integers(1, 3)), service=service, bound=bound))
+
+
+def add_instance_loss(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """Any instance may be lost."""
+    return _ruled(problem, InstanceLoss(name="largest", count=1, bound=float(rng.choice([1.0, 0.5]))))
 
 
 def add_spot(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
@@ -306,19 +321,23 @@ FAMILIES: dict[str, tuple[float, Family]] = {
     "minimum": (0.2, add_minimum),
     "share caps": (0.2, add_share),
     "survival": (0.2, add_survival),
+    "spare replicas": (0.1, add_spares),
+    "instance loss": (0.1, add_instance_loss),
     "spot": (0.2, add_spot),
     "shedding": (0.25, add_shedding),
     "goals": (0.25, add_goal),
     "changes": (0.25, add_change),
-    "horizon": (0.2, add_horizon),
+    "horizon": (0.3, add_horizon),
     SLICED: (0.1, no_change),
 }
 """How often each family is drawn, and what adds it."""
 
 REFUSED: tuple[set[str], ...] = (
-    *({"horizon", other} for other in ("variety", "minimum", "share caps", "survival", "spot")),
     *({"horizon", other} for other in ("shedding", "goals", "changes")),
-    *({"shedding", other} for other in ("survival", "share caps", "spot", "changes", "goals", SLICED)),
+    *(
+        {"shedding", other}
+        for other in ("survival", "spare replicas", "instance loss", "share caps", "spot", "changes", "goals", SLICED)
+    ),
     {"goals", "changes"},
 )
 """Pairs that the planner refuses to plan for (docs/explanation/limits.md)."""

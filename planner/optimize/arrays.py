@@ -204,6 +204,7 @@ def _over_periods(steady: FleetArrays, horizon: Horizon) -> FleetArrays:
     pair_option = option + period * n_options
     pair_load = steady.pair_load[pair] * factors[period, bucket]
     whole_load = np.bincount(pair_option, weights=pair_load, minlength=n_options * n_periods)
+    spares = np.tile(_spares(steady.rules, steady.options), n_periods)
     shift = np.repeat(np.arange(n_periods), n_options) * n_pools
     return replace(
         steady,
@@ -222,7 +223,7 @@ def _over_periods(steady: FleetArrays, horizon: Horizon) -> FleetArrays:
         option_gpus=np.tile(steady.option_gpus, n_periods),
         option_pool=np.tile(steady.option_pool, n_periods) + shift,
         pool_offer=np.tile(steady.pool_offer, n_periods),
-        replicas_upper=np.ceil(whole_load * (1 + _ROUNDING)),
+        replicas_upper=np.ceil(whole_load * (1 + _ROUNDING)) + np.where(whole_load > 0, spares, 0),
         running=np.tile(steady.running, n_periods),
         horizon=horizon,
         bucket_period=np.argwhere(is_asked)[:, 0],
@@ -328,11 +329,10 @@ def _check(problem: FleetProblem) -> None:
 def _check_combinations(problem: FleetProblem) -> None:
     """Refuse what cannot be planned for together."""
     others = (problem.shed, problem.goal, problem.change)
-    if problem.horizon is not None and (problem.rules or any(other is not None for other in others)):
+    if problem.horizon is not None and any(other is not None for other in others):
         raise InputError(
-            "Over a horizon all demand is served at the least cost, whatever runs today, by any variety of machines.",
-            hint="Leave the horizon out, or shedding, other objectives, a plan that runs today, and limits on variety,"
-            " minima and shares.",
+            "Over a horizon all demand is served at the least cost, whatever runs today.",
+            hint="Leave the horizon out, or shedding, other objectives and a plan that runs today.",
         )
     is_priced = problem.change is not None and problem.change.is_priced
     has_shares = any(isinstance(rule, ShareCap) for rule in problem.rules)

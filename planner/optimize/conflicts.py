@@ -74,11 +74,11 @@ def find_conflicts(
     found, is_feasible = _limit_conflicts(fleet, clock)
     if is_feasible:
         return found
-    if not fleet.rules:
-        return found + tuple(_horizon_conflicts(problem, chosen, clock))
-    alone = tuple(conflict for conflict in found if conflict.relaxed is not None)
-    alone += tuple(rule_conflicts(fleet, clock.settings))
-    return alone or found or tuple(conflicts_together(fleet, clock.settings()))
+    if fleet.rules:
+        alone = tuple(conflict for conflict in found if conflict.relaxed is not None)
+        alone += tuple(rule_conflicts(fleet, clock.settings))
+        found = alone or found or tuple(conflicts_together(fleet, clock.settings()))
+    return found + tuple(_horizon_conflicts(problem, chosen, clock))
 
 
 def _limit_conflicts(fleet: FleetArrays, clock: Clock) -> tuple[tuple[Conflict, ...], bool]:

@@ -16,7 +16,7 @@ from planner.errors import SolverLiedError
 from planner.optimize.arrays import chains
 from planner.optimize.energy_check import check_energy
 from planner.optimize.naming import bucket_name, option_keys
-from planner.optimize.rule_check import check_rules
+from planner.optimize.rule_check import check_period_rules, check_rules
 from planner.optimize.schedule_check import History, check_history, held_rentals, period_plan, period_problem
 
 if TYPE_CHECKING:
@@ -49,13 +49,13 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     if len(used) != len(plan.allocation) or not set(used) <= set(by_key):
         _fail("the plan allocates options twice or options that the problem does not have")
     check_energy(problem, plan, by_key)
+    check_rules(problem, plan, by_key)
     if problem.horizon is not None:
         _check_schedule(problem, problem.horizon, plan, by_key)
         return
     _check_loads(problem, plan, by_key, used)
     _check_instances(plan, by_key)
     _check_limits(problem, plan, by_key)
-    check_rules(problem, plan, by_key)
     _check_cost(problem, plan)
     _check_objectives(problem, plan, by_key)
 
@@ -98,6 +98,7 @@ def _check_schedule(
             _check_loads(now, alone, by_key, {(item.service, item.option): item for item in alone.allocation})
             _check_instances(alone, by_key)
             _check_limits(problem, replace(alone, rentals=held_rentals(history, index, offers)), by_key)
+            check_period_rules(now, alone, by_key)
         except SolverLiedError as error:
             _fail(f"period {index}: {error.message}")
         cost = sum(float(offers[name].price_usd_per_hour) * count for name, count in history.paid(index, horizon))

@@ -23,22 +23,40 @@ TOLERANCE = 1e-6
 def check_rules(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, str], ServingOption]) -> None:
     """Return if `plan` keeps every rule of `problem`, and says what its changes cost.
 
+    Of a schedule only variety and changes are judged here: what else must hold, does so in every period
+    (`check_period_rules`).
+
     Raises
     ------
     SolverLiedError: naming the rule that does not hold.
     """
-    offers = {option.offer.name: option.offer for option in problem.options}
-    rented = [(offers[rental.offer], rental.instances) for rental in plan.rentals if rental.instances > 0]
     for rule in problem.rules:
         if isinstance(rule, VarietyLimit):
-            _check_variety(rule, rented)
-        elif isinstance(rule, Minimum):
-            _check_minimum(rule, rented)
+            _check_variety(rule, _rented(plan, by_key))
+    if problem.horizon is None:
+        check_period_rules(problem, plan, by_key)
+    _check_change(problem, plan, by_key)
+
+
+def check_period_rules(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, str], ServingOption]) -> None:
+    """Return if `plan`, a steady state or one period of a schedule, keeps its minima, shares and survives losses.
+
+    Raises
+    ------
+    SolverLiedError: naming the rule that does not hold.
+    """
+    for rule in problem.rules:
+        if isinstance(rule, Minimum):
+            _check_minimum(rule, _rented(plan, by_key))
         elif isinstance(rule, Redundancy):
             check_losses(rule, problem, plan, by_key)
-        else:
+        elif isinstance(rule, ShareCap):
             _check_share(rule, plan, by_key)
-    _check_change(problem, plan, by_key)
+
+
+def _rented(plan: Plan, by_key: Mapping[tuple[str, str], ServingOption]) -> list[tuple[Offer, int]]:
+    offers = {option.offer.name: option.offer for option in by_key.values()}
+    return [(offers[rental.offer], rental.instances) for rental in plan.rentals if rental.instances > 0]
 
 
 def _fail(what: str) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 from planner.domain.plan import Conflict
 from planner.domain.problem import Minimum, Redundancy, Resource, ShareCap
 from planner.optimize.model import Objective, build_model
-from planner.optimize.rows.limits import all_limits, limit_coefficients
+from planner.optimize.periods import rented
+from planner.optimize.rows.limits import all_limits, limit_usage
 from planner.optimize.rules import rule_text
 from planner.optimize.search import run, settle
 from planner.optimize.verify import verify
@@ -113,10 +114,8 @@ def _least_missed(
     )
     if found is None:
         return None
-    usage = []
-    for limit in all_limits(fleet):
-        per_replica, per_instance = limit_coefficients(limit, fleet)
-        usage.append(float(per_replica @ found.replicas + per_instance @ found.instances))
+    held = rented(fleet, found.instances)
+    usage = [float(limit_usage(limit, fleet, found.replicas, held).max()) for limit in all_limits(fleet)]
     missed = {position: float(verified.values[column]) for position, column in model.relaxations.items()}
     return missed, np.array(usage)
 

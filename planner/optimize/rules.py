@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.domain.problem import FleetProblem, Minimum, Redundancy, Resource, Rule, ShareCap, VarietyLimit
-from planner.optimize.rows.minimums import minimum_coefficients
+from planner.optimize.rows.minimums import counted, minimum_coefficients
 from planner.optimize.rows.shares import share_rows
 from planner.optimize.rows.variety import group_offers
 
@@ -54,7 +54,8 @@ def tight_rules(fleet: FleetArrays, instances: IntArray, shares: FloatArray) -> 
         elif isinstance(rule, Minimum):
             each = minimum_coefficients(rule, fleet)
             step = float(each[each > 0].min()) if np.any(each > 0) else 0.0
-            is_tight = rule.bound > 0 and float(each @ instances) - step < rule.bound * (1 - TIGHT)
+            least = float(counted(rule, fleet, instances).min())
+            is_tight = rule.bound > 0 and least - step < rule.bound * (1 - TIGHT)
         else:
             is_tight = position in full  # a loss that decides is told by its price, not by one row
         if is_tight:

@@ -15,7 +15,7 @@ from planner.optimize.model import build_model
 from planner.optimize.periods import instance_periods, kept_long_enough, starts, without_spare
 from planner.optimize.routing import balanced_shares, option_load
 from planner.optimize.rows.changes import change_usd_per_hour
-from planner.optimize.rows.minimums import kept_instances
+from planner.optimize.rows.minimums import is_counted, kept_instances
 from planner.optimize.rows.packing import instances_needed
 from planner.optimize.settings import SolverSettings
 from planner.optimize.termination import Termination
@@ -300,9 +300,11 @@ def settle(fleet: FleetArrays, *, replicas: IntArray, instances: IntArray, assig
         return None
     if not fleet.keeps_spares:
         needed, shares = _without_spares(fleet, needed, shares)
-    packed = (kept_instances if fleet.horizon is None else without_spare)(
-        fleet, instances, instances_needed(fleet, needed)
-    )
+    holding = instances_needed(fleet, needed)
+    if fleet.horizon is None:
+        packed = kept_instances(fleet, instances, holding)
+    else:  # what a minimum counts stays as the search has it: fewer in one period can break a lease in another
+        packed = without_spare(fleet, instances, np.where(is_counted(fleet), instances, holding))
     return Fleet(
         replicas=needed,
         instances=packed,

@@ -11,6 +11,8 @@ from planner.optimize.arrays import offer_gpus
 from planner.optimize.milp import always
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.milp import FloatArray, IntArray, MilpBuilder
 
@@ -44,7 +46,7 @@ def instances_for_minimums(fleet: FleetArrays) -> FloatArray:
 def define_minimums(
     builder: MilpBuilder, fleet: FleetArrays, m: IntArray, *, slack: dict[int, int] | None = None
 ) -> None:
-    """For every minimum l:  sum_{p in scope} u[l, p] m[p] >= bound[l] (- s).
+    """For every minimum l and every period t:  sum_{p in scope} u[l, p] m[p, t] >= bound[l] (- s).
 
     u is 1 for instances and G for GPUs. What is rented is paid for, whether it runs anything or not.
 
@@ -55,15 +57,30 @@ def define_minimums(
     for position, rule in enumerate(fleet.rules):
         if not isinstance(rule, Minimum):
             continue
-        extra = [slack[position]] if position in slack else []
+        extra = np.full(fleet.n_periods if position in slack else 0, slack.get(position, 0))
         builder.add_rows(
             "minimum",
-            rows=np.zeros(len(m) + len(extra), dtype=np.int64),
-            columns=np.concatenate([m, np.array(extra, dtype=np.int64)]),
+            rows=np.concatenate([fleet.pool_period, np.arange(len(extra))]),
+            columns=np.concatenate([m, extra]),
             values=np.concatenate([minimum_coefficients(rule, fleet), np.ones(len(extra))]),
-            lower=[rule.bound],
+            lower=np.full(fleet.n_periods, float(rule.bound)),
             label=always(rule.name),
         )
+
+
+def counted(rule: Minimum, fleet: FleetArrays, instances: IntArray) -> FloatArray:
+    """Return what counts towards `rule` in every period, shape (periods,)."""
+    each = minimum_coefficients(rule, fleet)
+    return np.asarray((each * instances).reshape(fleet.n_periods, -1).sum(axis=1), dtype=np.float64)
+
+
+def is_counted(fleet: FleetArrays) -> NDArray[np.bool_]:
+    """Return whether a minimum counts a pool's instances, shape (pools,)."""
+    found = np.zeros(len(fleet.pool_offer), dtype=np.bool_)
+    for rule in fleet.rules:
+        if isinstance(rule, Minimum) and rule.bound > 0:
+            found |= minimum_coefficients(rule, fleet) > 0
+    return found
 
 
 def kept_instances(fleet: FleetArrays, instances: IntArray, needed: IntArray) -> IntArray:

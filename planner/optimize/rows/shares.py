@@ -9,12 +9,11 @@ import numpy as np
 
 from planner.domain.problem import ShareCap
 from planner.optimize.milp import always
+from planner.optimize.periods import pairs_of
 from planner.optimize.rows.variety import group_offers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from numpy.typing import NDArray
 
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.milp import FloatArray, IntArray, MilpBuilder
@@ -39,42 +38,48 @@ class ShareRow:
 
 
 def share_rows(fleet: FleetArrays) -> Iterator[ShareRow]:
-    """Yield every row that the caps on shares have; caps of 1 have none."""
+    """Yield every row that the caps on shares have, period by period; caps of 1 have none."""
     if not any(isinstance(rule, ShareCap) and rule.bound < 1 for rule in fleet.rules):
         return
-    rates = np.array([bucket.rate_rps for _, bucket in fleet.buckets])
-    services = np.array([service for service, _ in fleet.buckets], dtype=np.str_)
+    periods = [slice(None)] if fleet.horizon is None else [pairs_of(fleet, t) for t in range(fleet.n_periods)]
+    every = np.arange(len(fleet.pair_bucket))
     for position, rule in enumerate(fleet.rules):
-        if not isinstance(rule, ShareCap) or rule.bound >= 1:
+        if isinstance(rule, ShareCap) and rule.bound < 1:
+            for period in periods:
+                yield from _cap_rows(position, rule, fleet, every[period])
+
+
+def _cap_rows(position: int, rule: ShareCap, fleet: FleetArrays, now: IntArray) -> Iterator[ShareRow]:
+    """Yield the rows of one cap in one period, the pairs of which are `now`."""
+    names, group = group_offers(rule.facet, fleet.offers)
+    covered = np.array([rule.scope.covers(offer) for offer in fleet.offers], dtype=np.bool_)
+    offers = fleet.option_offer[fleet.pair_option[now]]
+    present, bucket = np.unique(fleet.pair_bucket[now], return_inverse=True)
+    services = np.array([fleet.buckets[b][0] for b in present.tolist()], dtype=np.str_)
+    rates = np.array([fleet.buckets[b][1].rate_rps for b in present.tolist()])
+    for service in sorted(set(services.tolist())):
+        if rule.service not in {None, service}:
             continue
-        names, group = group_offers(rule.facet, fleet.offers)
-        covered = np.array([rule.scope.covers(offer) for offer in fleet.offers], dtype=np.bool_)
-        pair_offer = fleet.option_offer[fleet.pair_option]
-        for service in sorted(set(services.tolist())):
-            if rule.service not in {None, service}:
-                continue
-            mine = services[fleet.pair_bucket] == service
-            total = float(rates[services == service].sum())
-            for index in sorted(set(group[pair_offer[mine & covered[pair_offer]]].tolist())):
-                pairs = _members(mine & covered[pair_offer] & (group[pair_offer] == index))
-                yield ShareRow(
-                    position=position,
-                    service=service,
-                    group=names[index],
-                    pairs=pairs,
-                    parts=rates[fleet.pair_bucket[pairs]] / total,
-                    bound=rule.bound,
-                )
-
-
-def _members(mask: NDArray[np.bool_]) -> IntArray:
-    return np.flatnonzero(mask).astype(np.int64)
+        mine = services[bucket] == service
+        total = float(rates[services == service].sum())
+        for index in sorted(set(group[offers[mine & covered[offers]]].tolist())):
+            chosen = mine & covered[offers] & (group[offers] == index)
+            yield ShareRow(
+                position=position,
+                service=service,
+                group=names[index],
+                pairs=now[chosen],
+                parts=rates[bucket[chosen]] / total,
+                bound=rule.bound,
+            )
 
 
 def define_share_caps(
     builder: MilpBuilder, fleet: FleetArrays, x: IntArray, *, slack: dict[int, int] | None = None
 ) -> None:
     """For every cap f, service s and group v:  sum_{b of s, j in v} lam[b] x[b, j] <= (f (+ e)) sum_{b of s} lam[b].
+
+    With a horizon there is one such row for every period.
 
     x : columns of the eligible pairs, shape (pairs,).
     slack : columns e by the rule's position: an elastic copy of the model.

@@ -39,6 +39,7 @@ def define_survival(
 
     Requests are routed anew, without headroom. A class is all options of a service with equal throughputs; replicas of
     one class can stand for each other, so shares by class say the same as shares by option, in far fewer variables.
+    With a horizon buckets and options are those of all periods, so that a loss is survived whenever it comes.
 
     left[z, j] is n[j] where z takes nothing and 0 where it takes all: the groups of offers of `Survival`. Where z takes
     d replicas, or all if there are fewer, it is max(0, n[j] - d), with a binary y that says "all":
@@ -69,9 +70,12 @@ def define_survival(
 
 
 def _classes(fleet: FleetArrays) -> IntArray:
-    """Return every option's class, shape (options,)."""
-    seen: dict[tuple[str, bytes], int] = {}
-    keys = ((option.service, option.throughput_rps.tobytes()) for option in fleet.options)
+    """Return every option's class, shape (options,); those of two periods are in two classes."""
+    seen: dict[tuple[int, str, bytes], int] = {}
+    keys = (
+        (period, option.service, option.throughput_rps.tobytes())
+        for period, option in zip(fleet.option_period.tolist(), fleet.options, strict=True)
+    )
     return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
 
 
@@ -106,16 +110,26 @@ def _losses(rule: Rule, fleet: FleetArrays, classes: IntArray) -> Iterator[_Loss
             words = (f"{count} x {fleet.offers[offer].name}" for offer, count in Counter(chosen).items())
             yield _Loss(name=" and ".join(words), is_lost=nothing, fewer=tuple(fewer))
     elif isinstance(rule, ReplicaLoss):
-        for chosen in combinations_with_replacement(_classes_of(rule.service, fleet, classes), rule.count):
-            few = tuple((tuple(np.flatnonzero(classes == k).tolist()), count) for k, count in Counter(chosen).items())
+        kinds = _kinds(fleet, classes)
+        for chosen in combinations_with_replacement(_kinds_of(rule.service, fleet, kinds), rule.count):
+            few = tuple(
+                (tuple(np.flatnonzero((kinds == kind) & (fleet.option_period == period)).tolist()), count)
+                for kind, count in Counter(chosen).items()
+                for period in range(fleet.n_periods)
+            )
             name = f"{rule.count} of {rule.service}"
             yield _Loss(name=name, is_lost=nothing, fewer=few, service=rule.service)
 
 
-def _classes_of(service: str, fleet: FleetArrays, classes: IntArray) -> list[int]:
-    """Return the classes of a service's options."""
+def _kinds(fleet: FleetArrays, classes: IntArray) -> IntArray:
+    """Return every option's class in the first period, shape (options,): what is lost is lost in all periods alike."""
+    return np.tile(classes[: len(classes) // fleet.n_periods], fleet.n_periods)
+
+
+def _kinds_of(service: str, fleet: FleetArrays, kinds: IntArray) -> list[int]:
+    """Return the kinds of a service's options."""
     return sorted(
-        {int(k) for option, k in zip(fleet.options, classes.tolist(), strict=True) if option.service == service}
+        {int(k) for option, k in zip(fleet.options, kinds.tolist(), strict=True) if option.service == service}
     )
 
 
@@ -123,7 +137,11 @@ def _check_size(rule: Survival | InstanceLoss | ReplicaLoss, fleet: FleetArrays,
     """Refuse a rule of so many losses that their shares would not fit into memory."""
     if isinstance(rule, Survival):
         return
-    many = len(fleet.offers) if isinstance(rule, InstanceLoss) else len(_classes_of(rule.service, fleet, classes))
+    many = (
+        len(fleet.offers)
+        if isinstance(rule, InstanceLoss)
+        else len(_kinds_of(rule.service, fleet, _kinds(fleet, classes)))
+    )
     n_losses = math.comb(many + rule.count - 1, rule.count)
     n_shares = len(set(zip(fleet.pair_bucket.tolist(), classes[fleet.pair_option].tolist(), strict=True)))
     if n_losses * n_shares > MOST_SHARES:
