@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from planner.domain.provenance import Warning_
+    from planner.domain.robustness import Robustness
 
 
 class PlanStatus(StrEnum):
@@ -316,3 +317,5 @@ class Plan:
     """The part of `mean_power_w` of which the emissions are not known."""
     energy_usd_per_hour: float | None = None
     """Electricity and emissions at the prices that the request states; not in `cost_usd_per_hour`."""
+    robustness: Robustness | None = None
+    """The price of the scenarios that the request wants to survive; None where it has none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,12 @@ class ServingOption:
     """Of each bucket's throughput, same order; or one for all of them."""
     limiting: tuple[str, ...] = ()
     """What bounds each bucket's throughput in words ("ttft p99", "kv memory", "does not fit"); empty = not known."""
+    scenario_rps: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """By scenario, as `throughput_rps`, of the buckets that it has; where it is the same as planned, it is left out."""
+
+    def throughput_in(self, scenario: str) -> NDArray[np.float64]:
+        """Return the largest steady rates of one replica in `scenario`."""
+        return self.scenario_rps.get(scenario, self.throughput_rps)
 
 
 class Resource(StrEnum):
@@ -285,7 +291,30 @@ class ReplicaLoss:
 
 Redundancy = Survival | InstanceLoss | ReplicaLoss
 """Rules that ask for more than today's requests need, so that something may be lost."""
-Rule = VarietyLimit | Minimum | ShareCap | Survival | InstanceLoss | ReplicaLoss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """What may come instead of what is planned for: the same fleet, its requests routed anew, must serve that too.
+
+    How fast the options are then stands in `ServingOption.scenario_rps`.
+    """
+
+    name: str
+    """Shown to the user: "launch", "H100-80GB slow"."""
+    demands: tuple[Demand, ...]
+    """What is asked of every service then."""
+    bound: float = 1.0
+    """Part of every bucket's requests that must be served, above 0."""
+    headroom_fraction: float = 0.0
+    """Demand is multiplied by (1 + headroom) here."""
+    probability: float | None = None
+    """None = not stated."""
+    description: str = ""
+    """What is different, in words."""
+
+
+Rule = VarietyLimit | Minimum | ShareCap | Survival | InstanceLoss | ReplicaLoss | Scenario
 """What a plan must keep besides its limits; each can be priced, relaxed and named."""
 
 

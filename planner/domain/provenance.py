@@ -32,6 +32,8 @@ class Provenance:
     as_of: date | None = None
     note: str = ""
     """In words, e.g. "interpolated between 128x2048 and 2048x2048"."""
+    error_fraction: float | None = None
+    """By what part of itself the number may be too large, one case in ten excepted; None = nobody knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ from planner.domain.provenance import ProvenanceKind, Warning_
 from planner.errors import InputError, UnsupportedFormatError
 from planner.files.documents import Document, load_document, validation_error
 from planner.files.plan_document import DERIVED, KIND, SCHEMA_VERSION
+from planner.files.robustness_schema import RobustnessDocument
 
 SUPPORTED_VERSIONS = (SCHEMA_VERSION,)
 MAX_PLAN_BYTES = 500_000_000
@@ -381,6 +382,10 @@ class PlanDocument(_Part):
         " where it states none.",
     )
 
+    robustness: RobustnessDocument | None = Field(
+        None, description="The price of the scenarios that the request wants to survive; null where it has none."
+    )
+
     @model_validator(mode="after")
     def _routes_lead_somewhere(self) -> "PlanDocument":
         known = {(row.service, row.option) for row in self.allocation}
@@ -414,6 +419,7 @@ class PlanDocument(_Part):
             "redundancy": tuple(RedundancyPrice(**dict(row)) for row in self.redundancy),
             "binding": tuple(self.binding),
             "assumptions": tuple(self.assumptions),
+            "robustness": self.robustness and self.robustness.to_robustness(),
         }
         return Plan(**(plain | parts))
 

@@ -6,6 +6,7 @@ from planner.optimize.conflicts import find_conflicts, format_amount
 from planner.optimize.explain import GpuPrice, assignment_of, price_of_gpu, price_of_limits
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.redundancy_price import redundancy_prices
+from planner.optimize.robustness import robustness, unsurvived
 from planner.optimize.settings import Assignment, SolverSettings
 from planner.optimize.shed import UNSERVED
 from planner.optimize.solving import solve
@@ -27,8 +28,10 @@ __all__ = [
     "price_of_gpu",
     "price_of_limits",
     "redundancy_prices",
+    "robustness",
     "savings_vs_best_single",
     "single_gpu_baselines",
     "solve",
+    "unsurvived",
     "verify_plan",
 ]

@@ -17,13 +17,15 @@ from planner.domain.problem import (
     Redundancy,
     ReplicaLoss,
     Resource,
+    Scenario,
     ShareCap,
     VarietyLimit,
 )
 from planner.errors import InputError
+from planner.optimize.scenarios import in_scenario
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -35,6 +37,24 @@ if TYPE_CHECKING:
 
 _ROUNDING = 1e-9
 """Relative; replicas needed are counted with this much forgiveness of floating-point sums."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenarioArrays:
+    """What a scenario asks of the options of a `FleetArrays`."""
+
+    position: int
+    """Of the rule in `FleetArrays.rules`."""
+    name: str
+    bound: float
+    """Part of every bucket that must be served."""
+    buckets: tuple[tuple[str, Bucket], ...]
+    pair_bucket: IntArray
+    pair_option: IntArray
+    pair_load: FloatArray
+    """As in `FleetArrays`, in this scenario."""
+    option_class: IntArray
+    """Options of a service with equal throughputs in this scenario are one class, shape (options,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +91,15 @@ class FleetArrays:
     @property
     def keeps_spares(self) -> bool:
         """Whether replicas that today's requests do not need can be worth keeping."""
-        return self.change is not None or any(isinstance(rule, Redundancy) for rule in self.rules)
+        loses = any(isinstance(rule, Redundancy) for rule in self.rules)
+        return self.change is not None or loses or bool(self.scenarios)
 
     horizon: Horizon | None = None
     """Periods; buckets, options and pools are then repeated per period, the first period's first. Offers are not."""
     bucket_period: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """Shape (buckets,); empty where there is one steady state."""
+    scenarios: tuple[ScenarioArrays, ...] = ()
+    """Scenarios that ask for more than what is planned for."""
 
     @property
     def n_periods(self) -> int:
@@ -103,9 +126,13 @@ class FleetArrays:
 
     @property
     def unserved(self) -> tuple[tuple[str, Bucket], ...]:
-        """Buckets that no option can serve."""
-        served = set(self.pair_bucket.tolist())
-        return tuple(bucket for index, bucket in enumerate(self.buckets) if index not in served)
+        """Buckets that no option can serve, in one scenario or another."""
+        found: list[tuple[str, Bucket]] = []
+        parts: tuple[FleetArrays | ScenarioArrays, ...] = (self, *self.scenarios)
+        for part in parts:
+            served = set(part.pair_bucket.tolist())
+            found += [bucket for index, bucket in enumerate(part.buckets) if index not in served]
+        return tuple(found)
 
 
 def offer_gpus(offer: Offer) -> int:
@@ -137,8 +164,7 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
     offer_index = {offer.name: index for index, offer in enumerate(offers)}
     option_offer = np.array([offer_index[option.offer.name] for option in options], dtype=np.int64)
     option_gpus = np.array([option.gpus_per_replica for option in options], dtype=np.int64)
-    demands = sorted(problem.demands, key=lambda demand: demand.service)
-    buckets = tuple((demand.service, bucket) for demand in demands for bucket in demand.buckets)
+    buckets = _buckets(problem)
     pair_bucket, pair_option, pair_load = _pairs(problem, options)
     whole_load = np.bincount(pair_option, weights=pair_load, minlength=len(options))
     change = problem.change if problem.change is not None and problem.change.is_priced else None
@@ -167,7 +193,9 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
         units_per_bucket=assignment.units_per_bucket,
         is_sliced=assignment.slice_factor is not None,
     )
-    return steady if problem.horizon is None else _over_periods(steady, problem.horizon)
+    if problem.horizon is not None:
+        return _over_periods(steady, problem.horizon)
+    return _with_scenarios(steady, problem)
 
 
 def _spares(rules: Iterable[Rule], options: Sequence[ServingOption]) -> IntArray:
@@ -230,6 +258,63 @@ def _over_periods(steady: FleetArrays, horizon: Horizon) -> FleetArrays:
     )
 
 
+def _scenarios(problem: FleetProblem, planned: FleetArrays) -> Iterator[ScenarioArrays]:
+    """Yield the scenarios of `problem` that can need more than what is `planned`."""
+    for position, rule in enumerate(problem.rules):
+        if not isinstance(rule, Scenario) or rule.bound <= 0:
+            continue
+        then = in_scenario(replace(problem, options=planned.options), replace(rule, bound=1.0))
+        bucket, option, load = _pairs(then, then.options)
+        classes: dict[tuple[str, bytes], int] = {}
+        keys = ((each.service, each.throughput_rps.tobytes()) for each in then.options)
+        found = ScenarioArrays(
+            position=position,
+            name=rule.name,
+            bound=rule.bound,
+            buckets=_buckets(then),
+            pair_bucket=bucket,
+            pair_option=option,
+            pair_load=load,
+            option_class=np.array([classes.setdefault(key, len(classes)) for key in keys], dtype=np.int64),
+        )
+        if not _is_implied(found, planned):
+            yield found
+
+
+def _is_implied(scenario: ScenarioArrays, planned: FleetArrays) -> bool:
+    """Return whether whatever serves what is planned serves the scenario as well, at the same shares."""
+    place = {(service, b.row, b.column): index for index, (service, b) in enumerate(planned.buckets)}
+    index = np.array([place.get((service, b.row, b.column), -1) for service, b in scenario.buckets], dtype=np.int64)
+    if np.any(index < 0):
+        return False
+    n_options = len(planned.options)
+    keys = index[scenario.pair_bucket] * n_options + scenario.pair_option
+    load = dict(zip(keys.tolist(), (scenario.pair_load * scenario.bound).tolist(), strict=True))
+    asked = np.isin(planned.pair_bucket, index)
+    most = planned.pair_load[asked] * (1 + _ROUNDING)
+    planned_keys = (planned.pair_bucket * n_options + planned.pair_option)[asked]
+    return all(
+        load.get(key, np.inf) <= at_most for key, at_most in zip(planned_keys.tolist(), most.tolist(), strict=True)
+    )
+
+
+def _with_scenarios(planned: FleetArrays, problem: FleetProblem) -> FleetArrays:
+    """Return `planned` with the scenarios of `problem`, and room for the replicas that they can need."""
+    scenarios = tuple(_scenarios(problem, planned))
+    upper = planned.replicas_upper
+    for part in scenarios:
+        whole = np.bincount(part.pair_option, weights=part.pair_load, minlength=len(planned.options))
+        is_able = np.bincount(part.pair_option, minlength=len(planned.options)) > 0
+        upper = np.maximum(upper, np.maximum(np.ceil(whole * (1 + _ROUNDING)), is_able))
+    return replace(planned, scenarios=scenarios, replicas_upper=upper)
+
+
+def _buckets(problem: FleetProblem) -> tuple[tuple[str, Bucket], ...]:
+    """Return (service, bucket) of all buckets, services by name."""
+    demands = sorted(problem.demands, key=lambda demand: demand.service)
+    return tuple((demand.service, bucket) for demand in demands for bucket in demand.buckets)
+
+
 def option_sort_key(option: ServingOption) -> tuple[str, str, int, str, str, bytes]:
     """Return what options are ordered by: service, offer, size, configuration, then the throughput itself."""
     return (
@@ -238,7 +323,12 @@ def option_sort_key(option: ServingOption) -> tuple[str, str, int, str, str, byt
         option.gpus_per_replica,
         option.config.precision if option.config else "",
         repr(option.config) if option.config else "",
-        option.throughput_rps.tobytes(),
+        b"".join(
+            [
+                option.throughput_rps.tobytes(),
+                *(option.scenario_rps[name].tobytes() for name in sorted(option.scenario_rps)),
+            ]
+        ),
     )
 
 
@@ -322,6 +412,8 @@ def _check(problem: FleetProblem) -> None:
         _check_limit(limit, problem)
     for rule in problem.rules:
         _check_rule(rule, sizes)
+        if isinstance(rule, Scenario):
+            _check_scenario(rule, problem, sizes)
     _check_change(problem.change)
     _check_combinations(problem)
 
@@ -333,6 +425,17 @@ def _check_combinations(problem: FleetProblem) -> None:
         raise InputError(
             "Over a horizon all demand is served at the least cost, whatever runs today.",
             hint="Leave the horizon out, or shedding, other objectives and a plan that runs today.",
+        )
+    survives = any(isinstance(rule, Scenario) for rule in problem.rules)
+    if survives and problem.horizon is not None:
+        raise InputError(
+            "Scenarios are survived by a steady fleet, not by a schedule over periods.",
+            hint="Leave the horizon or robust out; workload.peak plans for a busy window without a horizon.",
+        )
+    if survives and problem.shed is not None:
+        raise InputError(
+            "Demand cannot be shed by a fleet that must survive scenarios (what is shed in which of them?).",
+            hint="Set constraints.shed to never, or leave robust out; robust.served says how much must be served.",
         )
     is_priced = problem.change is not None and problem.change.is_priced
     has_shares = any(isinstance(rule, ShareCap) for rule in problem.rules)
@@ -351,6 +454,23 @@ def _check_combinations(problem: FleetProblem) -> None:
             "Changes have a price, and the objective is not the cost alone.",
             hint="Leave constraints.change_cost or the objective out.",
         )
+
+
+def _check_scenario(rule: Scenario, problem: FleetProblem, planned: Container[str]) -> None:
+    """Refuse a scenario that says too little of what happens, or too much."""
+    if sum(isinstance(other, Scenario) and other.name == rule.name for other in problem.rules) > 1:
+        raise InputError(f"Two scenarios are called {rule.name!r}.", hint="Give each its own name.")
+    if not rule.headroom_fraction >= 0:
+        raise InputError(f"The headroom in {rule.name} is {rule.headroom_fraction!r}.", hint="It must not be negative.")
+    then = in_scenario(problem, replace(rule, bound=1.0))
+    try:
+        sizes = _check_demands(then)
+        for option in then.options:
+            _check_option(option, sizes)
+    except InputError as error:
+        raise InputError(f"In the scenario {rule.name}: {error.message}", hint=error.hint) from error
+    if any(service not in planned for service in sizes):
+        raise InputError(f"The scenario {rule.name} has services for which there is no demand.")
 
 
 def _check_demands(problem: FleetProblem) -> dict[str, int]:
@@ -428,7 +548,7 @@ def _check_rule(rule: Rule, services: Container[str]) -> None:
             raise InputError(f"{rule.name} counts {rule.resource}.", hint="A minimum counts instances or GPUs.")
         if not (np.isfinite(rule.bound) and rule.bound >= 0):
             raise InputError(f"{rule.name} is {rule.bound!r}.", hint="It must not be negative.")
-    if isinstance(rule, ShareCap | Redundancy) and not 0 <= rule.bound <= 1:
+    if isinstance(rule, ShareCap | Redundancy | Scenario) and not 0 <= rule.bound <= 1:
         raise InputError(f"The {rule.name} is {rule.bound!r}.", hint="A share lies between 0 and 1.")
     if isinstance(rule, InstanceLoss | ReplicaLoss) and not rule.count >= 1:
         raise InputError(f"The {rule.name} counts {rule.count!r}.", hint="Leave the rule out, or lose at least one.")

@@ -50,7 +50,7 @@ def check_losses(
             mine = [(option, count) for option, count in left if option.service == demand.service]
             key = tuple(part for option, count in mine for part in (id(option), count))
             if key not in least:
-                least[key] = _least_served(demand, mine, problem.utilization_cap)
+                least[key] = least_served(demand, mine, problem.utilization_cap)
             if least[key] < rule.bound - TOLERANCE:
                 raise SolverLiedError(
                     f"The plan does not hold: without {name} what is left of {demand.service} serves less than"
@@ -103,7 +103,7 @@ def _per_instance(option: ServingOption) -> int:
     return round(option.offer.gpus_per_instance) // option.gpus_per_replica
 
 
-def _least_served(demand: Demand, running: list[tuple[ServingOption, int]], cap: float) -> float:
+def least_served(demand: Demand, running: list[tuple[ServingOption, int]], cap: float) -> float:
     """Return the largest fraction f, at most 1, of every bucket's requests that `running` serves together."""
     if not demand.buckets:
         return 1.0

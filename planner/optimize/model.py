@@ -21,6 +21,7 @@ from planner.optimize.rows.limits import all_limits, define_limits
 from planner.optimize.rows.minimums import define_minimums, instances_for_minimums
 from planner.optimize.rows.packing import define_packing
 from planner.optimize.rows.presence import define_presence
+from planner.optimize.rows.scenarios import define_scenarios
 from planner.optimize.rows.shares import define_share_caps
 from planner.optimize.rows.survival import define_survival
 from planner.optimize.rows.transitions import define_instances, define_lease, define_starts, needs_starts
@@ -166,6 +167,7 @@ def build_model(
     define_minimums(builder, fleet, m, slack=relaxations)
     define_share_caps(builder, fleet, x, slack=relaxations)
     define_survival(builder, fleet, n, slack=relaxations)
+    define_scenarios(builder, fleet, n, slack=relaxations)
     changes = define_changes(builder, fleet, n, is_priced=objective is None)
     return FleetModel(
         fleet=fleet, builder=builder, x=x, n=n, m=m, up=up, slack=slack, changes=changes, relaxations=relaxations, u=u

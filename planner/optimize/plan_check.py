@@ -16,6 +16,7 @@ from planner.errors import SolverLiedError
 from planner.optimize.arrays import chains
 from planner.optimize.energy_check import check_energy
 from planner.optimize.naming import bucket_name, option_keys
+from planner.optimize.robust_check import check_robustness
 from planner.optimize.rule_check import check_period_rules, check_rules
 from planner.optimize.schedule_check import History, check_history, held_rentals, period_plan, period_problem
 
@@ -56,6 +57,7 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     _check_loads(problem, plan, by_key, used)
     _check_instances(plan, by_key)
     _check_limits(problem, plan, by_key)
+    check_robustness(problem, plan, by_key)
     _check_cost(problem, plan)
     _check_objectives(problem, plan, by_key)
 

@@ -1,8 +1,8 @@
 """Leaves out what no cheapest plan needs: dominated options and dominated offers. Exact: the optimal cost stays.
 
 An option is dominated by another one of the same service on the same offer if it needs at least as many GPUs (a
-multiple, so that replicas still pack), serves no bucket faster, and draws no less power where watts are limited or
-minimised.
+multiple, so that replicas still pack), serves no bucket faster, in no scenario either, and draws no less power where
+watts are limited or minimised.
 
 An offer b is dominated by an offer a of which any number can be had if everything that runs on one instance of b also
 runs on r = G_b / G_a instances of a, for no more money and no more of anything that is limited. Real catalogs list the
@@ -70,7 +70,8 @@ def prune(problem: FleetProblem, *, keep_apart: str | None = None) -> FleetProbl
     """
     by_offer: dict[str, list[ServingOption]] = {}
     for option in sorted(problem.options, key=option_sort_key):
-        if np.any(option.throughput_rps > 0) or _is_rented_unused(problem, option):
+        rates = (option.throughput_rps, *option.scenario_rps.values())
+        if any(np.any(rate > 0) for rate in rates) or _is_rented_unused(problem, option):
             by_offer.setdefault(option.offer.name, []).append(option)
     groups = [
         _OfferGroup(
@@ -163,7 +164,10 @@ def _serves_as_well(better: ServingOption, worse: ServingOption, *, watts: bool,
         return False
     if watts and (better.power_w or 0.0) > (worse.power_w or 0.0):
         return False
-    return bool(np.all(better.throughput_rps >= worse.throughput_rps))
+    scenarios = better.scenario_rps.keys() | worse.scenario_rps.keys()
+    return bool(np.all(better.throughput_rps >= worse.throughput_rps)) and all(
+        bool(np.all(better.throughput_in(name) >= worse.throughput_in(name))) for name in scenarios
+    )
 
 
 def _as_flexible(better: Offer, worse: Offer) -> bool:

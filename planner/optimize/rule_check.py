@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from planner.domain.problem import Minimum, Redundancy, Resource, ShareCap, VarietyLimit
+from planner.domain.problem import Minimum, Redundancy, Resource, Scenario, ShareCap, VarietyLimit
 from planner.errors import SolverLiedError
 from planner.optimize.loss_check import check_losses
+from planner.optimize.robust_check import check_scenario
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +51,8 @@ def check_period_rules(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[
             _check_minimum(rule, _rented(plan, by_key))
         elif isinstance(rule, Redundancy):
             check_losses(rule, problem, plan, by_key)
+        elif isinstance(rule, Scenario):
+            check_scenario(rule, problem, plan, by_key)
         elif isinstance(rule, ShareCap):
             _check_share(rule, plan, by_key)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.domain.plan import Conflict
-from planner.domain.problem import Minimum, Redundancy, Resource, ShareCap
+from planner.domain.problem import Minimum, Redundancy, Resource, Scenario, ShareCap
 from planner.optimize.model import Objective, build_model
 from planner.optimize.periods import rented
 from planner.optimize.rows.limits import all_limits, limit_usage
@@ -83,7 +83,7 @@ def relaxed_bound(rule: Rule, missed: float) -> float:
     """Return the bound nearest to the rule's own that may be missed by so much: whole things, tenths of a percent."""
     if isinstance(rule, ShareCap):
         return min(1.0, round(math.ceil((rule.bound + missed) / SHARE_STEP - NOTHING_MISSED) * SHARE_STEP, 6))
-    if isinstance(rule, Redundancy):
+    if isinstance(rule, Redundancy | Scenario):
         return max(0.0, round(math.floor((rule.bound - missed) / SHARE_STEP + NOTHING_MISSED) * SHARE_STEP, 6))
     if isinstance(rule, Minimum):
         return max(0.0, float(math.floor(rule.bound - missed + NOTHING_MISSED * max(rule.bound, 1.0))))
@@ -129,7 +129,7 @@ def _value(rule: Rule, bound: float) -> str:
 
 
 def _unit(rule: Rule) -> str:
-    if isinstance(rule, ShareCap | Redundancy):
+    if isinstance(rule, ShareCap | Redundancy | Scenario):
         return "of the requests"
     if isinstance(rule, Minimum):
         return "GPUs" if rule.resource is Resource.GPUS else "instances"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.problem import FleetProblem, Minimum, Redundancy, Resource, Rule, ShareCap, VarietyLimit
+from planner.domain.problem import FleetProblem, Minimum, Redundancy, Resource, Rule, Scenario, ShareCap, VarietyLimit
 from planner.optimize.rows.minimums import counted, minimum_coefficients
 from planner.optimize.rows.shares import share_rows
 from planner.optimize.rows.variety import group_offers
@@ -30,6 +30,8 @@ def rule_text(rule: Rule, bound: float | None = None) -> str:
         return f"{rule.name}{whose} <= {100 * value:.4g}%"
     if isinstance(rule, Redundancy):
         return f"{rule.name} >= {100 * value:.4g}%"
+    if isinstance(rule, Scenario):
+        return f"scenario {rule.name}: served >= {100 * value:.4g}%"
     if isinstance(rule, Minimum):
         unit = "GPUs" if rule.resource is Resource.GPUS else "instances"
         return f"{rule.name} >= {value:.10g} {unit}"

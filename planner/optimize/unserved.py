@@ -9,6 +9,7 @@ import numpy as np
 
 from planner.domain.plan import Conflict
 from planner.optimize.naming import bucket_name
+from planner.optimize.scenarios import in_scenario, scenarios_of
 
 if TYPE_CHECKING:
     from planner.domain.problem import FleetProblem, ServingOption
@@ -19,10 +20,17 @@ _REASONS_SHOWN = 3
 
 def unserved_conflicts(problem: FleetProblem) -> tuple[Conflict, ...]:
     """Return one conflict for every bucket that no option serves at any rate, in the order of the request."""
+    cases = [("", problem)]
+    cases += [
+        (f"in the scenario {each.name}, ", in_scenario(problem, each))
+        for each in scenarios_of(problem)
+        if each.bound > 0
+    ]
     return tuple(
-        _conflict(demand, index, [option for option in problem.options if option.service == demand.service])
-        for demand in problem.demands
-        for index in _unserved(demand, problem)
+        _conflict(when, demand, index, [option for option in then.options if option.service == demand.service])
+        for when, then in cases
+        for demand in then.demands
+        for index in _unserved(demand, then)
     )
 
 
@@ -34,8 +42,8 @@ def _unserved(demand: Demand, problem: FleetProblem) -> list[int]:
     return np.flatnonzero(~served).tolist()
 
 
-def _conflict(demand: Demand, index: int, options: list[ServingOption]) -> Conflict:
-    name = bucket_name(demand.service, demand.buckets[index])
+def _conflict(when: str, demand: Demand, index: int, options: list[ServingOption]) -> Conflict:
+    name = when + bucket_name(demand.service, demand.buckets[index])
     if not options:
         return Conflict(
             requirement=name,

@@ -20,9 +20,12 @@ from planner.optimize import (
     SolverSettings,
     find_conflicts,
     redundancy_prices,
+    robustness,
     savings_vs_best_single,
     single_gpu_baselines,
     solve,
+    unsurvived,
+    verify_plan,
 )
 from planner.planning.caveats import caveats
 from planner.planning.melange import melange_question
@@ -111,8 +114,20 @@ def answer(question: Question, *, settings: SolverSettings, assignment: Assignme
         found = replace(found, warnings=tuple(_with_ways_out(found.warnings, question, settings)))
     prices = redundancy_prices(question.problem, found, settings=settings, assignment=assignment)
     found = replace(found, redundancy=prices)
+    found = _with_robustness(found, question, settings, assignment)
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
     return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
+
+
+def _with_robustness(plan: Plan, question: Question, settings: SolverSettings, assignment: Assignment) -> Plan:
+    """Return `plan` with what its scenarios cost, and which of them hold its cost up; as it is where it has none."""
+    found = robustness(question.problem, plan, settings=settings, assignment=assignment)
+    if found is None:
+        return plan
+    binding = tuple(f"scenario {name}" for name in unsurvived(found))
+    plan = replace(plan, robustness=found, binding=(*binding, *plan.binding))
+    verify_plan(question.problem, plan)
+    return plan
 
 
 UNEXPLAINED = Conflict(

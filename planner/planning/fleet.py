@@ -34,6 +34,7 @@ from planner.planning.horizon import (
 from planner.planning.limits import countable, limits_of
 from planner.planning.located import at, inside
 from planner.planning.question import Question, Relaxation
+from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
 from planner.planning.services import PreparedService, prepare_service
 from planner.planning.zones import asks_for_zones, offers_by_zone, zone_assumptions
@@ -46,9 +47,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import date
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from planner.domain.energy import Energy
     from planner.domain.problem import ChangeCost, Rule
     from planner.domain.slo import Slo
+    from planner.domain.workload import Bucket
     from planner.files.request import PlanRequest
     from planner.files.request.objective import Objective
     from planner.profilers.schema import MeasuredPoint
@@ -85,6 +90,8 @@ class Prepared:
     """Spot capacity counts for this fraction of itself."""
     horizon: Horizon | None = None
     energy: Energy | None = None
+    prospects: tuple[Prospect, ...] = ()
+    """What the fleet must survive."""
 
     def problem(self, slos: Mapping[str, Sequence[Slo]]) -> FleetProblem:
         """Return the problem in which each service has the objectives `slos[its name]`."""
@@ -98,7 +105,7 @@ class Prepared:
             headroom_fraction=self.headroom_fraction,
             shed=self.shed,
             goal=self.goal,
-            rules=self.rules,
+            rules=self.rules + tuple(prospect.scenario for prospect in self.prospects),
             change=self.change,
             horizon=self.horizon,
             energy=self.energy,
@@ -106,6 +113,7 @@ class Prepared:
 
     def _options(self, service: PreparedService, slos: Sequence[Slo]) -> Iterator[ServingOption]:
         profiles: dict[tuple[str, EngineConfig], OptionProfile] = {}
+        scenarios: dict[tuple[str, EngineConfig], dict[str, NDArray[np.float64]]] = {}
         shown_zero: set[tuple[str, EngineConfig]] = set()
         for offer in self.offers:
             for config in service.configs:
@@ -114,8 +122,9 @@ class Prepared:
                 key = (offer.gpu, config)
                 if key not in profiles:
                     profiles[key] = self._profile(service, offer.gpu, config, slos)
+                    scenarios[key] = self._scenario_rps(service, offer.gpu, config, slos, profiles[key])
                 profile = profiles[key]
-                if not profile.throughput_rps.any():
+                if not any(rates.any() for rates in (profile.throughput_rps, *scenarios[key].values())):
                     if key in shown_zero and not self._is_asked_for(offer):
                         continue  # one offer is enough to carry the reason why this GPU cannot serve
                     shown_zero.add(key)
@@ -130,7 +139,22 @@ class Prepared:
                     busy_power_w=profile.busy_power_w,
                     provenance=profile.provenance,
                     limiting=profile.limiting,
+                    scenario_rps={name: rates * self._availability(offer) for name, rates in scenarios[key].items()},
                 )
+
+    def _scenario_rps(
+        self, service: PreparedService, gpu: str, config: EngineConfig, slos: Sequence[Slo], profile: OptionProfile
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the rates of a configuration in the scenarios in which they differ."""
+
+        def profile_of(buckets: Sequence[Bucket], shortfall: NDArray[np.float64] | None) -> OptionProfile:
+            return self._profile(service, gpu, config, slos, buckets=buckets, shortfall=shortfall)
+
+        found = {
+            prospect.scenario.name: prospect.throughput_rps(service.request.name, gpu, profile, profile_of)
+            for prospect in self.prospects
+        }
+        return {name: rates for name, rates in found.items() if rates is not None}
 
     def _availability(self, offer: Offer) -> float:
         """Return the part of the time that a replica on `offer` runs, as far as the request says."""
@@ -140,15 +164,25 @@ class Prepared:
         """Return whether a minimum counts `offer`, so that it may be rented although it serves nothing."""
         return any(isinstance(rule, Minimum) and rule.scope.covers(offer) for rule in self.rules)
 
-    def _profile(self, service: PreparedService, gpu: str, config: EngineConfig, slos: Sequence[Slo]) -> OptionProfile:
+    def _profile(
+        self,
+        service: PreparedService,
+        gpu: str,
+        config: EngineConfig,
+        slos: Sequence[Slo],
+        *,
+        buckets: Sequence[Bucket] | None = None,
+        shortfall: NDArray[np.float64] | None = None,
+    ) -> OptionProfile:
         return profile_option(
             service.model,
             self.gpus.get(gpu),
             config,
-            service.demand.buckets,
+            service.demand.buckets if buckets is None else buckets,
             slos,
             store=self.store,
             aliases=service.model_aliases,
+            shortfall=shortfall,
         )
 
 
@@ -199,8 +233,11 @@ def fleet_question(
         spot_availability=request.catalog.spot_availability,
         horizon=horizon_of(request.horizon, rhythms) if request.horizon is not None else None,
         energy=energy_of(request, offers),
+        prospects=_prospects(request, services, offers, base_dir),
     )
     files = _hashes(request, services, base_dir)
+    for prospect in prepared.prospects:
+        files |= prospect.files
     running = _running(request, current, base_dir=base_dir)
     if running is not None:
         name, change, digest = running
@@ -219,6 +256,14 @@ def fleet_question(
         relaxations=tuple(_relaxations(prepared, slos)),
         problem_with_all_bounds=partial(_problem_with_all_bounds, prepared, slos),
     )
+
+
+def _prospects(
+    request: PlanRequest, services: Sequence[PreparedService], offers: Sequence[Offer], base_dir: Path
+) -> tuple[Prospect, ...]:
+    if request.robust is None:
+        return ()
+    return tuple(prospects_of(request.robust, services, [offer.gpu for offer in offers], base_dir=base_dir))
 
 
 def _hashes(request: PlanRequest, services: Sequence[PreparedService], base_dir: Path) -> dict[str, str]:
@@ -307,6 +352,8 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
         yield from zone_assumptions(request.catalog, offers)
     if any(LARGEST_INSTANCES.fullmatch(loss) for loss in request.constraints.survive):
         yield INSTANCES_LOST
+    if request.robust is not None:
+        yield from robust_assumptions(request.robust)
     yield from ASSUMPTIONS
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from planner.domain.provenance import Provenance, ProvenanceKind
 from planner.profilers import capacity, floor, measured
+from planner.profilers.accuracy import error_fractions
 from planner.profilers.capacity import ESTIMATE_SOURCE, BucketEstimates
 from planner.profilers.efficiency import default_params, engine_family
 from planner.profilers.power import gpu_draw
@@ -107,6 +108,7 @@ def profile_option(
     store: MeasuredStore,
     params: EstimatorParams | None = None,
     aliases: Sequence[str] = (),
+    shortfall: Array | None = None,
 ) -> OptionProfile:
     """Return the largest steady rate of every bucket on ONE replica within `slos`, and where each figure comes from.
 
@@ -116,6 +118,8 @@ def profile_option(
     ----------
     params : the estimator's numbers; None = the bundled ones (profiles/efficiency.csv).
     aliases : other names under which the model was measured.
+    shortfall : shape (buckets,), by what part each figure is too large; None = it is right. Every engine step then
+        takes 1 / (1 - shortfall) as long, so where an objective binds the rate falls by more than that.
 
     Raises
     ------
@@ -127,7 +131,10 @@ def profile_option(
     names = (model.name, *aliases)
     found = _measurements(model, gpu, config, sizes=sizes, table=store.lookup(names, gpu.name, config), params=params)
 
-    def estimate(engine_config: EngineConfig, bounds: Sequence[Slo]) -> BucketEstimates:
+    def estimate(engine_config: EngineConfig, bounds: Sequence[Slo], kept: Array | None = None) -> BucketEstimates:
+        speed = None if found is None else found.correction.speed
+        if kept is not None:
+            speed = kept if speed is None else kept * speed
         return capacity.estimate_buckets(
             model,
             gpu,
@@ -136,7 +143,7 @@ def profile_option(
             output_tokens=sizes[:, 1],
             slos=bounds,
             params=params,
-            speed=None if found is None else found.correction.speed,
+            speed=speed,
         )
 
     estimates = estimate(config, slos)
@@ -153,15 +160,25 @@ def profile_option(
         provenance = tuple(_provenance(found, i, is_free=free[i]) for i in range(len(buckets)))
         rates, provenance = _within_physics(rates, provenance, model, gpu, config, sizes=sizes)
     draw = gpu_draw(gpu)
+    if shortfall is not None:
+        slow = estimate(config, slos, 1 - shortfall).rate_rps
+        part = np.divide(slow, estimates.rate_rps, out=np.zeros(len(slow)), where=estimates.rate_rps > 0)
+        rates = rates * np.minimum(part, 1 - shortfall)
     return OptionProfile(
         throughput_rps=rates,
-        provenance=provenance,
+        provenance=_with_errors(provenance, is_fitted=params.is_fitted(gpu)),
         limiting=estimates.limiting,
         power_w=peak_power_w(gpu, config),
         idle_power_w=WattsPerReplica(draw.idle_w * config.gpus_per_replica),
         busy_power_w=WattsPerReplica(draw.busy_w * config.gpus_per_replica),
         estimates=estimates,
     )
+
+
+def _with_errors(provenance: Sequence[Provenance], *, is_fitted: bool) -> tuple[Provenance, ...]:
+    """Return the origins with what is known of their errors."""
+    errors = error_fractions()
+    return tuple(replace(origin, error_fraction=errors[origin.kind, is_fitted]) for origin in provenance)
 
 
 def _within_physics(

@@ -71,6 +71,12 @@ class PlanResult:
 
         return routing_csv(self.plan)
 
+    def to_regret_csv(self) -> str:
+        """Return regret.csv: one row per fleet and scenario that the request wants to survive."""
+        from planner.report.tables import regret_csv  # noqa: PLC0415
+
+        return regret_csv(self.plan)
+
     def to_markdown(self) -> str:
         """Return a report for a pull request."""
         from planner.report.tables import plan_markdown  # noqa: PLC0415

@@ -14,6 +14,7 @@ from planner.domain.costs import usd_per_million_tokens, usd_per_month
 from planner.domain.plan import PlanStatus, Rental, RolloutAction
 from planner.domain.provenance import ProvenanceKind
 from planner.report.energy import carbon_text, energy_text
+from planner.report.robustness import RobustnessView, robustness_text, robustness_view
 from planner.report.schedule import ScheduleView, schedule_view
 from planner.report.serves import ServesIndex
 from planner.report.wording import age, clean, number, percent, plural, price, usd, whole_usd
@@ -157,6 +158,7 @@ class PlanSummary:
     assumptions: tuple[str, ...]
     rollout: tuple[str, ...] = ()
     """Steps from the current plan to this one."""
+    robustness: RobustnessView | None = None
 
 
 def summarize(plan: Plan, *, today: date) -> PlanSummary:
@@ -178,6 +180,7 @@ def summarize(plan: Plan, *, today: date) -> PlanSummary:
         warnings=tuple(Note(label=clean(warning.code), text=clean(warning.message)) for warning in plan.warnings),
         assumptions=tuple(clean(assumption) for assumption in plan.assumptions),
         rollout=tuple(_rollout_text(step) for step in plan.rollout),
+        robustness=robustness_view(plan),
     )
 
 
@@ -470,6 +473,7 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
         texts = [
             ("Unserved", unserved_text(plan)),
             ("Objective", objective_text(plan)),
+            ("Robust", robustness_text(plan)),
             ("Saving", saving_text(plan)),
             ("SLO", SLO_NOTE if plan.allocation else ""),
             ("Binding", binding_text(plan)),

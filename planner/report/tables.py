@@ -8,6 +8,7 @@ import re
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from planner.report.robustness import RegretEntry, regret_entries
 from planner.report.summary import AllocationRow, allocation_rows, summarize
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from planner.domain.plan import Plan
+    from planner.report.robustness import RobustnessView
     from planner.report.summary import PlanSummary
 
 PLAN_COLUMNS = tuple(field.name for field in fields(AllocationRow))
@@ -42,6 +44,7 @@ class RoutingRow:
 
 
 ROUTING_COLUMNS = tuple(field.name for field in fields(RoutingRow))
+REGRET_COLUMNS = tuple(field.name for field in fields(RegretEntry))
 
 
 def plan_csv(plan: Plan) -> str:
@@ -52,6 +55,12 @@ def plan_csv(plan: Plan) -> str:
 def routing_csv(plan: Plan) -> str:
     """Return routing.csv: one row per bucket and option with a positive weight."""
     return _csv(ROUTING_COLUMNS, (astuple(row) for row in _routing_rows(plan)))
+
+
+def regret_csv(plan: Plan) -> str:
+    """Return regret.csv: one row per fleet and scenario; the header alone where there are no scenarios."""
+    entries = () if plan.robustness is None else regret_entries(plan.robustness)
+    return _csv(REGRET_COLUMNS, (astuple(entry) for entry in entries))
 
 
 def plan_frame(plan: Plan) -> pd.DataFrame:
@@ -105,6 +114,8 @@ def plan_markdown(plan: Plan, *, today: date) -> str:
         header = ("instances", "least", "mean", "most", "over time")
         lines = [(item.name, item.least, item.mean, item.most, item.line) for item in summary.schedule.lines]
         blocks += ["### Schedule", f"{_md(summary.schedule.title)}.", _md_table(header, lines, right=(1, 2, 3))]
+    if summary.robustness is not None:
+        blocks += ["### Scenarios", f"{_md(summary.robustness.title)}.", _regret_markdown(summary.robustness)]
     if summary.conflicts:
         rows = [(item.requirement, item.explanation, item.suggestion) for item in summary.conflicts]
         blocks += ["### What stands in the way", _md_table(("requirement", "why", "way out"), rows)]
@@ -136,6 +147,11 @@ def _rent_markdown(summary: PlanSummary) -> str:
             rows.append((*head, "nothing", *[""] * 5, rental.usd_per_hour, rental.usd_per_month))
     rows.append(("total", *[""] * 8, summary.usd_per_hour, summary.usd_per_month))
     return _md_table(header, rows, right=(4, 7, 9, 10))
+
+
+def _regret_markdown(view: RobustnessView) -> str:
+    header = [_md(name) for name in ("fleet", "USD/h", *(line.name for line in view.lines))]
+    return _md_table(header, [(row.fleet, row.usd_per_hour, *row.cells) for row in view.rows], right=(1,))
 
 
 def _baseline_markdown(summary: PlanSummary) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
     from planner.domain.plan import Plan, Route
+    from planner.report.robustness import RobustnessView
     from planner.report.schedule import ScheduleView
     from planner.report.summary import ConflictView, Note, PlanSummary, RentalView
 
@@ -53,6 +54,11 @@ def plan_renderables(plan: Plan, *, today: date, verbose: bool = False) -> list[
         parts.append(RentTable(summary))
     if summary.schedule is not None:
         parts += [Text.assemble(("Schedule", "bold"), f": {summary.schedule.title}"), _schedule_table(summary.schedule)]
+    if summary.robustness is not None:
+        parts += [
+            Text.assemble(("Scenarios", "bold"), f" ({summary.robustness.title})"),
+            _scenario_table(summary.robustness),
+        ]
     if verbose and plan.routing:
         parts += _routing_tables(plan)
     if summary.conflicts:
@@ -188,6 +194,13 @@ def _schedule_table(view: ScheduleView) -> Table:
     )
     for item in view.lines:
         table.add_row(*map(Text, (item.name, item.least, item.mean, item.most, item.line)))
+    return table
+
+
+def _scenario_table(view: RobustnessView) -> Table:
+    table = _table(("scenario", "left"), ("own fleet", "right"), ("plain fleet", "left"), ("this plan", "left"))
+    for line in view.lines:
+        table.add_row(*map(Text, (line.name, line.least, line.plain, line.robust)))
     return table
 
 

@@ -33,8 +33,9 @@ from planner.domain.plan import (
     Unserved,
 )
 from planner.domain.provenance import ProvenanceKind, Warning_
+from planner.domain.robustness import FleetOutcomes, FleetReplicas, Outcome, Robustness, ScenarioCase
 from planner.errors import InputError, PlannerError, UnsupportedFormatError
-from planner.files import plan_schema
+from planner.files import plan_schema, robustness_schema
 from planner.files.documents import parse_document
 from planner.files.plan_document import DERIVED, plan_to_document
 from planner.files.plan_schema import plan_from_document, plan_json_schema, read_plan
@@ -298,6 +299,11 @@ def plans(draw):
             )
         ),
     }
+    parts["robustness"] = st.none() | built(
+        Robustness,
+        scenarios=several(built(ScenarioCase)),
+        fleets=several(built(FleetOutcomes, replicas=several(built(FleetReplicas)), outcomes=several(built(Outcome)))),
+    )
     return draw(built(Plan, **parts))
 
 
@@ -342,13 +348,17 @@ def test_writing_a_plan_that_was_read_gives_the_same_bytes(cost, tokens):
         PeriodRoute,
         Commitment,
         RedundancyPrice,
+        Robustness,
+        ScenarioCase,
+        FleetOutcomes,
+        FleetReplicas,
+        Outcome,
     ],
     ids=lambda kind: kind.__name__,
 )
 def test_the_schema_has_exactly_the_fields_of_the_dataclass(kind):
-    model = getattr(
-        plan_schema, {"SolverInfo": "SolverDocument"}.get(kind.__name__, kind.__name__.rstrip("_") + "Document")
-    )
+    name = {"SolverInfo": "SolverDocument"}.get(kind.__name__, kind.__name__.rstrip("_") + "Document")
+    model = getattr(plan_schema, name, None) or getattr(robustness_schema, name)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     extra = {"schema_version", "kind", *DERIVED} if kind is Plan else set()
     assert set(model.model_fields) - extra == set(fields)
@@ -394,6 +404,10 @@ MODELS = [
     plan_schema.PeriodRouteDocument,
     plan_schema.CommitmentDocument,
     plan_schema.RedundancyPriceDocument,
+    robustness_schema.RobustnessDocument,
+    robustness_schema.ScenarioCaseDocument,
+    robustness_schema.FleetOutcomesDocument,
+    robustness_schema.OutcomeDocument,
 ]
 
 

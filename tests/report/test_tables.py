@@ -9,6 +9,7 @@ import pytest
 
 from planner.report.tables import (
     PLAN_COLUMNS,
+    REGRET_COLUMNS,
     ROUTING_COLUMNS,
     plan_csv,
     plan_frame,
@@ -38,7 +39,7 @@ def test_csv_is_as_it_was(name, request):
 
 def test_the_columns_are_documented():
     page = (Path(__file__).parents[2] / "docs" / "reference" / "plan.md").read_text(encoding="utf-8")
-    for column in PLAN_COLUMNS + ROUTING_COLUMNS:
+    for column in PLAN_COLUMNS + ROUTING_COLUMNS + REGRET_COLUMNS:
         assert f"`{column}`" in page
 
 

@@ -12,6 +12,7 @@ from planner.files.request.catalog import CatalogChoice, ProfileChoice
 from planner.files.request.constraints import Constraints
 from planner.files.request.horizon import HorizonChoice
 from planner.files.request.objective import Objective, name_alone
+from planner.files.request.robust import RobustChoice
 from planner.files.request.services import Service
 from planner.files.schema import Strict
 
@@ -38,6 +39,9 @@ class PlanRequest(Strict):
     )
     horizon: HorizonChoice | None = Field(
         default=None, description="Plan a schedule over periods instead of one steady state."
+    )
+    robust: RobustChoice | None = Field(
+        default=None, description="Survive other demand than planned, and GPUs that are slower than estimated."
     )
 
     @model_validator(mode="after")

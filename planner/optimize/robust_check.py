@@ -1,0 +1,142 @@
+"""Part of the independent check of a plan: what it says of other fleets and scenarios, each recomputed by itself."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.problem import Scenario
+from planner.domain.robustness import PLAIN, PLANNED, ROBUST
+from planner.errors import SolverLiedError
+from planner.optimize.backends import solve_milp
+from planner.optimize.loss_check import least_served
+from planner.optimize.milp import MilpBuilder
+from planner.optimize.settings import SolverSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from planner.domain.plan import Plan
+    from planner.domain.problem import FleetProblem, ServingOption
+    from planner.domain.robustness import FleetOutcomes, Robustness
+    from planner.domain.workload import Demand
+
+TOLERANCE = 1e-6
+"""Relative, of costs and of a scenario's requests."""
+
+Replicas = list[tuple["ServingOption", int]]
+
+
+def check_robustness(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, str], ServingOption]) -> None:
+    """Return if the regret table of `plan`, where it has one, is what its fleets come to.
+
+    Raises
+    ------
+    SolverLiedError: naming the entry that is not.
+    """
+    found = plan.robustness
+    if found is None:
+        return
+    scenarios = {rule.name: rule for rule in problem.rules if isinstance(rule, Scenario)}
+    names = [case.name for case in found.scenarios]
+    if sorted([*names, *found.unaffected]) != sorted([PLANNED, *scenarios]):
+        _fail(f"the scenarios are {sorted(scenarios)}, and it tells of {names}")
+    rows = {row.fleet: row for row in found.fleets}
+    _check_price(plan, found, rows)
+    for row in found.fleets:
+        fleet: Replicas = [(by_key[item.service, item.option], item.replicas) for item in row.replicas]
+        if [item.scenario for item in row.outcomes] != names:
+            _fail(f"the row of {row.fleet} is not about {names}")
+        for item in row.outcomes:
+            demands = problem.demands if item.scenario == PLANNED else scenarios[item.scenario].demands
+            asked = sum(demand.total_rate_rps for demand in demands)
+            left = asked - sum(_served_rps(demand, fleet, item.scenario, problem.utilization_cap) for demand in demands)
+            if abs(left - item.unserved_rps) > 5 * TOLERANCE * max(asked, 1.0):
+                _fail(f"{row.fleet} leaves {left!r} req/s in {item.scenario}, not {item.unserved_rps!r}")
+
+
+def check_scenario(
+    rule: Scenario, problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, str], ServingOption]
+) -> None:
+    """Return if `plan` serves what `rule` asks for: one linear programme per service, with its demand and speeds.
+
+    Raises
+    ------
+    SolverLiedError: naming the service that is not served.
+    """
+    running = [
+        (replace(option, throughput_rps=option.throughput_in(rule.name)), item.replicas)
+        for item in plan.allocation
+        for option in (by_key[item.service, item.option],)
+    ]
+    for demand in rule.demands:
+        mine = [(option, replicas) for option, replicas in running if option.service == demand.service]
+        served = least_served(demand, mine, problem.utilization_cap / (1 + rule.headroom_fraction))
+        if served < rule.bound - 5 * TOLERANCE:
+            _fail(f"in the scenario {rule.name} it serves {served:.6f} of {demand.service}, not {rule.bound:g}")
+
+
+def _check_price(plan: Plan, found: Robustness, rows: Mapping[str, FleetOutcomes]) -> None:
+    """The robust fleet is the plan's, and price and regrets are differences between the stated costs."""
+    robust, plain = rows.get(ROBUST), rows.get(PLAIN)
+    cost = plan.cost_usd_per_hour or 0.0
+    mine = {(item.service, item.option): item.replicas for item in plan.allocation}
+    if robust is None or {(item.service, item.option): item.replicas for item in robust.replicas} != mine:
+        _fail("the robust fleet is not its own")
+        return
+    if not _is_near(robust.cost_usd_per_hour, cost):
+        _fail(f"the robust fleet costs {cost!r} USD/h, and it says {robust.cost_usd_per_hour!r}")
+    price = None if plain is None else cost - plain.cost_usd_per_hour
+    if (price is None) != (found.price_usd_per_hour is None) or not _is_near(
+        price or 0.0, found.price_usd_per_hour or 0.0
+    ):
+        _fail(f"surviving costs {price!r} USD/h, and it says {found.price_usd_per_hour!r}")
+    for row in found.fleets:
+        for case, item in zip(found.scenarios, row.outcomes, strict=True):
+            least = PLAIN if case.name == PLANNED else case.name
+            if case.least_usd_per_hour is None:
+                is_right = item.regret_usd_per_hour is None and least not in rows
+            else:
+                regret = row.cost_usd_per_hour - case.least_usd_per_hour
+                is_right = _is_near(rows[least].cost_usd_per_hour, case.least_usd_per_hour) and _is_near(
+                    regret, item.regret_usd_per_hour or 0.0
+                )
+            if not is_right:
+                _fail(f"the regret of {row.fleet} in {case.name} is not {item.regret_usd_per_hour!r}")
+
+
+def _is_near(one: float, other: float) -> bool:
+    return abs(one - other) <= TOLERANCE * max(abs(one), 1.0)
+
+
+def _served_rps(demand: Demand, fleet: Replicas, scenario: str, cap: float) -> float:
+    """Return the most req/s of `demand` that `fleet` serves in a scenario: a flow from buckets to options, in req/s."""
+    builder = MilpBuilder()
+    by_bucket: dict[int, list[int]] = defaultdict(list)
+    by_option: list[tuple[list[int], list[float], float]] = []
+    for option, count in fleet:
+        if option.service != demand.service:
+            continue
+        speed = option.throughput_in(scenario)
+        able = np.flatnonzero(speed > 0).tolist()
+        flow = builder.add_columns("flow", len(able), cost=-1.0).tolist()
+        for bucket, column in zip(able, flow, strict=True):
+            by_bucket[bucket].append(column)
+        by_option.append((flow, [1.0 / float(speed[bucket]) for bucket in able], cap * count))
+    if not by_bucket:
+        return 0.0
+    for bucket, columns in by_bucket.items():
+        size = len(columns)
+        asked = [demand.buckets[bucket].rate_rps]
+        builder.add_rows("asked", rows=[0] * size, columns=columns, values=[1.0] * size, upper=asked)
+    for columns, seconds, replicas in by_option:
+        builder.add_rows("busy", rows=[0] * len(columns), columns=columns, values=seconds, upper=[replicas])
+    raw = solve_milp(builder.freeze(), SolverSettings())
+    return 0.0 if raw.objective is None else -float(raw.objective)
+
+
+def _fail(what: str) -> None:
+    raise SolverLiedError(f"The plan does not hold: {what}.", hint="Plan again.")

@@ -1,0 +1,217 @@
+"""The regret table of a plan that survives scenarios: which fleet costs and leaves unserved what, whatever comes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.robustness import (
+    PLAIN,
+    PLANNED,
+    ROBUST,
+    FleetOutcomes,
+    FleetReplicas,
+    Outcome,
+    Robustness,
+    ScenarioCase,
+)
+from planner.errors import SolverError
+from planner.optimize.backends import solve_milp
+from planner.optimize.milp import MilpBuilder
+from planner.optimize.naming import option_keys
+from planner.optimize.scenarios import in_scenario, scenarios_of, without_scenarios
+from planner.optimize.settings import Clock, SolverSettings
+from planner.optimize.solving import solve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from planner.domain.plan import Plan
+    from planner.domain.problem import FleetProblem, Scenario, ServingOption
+    from planner.domain.workload import Demand
+    from planner.optimize.milp import FloatArray
+    from planner.optimize.settings import Assignment
+
+NOTHING_RPS = 1e-6
+"""Relative to the demand: less than this unserved is a solver's noise."""
+LP_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    """What is planned, or a scenario, as a problem of its own."""
+
+    name: str
+    problem: FleetProblem
+    scenario: Scenario | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """A fleet that is compared."""
+
+    name: str
+    cost_usd_per_hour: float
+    replicas: tuple[int, ...]
+    """Of each option of the problem."""
+
+
+def robustness(
+    problem: FleetProblem, plan: Plan, *, settings: SolverSettings, assignment: Assignment
+) -> Robustness | None:
+    """Return what `plan` pays for the scenarios of `problem`, and its regret table; None where there are none.
+
+    The plain fleet and each scenario's own are searched for, all together within one time limit; where it comes first
+    they are left out.
+    """
+    scenarios = scenarios_of(problem)
+    if not scenarios or plan.cost_usd_per_hour is None:
+        return None
+    clock = Clock(settings)
+    planned = _Case(name=PLANNED, problem=without_scenarios(problem))
+    plain = _candidate(PLAIN, planned, clock, assignment)
+    robust = _as_candidate(ROBUST, plan, problem)
+    compared = [robust] if plain is None else [plain, robust]
+    touched = [each for each in scenarios if _touches(each, problem, compared)]
+    cases = [planned, *(_Case(name=s.name, problem=in_scenario(problem, s), scenario=s) for s in touched)]
+    own = {case.name: _candidate(case.name, case, clock, assignment) for case in cases[1:]}
+    least = {name: found.cost_usd_per_hour for name, found in {PLANNED: plain, **own}.items() if found is not None}
+    known = [*compared, *(found for found in own.values() if found is not None)]
+    return Robustness(
+        price_usd_per_hour=None if plain is None else plan.cost_usd_per_hour - plain.cost_usd_per_hour,
+        scenarios=tuple(_view(case, least.get(case.name)) for case in cases),
+        fleets=tuple(_outcomes(candidate, cases, least) for candidate in known),
+        unaffected=tuple(each.name for each in scenarios if each not in touched),
+    )
+
+
+def unsurvived(found: Robustness) -> tuple[str, ...]:
+    """Return the scenarios that the plain fleet does not serve whole: those hold the plan's cost up."""
+    plain = next((row for row in found.fleets if row.fleet == PLAIN), None)
+    return () if plain is None else tuple(item.scenario for item in plain.outcomes if item.unserved_rps > 0)
+
+
+def _touches(scenario: Scenario, problem: FleetProblem, compared: Sequence[_Candidate]) -> bool:
+    """Return whether a scenario changes demand, or the speed of anything that one of the fleets has."""
+    if scenario.demands != problem.demands:
+        return True
+    used = {index for fleet in compared for index, count in enumerate(fleet.replicas) if count}
+    return any(scenario.name in problem.options[index].scenario_rps for index in used)
+
+
+def _candidate(name: str, case: _Case, clock: Clock, assignment: Assignment) -> _Candidate | None:
+    """Return the best fleet for one case alone; None if the time is over."""
+    if clock.is_over:
+        return None
+    plan = solve(case.problem, settings=clock.settings(), assignment=assignment)
+    return None if plan.cost_usd_per_hour is None else _as_candidate(name, plan, case.problem)
+
+
+def _as_candidate(name: str, plan: Plan, problem: FleetProblem) -> _Candidate:
+    counts = {(item.service, item.option): item.replicas for item in plan.allocation}
+    keys = option_keys(problem.options)
+    return _Candidate(
+        name=name,
+        cost_usd_per_hour=plan.cost_usd_per_hour or 0.0,
+        replicas=tuple(counts.get((o.service, key), 0) for o, key in zip(problem.options, keys, strict=True)),
+    )
+
+
+def _view(case: _Case, least: float | None) -> ScenarioCase:
+    demands = case.problem.demands if case.scenario is None else case.scenario.demands
+    return ScenarioCase(
+        name=case.name,
+        description="" if case.scenario is None else case.scenario.description,
+        rate_rps=sum(demand.total_rate_rps for demand in demands),
+        least_usd_per_hour=least,
+        probability=None if case.scenario is None else case.scenario.probability,
+    )
+
+
+def _outcomes(candidate: _Candidate, cases: Sequence[_Case], least: dict[str, float]) -> FleetOutcomes:
+    keys = option_keys(cases[0].problem.options)
+    options = cases[0].problem.options
+    outcomes = tuple(_outcome(candidate, case, least.get(case.name)) for case in cases)
+    return FleetOutcomes(
+        fleet=candidate.name,
+        cost_usd_per_hour=candidate.cost_usd_per_hour,
+        replicas=tuple(
+            FleetReplicas(service=option.service, option=key, replicas=count)
+            for option, key, count in zip(options, keys, candidate.replicas, strict=True)
+            if count
+        ),
+        outcomes=outcomes,
+        expected_unserved_rps=_expected(cases, outcomes),
+    )
+
+
+def _expected(cases: Sequence[_Case], outcomes: Sequence[Outcome]) -> float | None:
+    """Return the unserved req/s by the scenarios' probabilities; what is left of 1 is what is planned."""
+    chances = [case.scenario.probability if case.scenario else None for case in cases]
+    if not any(chance is not None for chance in chances):
+        return None
+    stated = [chance or 0.0 for chance in chances]
+    stated[0] = max(0.0, 1 - sum(stated))
+    return sum(chance * item.unserved_rps for chance, item in zip(stated, outcomes, strict=True))
+
+
+def _outcome(candidate: _Candidate, case: _Case, least: float | None) -> Outcome:
+    demands = case.problem.demands if case.scenario is None else case.scenario.demands
+    left = unserved_rps(demands, case.problem.options, candidate.replicas, case.problem.utilization_cap)
+    return Outcome(
+        scenario=case.name,
+        unserved_rps=left,
+        regret_usd_per_hour=None if least is None else candidate.cost_usd_per_hour - least,
+    )
+
+
+def unserved_rps(
+    demands: Iterable[Demand], options: Sequence[ServingOption], replicas: Sequence[int], utilization_cap: float
+) -> float:
+    """Return the least req/s that these replicas leave unserved, all requests alike and without headroom.
+
+        maximise  sum_{b,j} lam[b] x[b,j]   with   sum_j x[b,j] <= 1,   sum_b lam[b] / (U X[j,b]) x[b,j] <= n[j]
+
+    Examples
+    --------
+    >>> unserved_rps((), (), (), 1.0)
+    0.0
+    """
+    return sum(
+        _service_unserved_rps(demand, list(_running(demand, options, replicas)), utilization_cap) for demand in demands
+    )
+
+
+def _running(
+    demand: Demand, options: Sequence[ServingOption], replicas: Sequence[int]
+) -> Iterator[tuple[FloatArray, int]]:
+    """Yield throughput and replicas of every option of a service that has any."""
+    for option, count in zip(options, replicas, strict=True):
+        if option.service == demand.service and count:
+            yield option.throughput_rps, count
+
+
+def _service_unserved_rps(demand: Demand, running: list[tuple[FloatArray, int]], cap: float) -> float:
+    rates = np.array([bucket.rate_rps for bucket in demand.buckets])
+    able = np.array([rate > 0 for rate, _ in running]).reshape(len(running), len(rates))
+    option, bucket = np.nonzero(able)
+    if not len(option):
+        return float(rates.sum())
+    speed = np.array([rate for rate, _ in running])[option, bucket]
+    builder = MilpBuilder()
+    x = builder.add_columns("x", len(option), upper=1.0, cost=-rates[bucket])
+    builder.add_rows("whole", rows=bucket, columns=x, values=1.0, upper=np.ones(len(rates)))
+    builder.add_rows(
+        "capacity",
+        rows=option,
+        columns=x,
+        values=rates[bucket] / (speed * cap),
+        upper=np.array([float(count) for _, count in running]),
+    )
+    raw = solve_milp(builder.freeze(), SolverSettings(feasibility_tolerance=LP_TOLERANCE))
+    if raw.values is None:
+        raise SolverError(f"What a fleet leaves unserved could not be computed: {raw.termination.value!r}.")
+    left = float(rates.sum() - rates[bucket] @ raw.values[x])
+    return 0.0 if left <= NOTHING_RPS * float(rates.sum()) else left
