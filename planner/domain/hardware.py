@@ -80,6 +80,8 @@ class Offer:
     available: int | None = None
     """Instances that can be had; None = unlimited as far as is known."""
     notes: str = ""
+    reclaims_per_month: float | None = None
+    """How many times in 30 days a spot instance is taken back, at most; None = not known, or not spot."""
     part_of: str = ""
     """Name of the offer that this is one zone's part of; empty for an offer as it is listed."""
 

@@ -93,6 +93,8 @@ class Rental:
     cost_usd_per_hour: float
     price_as_of: str | None = None
     price_source: str = ""
+    interruptions_per_day: float | None = None
+    """Of all these instances, at most, on spot; None = not known, or not spot."""
     zone: str = ""
     """Where zones matter: the offer's own, or the number of one of the region's zones; empty = any."""
 

@@ -119,6 +119,9 @@ class RentalDocument(_Part):
     cost_usd_per_hour: NonNegative = Field(description="Price of all these instances.")
     price_as_of: str | None = Field(None, description="Date of the price, YYYY-MM-DD.")
     price_source: str = Field("", description="Where the price was read.")
+    interruptions_per_day: NonNegative | None = Field(
+        None, description="How often one of these spot instances is taken back, at most; null = not known, or not spot."
+    )
     zone: str = Field("", description="The offer's zone, or the number of one of its region's; empty = any.")
 
 

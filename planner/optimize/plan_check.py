@@ -280,6 +280,11 @@ def _check_cost(problem: FleetProblem, plan: Plan) -> None:
 
 def _check_totals(problem: FleetProblem, plan: Plan, cost: float) -> None:
     """The stated cost is `cost`, its allocations bear it, and the stated bound is not above it."""
+    reclaims = {option.offer.name: option.offer.reclaims_per_month for option in problem.options}
+    for rental in plan.rentals:
+        a_month, a_day = reclaims[rental.offer], rental.interruptions_per_day
+        if (a_month is None) != (a_day is None) or abs((a_month or 0) * rental.instances - 30 * (a_day or 0)) > 1e-6:
+            _fail(f"{rental.instances} instances of {rental.offer} are not interrupted {a_day!r} times a day")
     stated = plan.cost_usd_per_hour or 0.0
     if abs(cost - stated) > TOLERANCE * max(cost, 1.0):
         _fail(f"its rentals cost {cost!r} USD/h, and it says {stated!r}")

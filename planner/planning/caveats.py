@@ -10,7 +10,7 @@ from planner.domain.provenance import Warning_
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from planner.domain.plan import Plan
+    from planner.domain.plan import Plan, Rental
 
 SPOT_CAPACITY = "W402"
 UNCHECKED_GPUS = "W403"
@@ -35,9 +35,19 @@ def _spot(plan: Plan) -> Iterator[Warning_]:
         yield Warning_(
             code=SPOT_CAPACITY,
             message=f"{n_instances} of {total} instances are spot capacity: its price changes and it can be taken back "
-            "at short notice. Nothing is set aside for that.",
+            f"at short notice. {_reclaims(spot)}",
             observed=n_instances,
         )
+
+
+def _reclaims(spot: list[Rental]) -> str:
+    """Return how often the spot instances of a plan are taken back, as far as that is known."""
+    known = [rental.interruptions_per_day for rental in spot if rental.interruptions_per_day is not None]
+    if not known:
+        return "How often is not known."
+    n_unknown = sum(rental.instances for rental in spot if rental.interruptions_per_day is None)
+    of_others = f"; of {n_unknown} of them it is not known" if n_unknown else ""
+    return f"Expect up to {sum(known):.2g} interruptions a day{of_others}."
 
 
 def _unchecked(plan: Plan, unchecked_gpus: Mapping[str, str]) -> Iterator[Warning_]:

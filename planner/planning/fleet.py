@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.catalog.gpus import GpuCatalog, load_gpus
-from planner.domain.hardware import EngineConfig, Market, Offer
 from planner.domain.problem import (
     FleetProblem,
     Goal,
@@ -37,6 +36,7 @@ from planner.planning.question import Question, Relaxation
 from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
 from planner.planning.services import PreparedService, prepare_service
+from planner.planning.spot import availability, spot_assumptions, with_reclaims
 from planner.planning.zones import asks_for_zones, offers_by_zone, zone_assumptions
 from planner.profilers.efficiency import check_engine, default_params
 from planner.profilers.measured import MeasuredStore, load_measured, read_profile_file
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from planner.domain.energy import Energy
+    from planner.domain.hardware import EngineConfig, Offer
     from planner.domain.problem import ChangeCost, Rule
     from planner.domain.slo import Slo
     from planner.domain.workload import Bucket
@@ -86,8 +87,8 @@ class Prepared:
     goal: Goal | None = None
     rules: tuple[Rule, ...] = ()
     change: ChangeCost | None = None
-    spot_availability: float = 1.0
-    """Spot capacity counts for this fraction of itself."""
+    availability: Mapping[str, float] = field(default_factory=dict)
+    """Offer -> the part of the time that a replica there runs, where that is not always."""
     horizon: Horizon | None = None
     energy: Energy | None = None
     prospects: tuple[Prospect, ...] = ()
@@ -157,8 +158,8 @@ class Prepared:
         return {name: rates for name, rates in found.items() if rates is not None}
 
     def _availability(self, offer: Offer) -> float:
-        """Return the part of the time that a replica on `offer` runs, as far as the request says."""
-        return self.spot_availability if offer.market is Market.SPOT else 1.0
+        """Return the part of the time that a replica on `offer` runs."""
+        return self.availability.get(offer.name, 1.0)
 
     def _is_asked_for(self, offer: Offer) -> bool:
         """Return whether a minimum counts `offer`, so that it may be rented although it serves nothing."""
@@ -207,6 +208,7 @@ def fleet_question(
     offers, catalog_warnings = read_catalog(request.catalog, gpus=gpus, base_dir=base_dir, today=today, strict=strict)
     if asks_for_zones(request):
         offers = offers_by_zone(request.catalog, offers)
+    offers = with_reclaims(request, offers)
     limits = tuple(limits_of(request.constraints, gpus, offers))
     if request.objective.cost_cap is not None:
         limits += (Limit(name=COST_CAP, resource=Resource.USD_PER_HOUR, bound=request.objective.cost_cap),)
@@ -230,7 +232,7 @@ def fleet_question(
         shed=_shedding(request),
         goal=goal_of(request.objective),
         rules=_rules(request, gpus, offers),
-        spot_availability=request.catalog.spot_availability,
+        availability={offer.name: availability(request, offer) for offer in offers},
         horizon=horizon_of(request.horizon, rhythms) if request.horizon is not None else None,
         energy=energy_of(request, offers),
         prospects=_prospects(request, services, offers, base_dir),
@@ -332,11 +334,7 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
         engine = service.request.engine.name
         yield f"{service.request.name}: {service.demand.basis}; weights in {formats}; engine {engine}."
     yield f"{request.constraints.headroom:.0%} headroom above the planned rate."
-    if request.catalog.spot_availability < 1:
-        yield (
-            f"A spot replica runs {request.catalog.spot_availability:.4g} of the time: its throughput counts for so "
-            "much, whenever it is reclaimed."
-        )
+    yield from spot_assumptions(request, offers)
     change = request.constraints.change_cost
     if change is not None:
         yield (

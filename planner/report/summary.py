@@ -478,6 +478,7 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
             ("SLO", SLO_NOTE if plan.allocation else ""),
             ("Binding", binding_text(plan)),
             ("Redundancy", redundancy_text(plan)),
+            ("Spot", spot_text(plan)),
             ("Changes", _change_text(plan)),
             ("Idle", idle_text(plan)),
             ("Power", power_text(plan)),
@@ -540,6 +541,18 @@ def redundancy_text(plan: Plan) -> str:
             words = f"{least}{usd(item.extra_usd_per_hour)} USD/h{share} of the cost"
         parts.append(f"{clean(item.requirement)} {words}")
     return "; ".join(parts) + "." if parts else ""
+
+
+def spot_text(plan: Plan) -> str:
+    """Return how often the plan's spot instances are taken back, by offer; empty if none of that is known."""
+    known = [rental for rental in plan.rentals if rental.interruptions_per_day is not None]
+    if not known:
+        return ""
+    parts = []
+    for rental in known:
+        place = f" in {clean(rental.region)}" if rental.region else ""
+        parts.append(f"{clean(rental.instance_type)}{place} {number(rental.interruptions_per_day or 0.0)}")
+    return f"interruptions a day, at most: {', '.join(parts)}."
 
 
 def idle_text(plan: Plan) -> str:

@@ -94,13 +94,22 @@ class CatalogChoice(Strict):
     )
     files: list[str] = Field(default=[], description="Your own offers: gpuplan, gpuhunt or SkyPilot CSV, or YAML.")
     owned: list[Owned] = Field(default=[], description="GPUs that you have.")
-    spot_availability: Fraction = Field(
-        default=1.0,
+    spot_availability: Fraction | None = Field(
+        default=None,
         gt=0.0,
         le=1.0,
         description="Part of the time that a spot replica runs, reclaims and restarts taken off: so much of its"
-        " capacity counts.",
-        json_schema_extra={"default": "100%"},
+        " capacity counts. Default: by offer, from how often it is reclaimed and spot_recovery.",
+    )
+    spot_recovery: DurationS | None = Field(
+        default=None,
+        description="How long it takes until a replacement of a reclaimed spot instance serves; default: the horizon's"
+        " start_up, and without one reclaims cost no capacity.",
+    )
+    spot_interruptions: dict[str, Fraction] = Field(
+        default={},
+        description="Part of the spot instances that is reclaimed in 30 days, by provider or offer ({gcp: 15%});"
+        " default: catalogs/spot_interruptions.csv.",
     )
     zones_per_region: ZonesByProvider = Field(
         default={},
