@@ -55,6 +55,23 @@ _USD_PER_HOUR = {"USD/h": 1.0, "$/h": 1.0, "USD/month": 1 / HOURS_PER_MONTH, "$/
 _USD = {"USD": 1.0, "$": 1.0}
 _POWER_W = {prefix + "W": factor for prefix, factor in _SI.items() if prefix not in {"K", "P"}}
 _FRACTION = {"%": 0.01}
+_USD_PER_KWH = {"USD/kWh": 1.0, "$/kWh": 1.0, "USD/MWh": 1e-3, "$/MWh": 1e-3}
+_USD_PER_KG = {"USD/t": 1e-3, "$/t": 1e-3, "USD/kg": 1.0, "$/kg": 1.0}
+_KG_PER_HOUR = {
+    "kg/h": 1.0,
+    "g/h": 1e-3,
+    "kg/d": 1 / 24,
+    "kg/month": 1 / HOURS_PER_MONTH,
+    "t/month": 1000 / HOURS_PER_MONTH,
+    "t/year": 1000 / (12 * HOURS_PER_MONTH),
+}
+_MEAN_KW = {
+    "kWh/h": 1.0,
+    "kWh/d": 1 / 24,
+    "kWh/month": 1 / HOURS_PER_MONTH,
+    "MWh/month": 1000 / HOURS_PER_MONTH,
+    "MWh/year": 1000 / (12 * HOURS_PER_MONTH),
+}
 _GRAMS_PER_KWH = {"g/kWh": 1.0, "kg/kWh": 1000.0, "kg/MWh": 1.0, "t/MWh": 1000.0}
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*", re.DOTALL)
@@ -149,6 +166,50 @@ def parse_carbon_g_per_kwh(text: object) -> float:
     (230.0, 500.0)
     """
     return _parse(text, _GRAMS_PER_KWH, what="a carbon intensity", example="230 g/kWh", bare_unit=None)
+
+
+def parse_usd_per_kwh(text: object) -> float:
+    """Return a price of electricity in US dollars per kWh.
+
+    Examples
+    --------
+    >>> parse_usd_per_kwh("0.12 USD/kWh"), parse_usd_per_kwh("90 USD/MWh")
+    (0.12, 0.09)
+    """
+    return _parse(text, _USD_PER_KWH, what="a price of electricity", example="0.12 USD/kWh", bare_unit=None)
+
+
+def parse_usd_per_kg(text: object) -> float:
+    """Return a price of emissions in US dollars per kg CO2e.
+
+    Examples
+    --------
+    >>> parse_usd_per_kg("80 USD/t")
+    0.08
+    """
+    return _parse(text, _USD_PER_KG, what="a price of emissions", example="80 USD/t", bare_unit=None)
+
+
+def parse_kg_per_hour(text: object) -> float:
+    """Return emissions over time in kg CO2e per hour.
+
+    Examples
+    --------
+    >>> parse_kg_per_hour("12 kg/h"), round(parse_kg_per_hour("10 t/year"), 4)
+    (12.0, 1.1416)
+    """
+    return _parse(text, _KG_PER_HOUR, what="emissions over time", example="12 kg/h", bare_unit=None)
+
+
+def parse_mean_kw(text: object) -> float:
+    """Return energy over time in kW.
+
+    Examples
+    --------
+    >>> parse_mean_kw("1460 kWh/month"), parse_mean_kw("48 kWh/d")
+    (2.0, 2.0)
+    """
+    return _parse(text, _MEAN_KW, what="energy over time", example="3000 kWh/month", bare_unit=None)
 
 
 def parse_fraction(text: object) -> float:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def command(
     request: Annotated[str, typer.Argument(help="A PlanRequest or a Mélange config, YAML or JSON; - is stdin.")],
     pareto: Annotated[
-        str, typer.Option(metavar="A,B", help="The two objectives: of cost, power and gpus.")
+        str, typer.Option(metavar="A,B", help="The two objectives: of cost, power, gpus, energy and carbon.")
     ] = "cost,power",
     points: Annotated[int, typer.Option(min=2, max=200, help="Most plans on the front.")] = 8,
     output: Annotated[

@@ -101,14 +101,24 @@ class Measure(StrEnum):
     """What a plan can have little of."""
 
     COST = "cost"
-    """Price of everything rented."""
+    """Price of everything rented, and of electricity and emissions where they have one."""
     POWER = "power"
     """Peak power of all replicas."""
     GPUS = "gpus"
     """Rented GPUs."""
+    ENERGY = "energy"
+    """Mean power of all replicas at their load, with PUE."""
+    CARBON = "carbon"
+    """CO2e that this emits."""
 
 
-MEASURE_UNITS = {Measure.COST: "USD/h", Measure.POWER: "kW", Measure.GPUS: "GPUs"}
+MEASURE_UNITS = {
+    Measure.COST: "USD/h",
+    Measure.POWER: "kW",
+    Measure.GPUS: "GPUs",
+    Measure.ENERGY: "kW",
+    Measure.CARBON: "kg/h",
+}
 """What one of each measure is, in results and for weights."""
 
 
@@ -289,6 +299,20 @@ class ReplicaLoss:
     """Of every bucket's requests, without headroom."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyBudget:
+    """At most `bound` of energy (mean kW) or of carbon (kg CO2e per hour) over the offers in `scope`.
+
+    Over a horizon it is the mean that counts, not every period.
+    """
+
+    name: str
+    """Shown to the user: "carbon", "energy"."""
+    measure: Measure
+    bound: float
+    scope: Scope = Scope()
+
+
 Redundancy = Survival | InstanceLoss | ReplicaLoss
 """Rules that ask for more than today's requests need, so that something may be lost."""
 
@@ -314,7 +338,7 @@ class Scenario:
     """What is different, in words."""
 
 
-Rule = VarietyLimit | Minimum | ShareCap | Survival | InstanceLoss | ReplicaLoss | Scenario
+Rule = VarietyLimit | Minimum | ShareCap | Survival | InstanceLoss | ReplicaLoss | Scenario | EnergyBudget
 """What a plan must keep besides its limits; each can be priced, relaxed and named."""
 
 

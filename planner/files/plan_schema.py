@@ -170,7 +170,9 @@ class UnservedDocument(_Part):
 class ObjectiveValueDocument(_Part):
     """What a plan comes to in one of the objectives that it was made for."""
 
-    minimise: str = Field(description='The measure: cost, power, gpus; or a weighted sum, "1 cost + 0.05 power".')
+    minimise: str = Field(
+        description='The measure: cost, power, gpus, energy, carbon; or a weighted sum, "1 cost + 0.05 power".'
+    )
     value: float = Field(description="What the plan comes to, in `unit`.")
     bound: float | None = Field(
         description="No plan that is as good in the objectives before this one comes to less; null = not known."

@@ -59,6 +59,26 @@ PowerW = Annotated[
     BeforeValidator(lambda text: _not_negative(units.parse_power_w(text))),
     _quantity("A power with its unit.", "40kW", "700W"),
 ]
+UsdPerKwh = Annotated[
+    float,
+    BeforeValidator(lambda text: _not_negative(units.parse_usd_per_kwh(text))),
+    _quantity("A price of electricity with its unit.", "0.12 USD/kWh"),
+]
+UsdPerTonne = Annotated[
+    float,
+    BeforeValidator(lambda text: _not_negative(units.parse_usd_per_kg(text))),
+    _quantity("A price of emissions with its unit.", "80 USD/t"),
+]
+CarbonRate = Annotated[
+    float,
+    BeforeValidator(lambda text: _not_negative(units.parse_kg_per_hour(text))),
+    _quantity("Emissions over time with their unit.", "12 kg/h", "10 t/year"),
+]
+MeanPower = Annotated[
+    float,
+    BeforeValidator(lambda text: _not_negative(units.parse_mean_kw(text))),
+    _quantity("Energy over time with its unit.", "3000 kWh/month"),
+]
 CarbonIntensity = Annotated[
     float,
     BeforeValidator(lambda text: _not_negative(units.parse_carbon_g_per_kwh(text))),

@@ -22,6 +22,7 @@ from planner.domain.problem import (
     VarietyLimit,
 )
 from planner.errors import InputError
+from planner.optimize.energy import check_energy_data, energy_arrays
 from planner.optimize.scenarios import in_scenario
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from planner.domain.hardware import Offer
     from planner.domain.problem import ChangeCost, FleetProblem, Horizon, Limit, Rule, ServingOption
     from planner.domain.workload import Bucket
+    from planner.optimize.energy import EnergyArrays
     from planner.optimize.milp import FloatArray, IntArray
     from planner.optimize.settings import Assignment
 
@@ -96,6 +98,8 @@ class FleetArrays:
 
     horizon: Horizon | None = None
     """Periods; buckets, options and pools are then repeated per period, the first period's first. Offers are not."""
+    energy: EnergyArrays | None = None
+    """What replicas draw and emit; None where nothing limits, prices or minimises it."""
     bucket_period: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """Shape (buckets,); empty where there is one steady state."""
     scenarios: tuple[ScenarioArrays, ...] = ()
@@ -193,9 +197,8 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
         units_per_bucket=assignment.units_per_bucket,
         is_sliced=assignment.slice_factor is not None,
     )
-    if problem.horizon is not None:
-        return _over_periods(steady, problem.horizon)
-    return _with_scenarios(steady, problem)
+    whole = _with_scenarios(steady, problem) if problem.horizon is None else _over_periods(steady, problem.horizon)
+    return replace(whole, energy=energy_arrays(problem, whole))
 
 
 def _spares(rules: Iterable[Rule], options: Sequence[ServingOption]) -> IntArray:
@@ -415,6 +418,7 @@ def _check(problem: FleetProblem) -> None:
         if isinstance(rule, Scenario):
             _check_scenario(rule, problem, sizes)
     _check_change(problem.change)
+    check_energy_data(problem)
     _check_combinations(problem)
 
 

@@ -105,10 +105,13 @@ def assemble(
 
 
 def _bound(result: SearchResult, chosen: Fleet) -> float | None:
-    """Return a bound of the cost beside changes no dearer than those to `chosen`: ties may trade one for the other."""
+    """Return a bound of the cost beside changes and energy no dearer than those of `chosen`.
+
+    Ties may trade one for the other.
+    """
     if result.bound_usd_per_hour is None or result.fleet is None:
         return result.bound_usd_per_hour
-    traded = result.fleet.change_usd_per_hour - chosen.change_usd_per_hour
+    traded = result.fleet.beside_usd_per_hour - chosen.beside_usd_per_hour
     if not traded:
         return result.bound_usd_per_hour
     return price_bound(result.bound_usd_per_hour + traded, chosen.cost_usd_per_hour)
@@ -381,7 +384,7 @@ def binding(fleet: FleetArrays, chosen: Fleet, keys: list[str]) -> tuple[str, ..
     A limit that counts whole things is full where one more instance of anything in its scope exceeds it.
     """
     names = [limit.name for index, limit in enumerate(all_limits(fleet)) if _is_full(index, fleet, chosen)]
-    names += tight_rules(fleet, chosen.instances, chosen.shares)
+    names += tight_rules(fleet, chosen.instances, chosen.shares, replicas=chosen.replicas)
     loads = np.bincount(fleet.pair_option, weights=fleet.pair_load * chosen.shares, minlength=len(fleet.options))
     full = (loads > 0) & (loads >= chosen.replicas * (1 - BINDING_TOLERANCE))
     several = len({service for service, _ in fleet.buckets}) > 1

@@ -10,6 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from planner.domain.problem import EnergyBudget, Measure
 from planner.errors import SolverLiedError
 
 if TYPE_CHECKING:
@@ -60,6 +61,17 @@ def check_energy(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, s
     _same("the power of which the emissions are not known", unknown_w, plan.carbon_unknown_w)
     cost = sum(draw.usd_per_hour for draw in every) / n_periods if problem.energy.is_priced else None
     _same("what its electricity and emissions cost", cost, plan.energy_usd_per_hour)
+    for rule in problem.rules:
+        if isinstance(rule, EnergyBudget):
+            inside = [draw for draw in every if rule.scope.covers(draw.option.offer)]
+            _check_budget(rule, inside, n_periods)
+
+
+def _check_budget(rule: EnergyBudget, draws: Iterable[Draw], n_periods: int) -> None:
+    name, unit = ("kg_per_hour", 1.0) if rule.measure is Measure.CARBON else ("watts", 1000.0)
+    used = _mean(draws, name, n_periods)
+    if used is None or used / unit > rule.bound * (1 + 5 * TOLERANCE):
+        _fail(f"the budget {rule.name} is {rule.bound:g}, and it uses {used!r}")
 
 
 def _draws(

@@ -1,4 +1,4 @@
-"""Objectives other than the cost: least power or GPUs, weighted sums of them, and one after the other.
+"""Objectives other than the cost: least power, GPUs, energy or carbon, weighted sums of them, and one after the other.
 
     for k = 1, 2, ...:   V[k] = min  sum_m w[k, m] (measure m)    with  (objective i) <= (1 + within) V[i],  i < k
 
@@ -17,6 +17,7 @@ from planner.domain.plan import ObjectiveValue
 from planner.domain.problem import MEASURE_UNITS, Measure
 from planner.errors import InputError, SolverError
 from planner.optimize.arrays import offer_gpus
+from planner.optimize.energy import ENERGY_MEASURES, measure_coefficients, price_coefficients
 from planner.optimize.model import Objective, build_model, pool_prices
 from planner.optimize.rows.goals import define_kept_goals
 from planner.optimize.search import STRICT_MARGIN, SearchResult, run, settle
@@ -37,6 +38,8 @@ MARGINS = (0.0, STRICT_MARGIN, 10 * STRICT_MARGIN)
 """As in `planner.optimize.search`: how much larger loads are planned where a solver's tolerance overfills replicas."""
 SAME_VALUE = 1e-9
 """Relative: objectives this close are equal."""
+SAME_SHARES = 1e-6
+"""Relative: the same of objectives that depend on shares, which solvers have only so exactly."""
 WATTS_PER_KW = 1000.0
 
 
@@ -103,9 +106,16 @@ def check_goal(problem: FleetProblem) -> None:
 def stage_objective(stage: Mapping[Measure, float], fleet: FleetArrays) -> Objective:
     """Return the coefficients of an objective: of each replica, and of each instance."""
     per_replica, per_instance = np.zeros(len(fleet.options)), np.zeros(len(fleet.pool_offer))
+    per_pair = np.zeros(len(fleet.pair_bucket))
     for measure, weight in stage.items():
         if measure is Measure.COST:
             per_instance = per_instance + weight * pool_prices(fleet)
+            price = price_coefficients(fleet)
+            if price is not None:
+                per_replica, per_pair = per_replica + weight * price[0], per_pair + weight * price[1]
+        elif measure in ENERGY_MEASURES:
+            each = measure_coefficients(measure, fleet)
+            per_replica, per_pair = per_replica + weight * each[0], per_pair + weight * each[1]
         elif measure is Measure.GPUS:
             per_instance = per_instance + weight * np.array(
                 [offer_gpus(fleet.offers[offer]) for offer in fleet.pool_offer.tolist()], dtype=np.float64
@@ -113,12 +123,15 @@ def stage_objective(stage: Mapping[Measure, float], fleet: FleetArrays) -> Objec
         else:
             watts = np.array([float(option.power_w or 0.0) for option in fleet.options])
             per_replica = per_replica + weight * watts / WATTS_PER_KW
-    return Objective(per_replica=per_replica, per_instance=per_instance)
+    if not np.any(per_pair):
+        return Objective(per_replica=per_replica, per_instance=per_instance)
+    return Objective(per_replica=per_replica, per_instance=per_instance, per_pair=per_pair)
 
 
 def objective_value(objective: Objective, found: Fleet) -> float:
     """Return what a fleet comes to."""
-    return float(objective.per_replica @ found.replicas + objective.per_instance @ found.instances)
+    value = float(objective.per_replica @ found.replicas + objective.per_instance @ found.instances)
+    return value if objective.per_pair is None else value + float(objective.per_pair @ found.shares)
 
 
 def search_goal(fleet: FleetArrays, goal: Goal, settings: SolverSettings) -> GoalResult:
@@ -162,14 +175,14 @@ def _stages(fleet: FleetArrays, goal: Goal, settings: SolverSettings, margin: fl
             return None
         best = found
         value = objective_value(objective, best)
-        kept.append((objective, _at_most(value * (1 + goal.within))))
+        kept.append((objective, _at_most(objective, value * (1 + goal.within))))
         bound = None if raw.bound is None else min(max(raw.bound, 0.0), value)
         reached.append(ObjectiveValue(minimise=stage_name(stage), value=value, bound=bound, unit=stage_unit(stage)))
     if raw is None:
         return None
     if best is not None:
         # What an earlier objective may be missed by was for the later ones to use, not for ties.
-        kept = [(objective, _at_most(objective_value(objective, best))) for objective, _ in kept]
+        kept = [(objective, _at_most(objective, objective_value(objective, best))) for objective, _ in kept]
         reached = values_reached(reached, kept, best)
     result = SearchResult(
         fleet=best,
@@ -182,8 +195,9 @@ def _stages(fleet: FleetArrays, goal: Goal, settings: SolverSettings, margin: fl
     return GoalResult(result=result, reached=tuple(reached), kept=tuple(kept))
 
 
-def _at_most(value: float) -> float:
-    return value + SAME_VALUE * max(value, 1.0)
+def _at_most(objective: Objective, value: float) -> float:
+    """Return what an objective may be later: shares are exact to what solvers accept only."""
+    return value + (SAME_VALUE * max(value, 1.0) if objective.per_pair is None else SAME_SHARES * value)
 
 
 def values_reached(
@@ -204,23 +218,51 @@ def _one(
     settings: SolverSettings,
 ) -> tuple[RawSolution, Fleet | None]:
     """Return a solver's answer to one programme, and the fleet in it if that holds the demand exactly."""
-    model = build_model(padded, objective)
-    columns = np.concatenate([model.n, model.m])
+    scale = _scale(objective)
+    model = build_model(padded, _scaled(objective, scale))
+    columns = np.concatenate([model.n, model.m, model.x])
     if kept:
-        rows: list[FloatArray] = [np.concatenate([item.per_replica, item.per_instance]) for item, _ in kept]
-        define_kept_goals(model.builder, columns, rows, [most for _, most in kept])
+        rows = [_coefficients(_scaled(item, _scale(item)), fleet) for item, _ in kept]
+        define_kept_goals(model.builder, columns, rows, [most * _scale(item) for item, most in kept])
     milp = model.freeze()
     raw = run(milp, settings)
     if raw.values is None:
-        return raw, None
+        return replace(raw, bound=None if raw.bound is None else raw.bound / scale), None
     verified = verify(milp, raw.values, stated_objective=raw.objective, bound=raw.bound)
     found = settle(
         fleet,
         replicas=verified.values[model.n].round().astype(np.int64),
         instances=verified.values[model.m].round().astype(np.int64),
         assigned=verified.values[model.x] / fleet.units_per_bucket,
+        aim=objective,
+        kept=kept,
     )
-    return raw, found
+    return replace(raw, bound=None if raw.bound is None else raw.bound / scale), found
+
+
+def _scale(objective: Objective) -> float:
+    """Return a factor that brings an objective's coefficients near 1: solvers' tolerances are absolute."""
+    if objective.per_pair is None:
+        return 1.0
+    largest = max(float(part.max(initial=0.0)) for part in (objective.per_replica, objective.per_pair))
+    return 1.0 / largest if largest > 0 else 1.0
+
+
+def _scaled(objective: Objective, factor: float) -> Objective:
+    """Return `factor` times an objective."""
+    per_pair = None if objective.per_pair is None else objective.per_pair * factor
+    return replace(
+        objective,
+        per_replica=objective.per_replica * factor,
+        per_instance=objective.per_instance * factor,
+        per_pair=per_pair,
+    )
+
+
+def _coefficients(objective: Objective, fleet: FleetArrays) -> FloatArray:
+    """Return an objective's coefficients of replicas, instances and shares, one after the other."""
+    per_pair = np.zeros(len(fleet.pair_bucket)) if objective.per_pair is None else objective.per_pair
+    return np.concatenate([objective.per_replica, objective.per_instance, per_pair / fleet.units_per_bucket])
 
 
 def goal_gap(reached: Sequence[ObjectiveValue]) -> float | None:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.optimize.arrays import offer_gpus
+from planner.optimize.energy import price_coefficients
 from planner.optimize.milp import MilpBuilder
 from planner.optimize.rows.capacity import define_capacity
 from planner.optimize.rows.changes import define_changes
 from planner.optimize.rows.coverage import define_coverage
+from planner.optimize.rows.energy import define_energy_budgets
 from planner.optimize.rows.limits import all_limits, define_limits
 from planner.optimize.rows.minimums import define_minimums, instances_for_minimums
 from planner.optimize.rows.packing import define_packing
@@ -88,6 +90,8 @@ class Objective:
 
     per_replica: FloatArray
     per_instance: FloatArray
+    per_pair: FloatArray | None = None
+    """Of a whole bucket served; None = nothing."""
 
 
 def pool_prices(fleet: FleetArrays) -> FloatArray:
@@ -96,8 +100,12 @@ def pool_prices(fleet: FleetArrays) -> FloatArray:
 
 
 def cost_objective(fleet: FleetArrays) -> Objective:
-    """Return the objective of the model: what is rented, in USD/h; the mean over the periods."""
-    return Objective(per_replica=np.zeros(len(fleet.options)), per_instance=pool_prices(fleet) / fleet.n_periods)
+    """Return the objective of the model: what is rented and priced energy, in USD/h; the mean over the periods."""
+    per_instance = pool_prices(fleet) / fleet.n_periods
+    energy = price_coefficients(fleet)
+    if energy is None:
+        return Objective(per_replica=np.zeros(len(fleet.options)), per_instance=per_instance)
+    return Objective(per_replica=energy[0], per_instance=per_instance, per_pair=energy[1])
 
 
 def build_model(
@@ -124,6 +132,7 @@ def build_model(
         "x",
         len(fleet.pair_bucket),
         upper=fleet.units_per_bucket,
+        cost=0.0 if aim.per_pair is None else aim.per_pair / fleet.units_per_bucket,
         is_integer=fleet.is_sliced,
         label=lambda i: f"{fleet.pair_bucket[i]},{fleet.pair_option[i]}",
     )
@@ -168,6 +177,7 @@ def build_model(
     define_share_caps(builder, fleet, x, slack=relaxations)
     define_survival(builder, fleet, n, slack=relaxations)
     define_scenarios(builder, fleet, n, slack=relaxations)
+    define_energy_budgets(builder, fleet, x, n, slack=relaxations)
     changes = define_changes(builder, fleet, n, is_priced=objective is None)
     return FleetModel(
         fleet=fleet, builder=builder, x=x, n=n, m=m, up=up, slack=slack, changes=changes, relaxations=relaxations, u=u

@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from planner.domain.problem import Goal, Limit, Measure, Resource
+from planner.domain.problem import EnergyBudget, Goal, Limit, Measure, Resource
 from planner.errors import InputError
+from planner.optimize.energy import ENERGY_MEASURES
 from planner.optimize.solving import solve
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ MEASURE_LIMITS = {
     Measure.POWER: (Resource.WATTS, 1000.0),
     Measure.GPUS: (Resource.GPUS, 1.0),
 }
-"""How a bound on a measure is said as a limit: the resource, and how much of it one unit of the measure is."""
+"""How a bound on a measure is said as a limit: the resource, and how much of it one unit of the measure is. Energy and
+carbon have budgets instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +47,17 @@ class FrontPoint:
 def plan_values(plan: Plan) -> dict[Measure, float | None]:
     """Return what a plan comes to in every measure, in its unit; None where that is not known."""
     return {
-        Measure.COST: plan.cost_usd_per_hour,
+        Measure.COST: _paid(plan),
         Measure.POWER: None if plan.power_w is None else plan.power_w / 1000,
         Measure.GPUS: sum(rental.gpus_per_instance * rental.instances for rental in plan.rentals),
+        Measure.ENERGY: None if plan.mean_power_w is None else plan.mean_power_w / 1000,
+        Measure.CARBON: None if plan.carbon_unknown_w else plan.carbon_kg_per_hour,
     }
+
+
+def _paid(plan: Plan) -> float | None:
+    """Return what is rented and what priced electricity and emissions cost, in USD/h."""
+    return None if plan.cost_usd_per_hour is None else plan.cost_usd_per_hour + (plan.energy_usd_per_hour or 0.0)
 
 
 def pareto_front(
@@ -70,6 +79,10 @@ def pareto_front(
     if n_points < 2:
         raise InputError(f"A front has at least two points, not {n_points}.", hint="Use --points 8.")
     first, second = measures
+    if second is Measure.COST and problem.energy is not None and problem.energy.is_priced:
+        # A budget bounds what is rented alone, so the cost is the one that is minimised under bounds on the other.
+        swapped = pareto_front(problem, (second, first), n_points=n_points, settings=settings, assignment=assignment)
+        return tuple(reversed(swapped))
     ends = [
         solve(replace(problem, goal=_goal(*order)), settings=settings, assignment=assignment)
         for order in ((first, second), (second, first))
@@ -96,6 +109,9 @@ def _bounds(least: float, most: float, count: int) -> Iterator[float]:
 
 
 def _bounded(problem: FleetProblem, first: Measure, second: Measure, bound: float) -> FleetProblem:
+    if second in ENERGY_MEASURES:
+        budget = EnergyBudget(name=f"{second} of the front", measure=second, bound=bound)
+        return replace(problem, goal=_goal(first, second), rules=(*problem.rules, budget))
     resource, factor = MEASURE_LIMITS[second]
     limit = Limit(name=f"{second} of the front", resource=resource, bound=bound * factor)
     return replace(problem, goal=_goal(first, second), limits=(*problem.limits, limit))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from planner.optimize.arrays import FleetArrays
+    from planner.optimize.energy import EnergyArrays
     from planner.optimize.milp import FloatArray, IntArray
 
 
@@ -106,8 +107,20 @@ def period_of(fleet: FleetArrays, period: int) -> FleetArrays:
         pool_offer=fleet.pool_offer[pools],
         replicas_upper=fleet.replicas_upper[options],
         running=fleet.running[options],
+        energy=None if fleet.energy is None else _energy_of(fleet.energy, options, pairs),
         horizon=None,
         bucket_period=np.zeros(0, dtype=np.int64),
+    )
+
+
+def _energy_of(energy: EnergyArrays, options: slice, pairs: slice) -> EnergyArrays:
+    """Return the coefficients of one period alone."""
+    return replace(
+        energy,
+        idle_kw=energy.idle_kw[options],
+        pair_kw=energy.pair_kw[pairs],
+        kg_per_kwh=energy.kg_per_kwh[options],
+        usd_per_kwh=energy.usd_per_kwh[options],
     )
 
 

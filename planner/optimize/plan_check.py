@@ -71,9 +71,11 @@ def _check_objectives(problem: FleetProblem, plan: Plan, by_key: dict[tuple[str,
         return
     watts = sum(float(by_key[row.service, row.option].power_w or 0.0) * row.replicas for row in plan.allocation)
     totals = {
-        Measure.COST: plan.cost_usd_per_hour or 0.0,
+        Measure.COST: (plan.cost_usd_per_hour or 0.0) + (plan.energy_usd_per_hour or 0.0),
         Measure.POWER: watts / 1000,
         Measure.GPUS: sum(rental.gpus_per_instance * rental.instances for rental in plan.rentals),
+        Measure.ENERGY: (plan.mean_power_w or 0.0) / 1000,  # these two were just counted by `check_energy`
+        Measure.CARBON: plan.carbon_kg_per_hour or 0.0,
     }
     for stage, stated in zip(goal.stages, plan.objectives, strict=False):
         value = sum(weight * totals[measure] for measure, weight in stage.items())

@@ -2,7 +2,7 @@
 
 An option is dominated by another one of the same service on the same offer if it needs at least as many GPUs (a
 multiple, so that replicas still pack), serves no bucket faster, in no scenario either, and draws no less power where
-watts are limited or minimised.
+watts are limited or minimised, and no less energy where that is counted.
 
 An offer b is dominated by an offer a of which any number can be had if everything that runs on one instance of b also
 runs on r = G_b / G_a instances of a, for no more money and no more of anything that is limited. Real catalogs list the
@@ -18,6 +18,7 @@ import numpy as np
 
 from planner.domain.problem import (
     COMMITTED_MARKETS,
+    EnergyBudget,
     Facet,
     InstanceLoss,
     Measure,
@@ -28,6 +29,7 @@ from planner.domain.problem import (
     VarietyLimit,
 )
 from planner.optimize.arrays import chains, offer_gpus, option_sort_key, replicas_per_instance
+from planner.optimize.energy import counts_energy
 from planner.optimize.rows.limits import instance_usage
 
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ def _marks(problem: FleetProblem, offer: Offer) -> Iterator[bool | str]:
     for rule in problem.rules:
         if isinstance(rule, VarietyLimit):
             yield offer.part_of if rule.facet is Facet.OFFER else rule.facet.of(offer)
-        if isinstance(rule, Minimum):
+        if isinstance(rule, Minimum | EnergyBudget):
             yield rule.scope.covers(offer)
         if isinstance(rule, ShareCap | Survival):
             yield rule.facet.of(offer) if rule.scope.covers(offer) else ""
@@ -140,23 +142,26 @@ def _undominated(options: Sequence[ServingOption], problem: FleetProblem) -> tup
     watts = _aims_at_power(problem) or any(
         limit.resource is Resource.WATTS and limit.scope.covers(options[0].offer) for limit in problem.limits
     )
+    energy = counts_energy(problem)
     # A smaller replica in its place can cut a chain of sizes in two (1, 2, 4 with 3), so sizes must already chain.
     sizes_chain = len(chains([option.gpus_per_replica for option in options])) == 1
     same_size = not sizes_chain or _can_lose_instances(problem)  # a lost instance takes more of the smaller replicas
     kept: list[ServingOption] = []
     for option in sorted(options, key=lambda item: (item.gpus_per_replica, item.power_w or 0.0)):
         stays = _runs(problem, option)
-        if stays or not any(_serves_as_well(better, option, watts=watts, same_size=same_size) for better in kept):
+        if stays or not any(
+            _serves_as_well(better, option, watts=watts, energy=energy, same_size=same_size) for better in kept
+        ):
             kept = [
                 old
                 for old in kept
-                if _runs(problem, old) or not _serves_as_well(option, old, watts=watts, same_size=True)
+                if _runs(problem, old) or not _serves_as_well(option, old, watts=watts, energy=energy, same_size=True)
             ]
             kept.append(option)
     return tuple(sorted(kept, key=option_sort_key))
 
 
-def _serves_as_well(better: ServingOption, worse: ServingOption, *, watts: bool, same_size: bool) -> bool:
+def _serves_as_well(better: ServingOption, worse: ServingOption, *, watts: bool, energy: bool, same_size: bool) -> bool:
     """Return whether each replica of `worse` can be swapped for one of `better`."""
     if better.service != worse.service or better.gpus_per_replica > worse.gpus_per_replica:
         return False
@@ -164,9 +169,41 @@ def _serves_as_well(better: ServingOption, worse: ServingOption, *, watts: bool,
         return False
     if watts and (better.power_w or 0.0) > (worse.power_w or 0.0):
         return False
+    if energy and not _draws_no_more(better, worse):
+        return False
     scenarios = better.scenario_rps.keys() | worse.scenario_rps.keys()
     return bool(np.all(better.throughput_rps >= worse.throughput_rps)) and all(
         bool(np.all(better.throughput_in(name) >= worse.throughput_in(name))) for name in scenarios
+    )
+
+
+def _draws_no_more(better: ServingOption, worse: ServingOption) -> bool:
+    """Return whether `better` draws no more than `worse`, idle and for every request, in the same place."""
+    idle, extra = _idle_and_extra_w(better)
+    idle_worse, extra_worse = _idle_and_extra_w(worse)
+    return idle <= idle_worse and bool(np.all(extra * worse.throughput_rps <= extra_worse * better.throughput_rps))
+
+
+def _idle_and_extra_w(option: ServingOption) -> tuple[float, float]:
+    idle = float(option.idle_power_w or 0.0)
+    return idle, float(option.busy_power_w or 0.0) - idle
+
+
+def _is_as_clean(better: Offer, worse: Offer, problem: FleetProblem) -> bool:
+    """Return whether what is drawn at `better` never counts for more than at `worse`: as energy, carbon or money."""
+    if problem.energy is None:
+        return True
+    here, there = problem.energy.site(better), problem.energy.site(worse)
+    if here is None or there is None:
+        return here is there
+    n_periods = 1 if problem.horizon is None else problem.horizon.n_periods
+    ours, theirs = (
+        [site.pue * (site.carbon_in(period) or 0.0) for period in range(n_periods)] for site in (here, there)
+    )
+    return (
+        here.pue <= there.pue
+        and here.pue * here.usd_per_kwh <= there.pue * there.usd_per_kwh
+        and all(our <= their for our, their in zip(ours, theirs, strict=True))
     )
 
 
@@ -192,8 +229,11 @@ def _replaces(better: _OfferGroup, worse: _OfferGroup, problem: FleetProblem) ->
         needed = count * instance_usage(limit.resource, better.offer)
         if needed > instance_usage(limit.resource, worse.offer) * (1 + _PRICE_TOLERANCE):
             return False
+    energy = counts_energy(problem)
+    if energy and not _is_as_clean(better.offer, worse.offer, problem):
+        return False
     return _packs_alike(better, worse, count) and all(
-        any(_serves_as_well(mine, option, watts=watts, same_size=True) for mine in better.options)
+        any(_serves_as_well(mine, option, watts=watts, energy=energy, same_size=True) for mine in better.options)
         for option in worse.options
     )
 

@@ -3,11 +3,13 @@
     minimise  t    subject to    sum_j x[b, j] = 1,    sum_b load[b, j] x[b, j] <= t n[j],    x >= 0,
     and the caps on shares, if there are any
 
-The most loaded option is as little loaded as possible. The solution is a vertex, so few buckets are split.
+The most loaded option is as little loaded as possible. The solution is a vertex, so few buckets are split. Where
+serving a bucket here or there costs something (energy, carbon), the least of that comes first, with t <= 1.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,26 +29,57 @@ LP_TOLERANCE = 1e-10
 """HiGHS' smallest; its solutions of these small linear programmes are then exact to about 1e-14."""
 LP_TIME_LIMIT_S = 60.0
 """The linear programme takes milliseconds; the limit only keeps a broken solver from hanging."""
+ROW_TOLERANCE = 1e-6
+"""Relative, of rows that shares must keep: what solvers accept."""
 DUST = 1e-12
 """Shares below this are rounding noise and become 0."""
 
 
-def balanced_shares(fleet: FleetArrays, replicas: IntArray, assigned: FloatArray) -> FloatArray | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareWishes:
+    """What shares must keep and what they should have little of, beside serving everything."""
+
+    cost: FloatArray | None = None
+    """Of a whole bucket served, shape (pairs,); None = nothing but even loads."""
+    rows: tuple[tuple[FloatArray, float], ...] = ()
+    """Coefficients of shape (pairs,) and the most that their sum may be."""
+
+    def hold(self, shares: FloatArray) -> bool:
+        """Return whether `shares` keep every row."""
+        return all(float(row @ shares) <= most + ROW_TOLERANCE * _size(row, most) for row, most in self.rows)
+
+    def of_period(self, pairs: slice) -> ShareWishes:
+        """Return the wishes of one period alone; rows are for all periods together."""
+        return ShareWishes(cost=None if self.cost is None else self.cost[pairs])
+
+
+def _size(row: FloatArray, most: float) -> float:
+    """Return what a tolerance of a row is relative to."""
+    return max(abs(most), float(np.abs(row).max(initial=0.0)))
+
+
+NO_WISHES = ShareWishes()
+
+
+def balanced_shares(
+    fleet: FleetArrays, replicas: IntArray, assigned: FloatArray, wishes: ShareWishes = NO_WISHES
+) -> FloatArray | None:
     """Return shares (shape (pairs,)) that these replicas serve, least utilisation first; None if there are none.
 
     Parameters
     ----------
     replicas : n, shape (options,).
     assigned : the search's shares; used as they are where buckets are sliced, and as a fallback.
+    wishes : what the shares must keep, and what comes before an even load.
     """
     if fleet.is_sliced:
         exact = np.round(assigned * fleet.units_per_bucket) / fleet.units_per_bucket
-        return exact if holds(fleet, replicas, exact) else None
-    solved = _solve(fleet, replicas)
+        return exact if holds(fleet, replicas, exact) and wishes.hold(exact) else None
+    solved = _solve(fleet, replicas, wishes)
     for shares in (solved, assigned):
         if shares is not None:
             clean = _normalised(fleet, shares)
-            if holds(fleet, replicas, clean):
+            if holds(fleet, replicas, clean) and wishes.hold(clean):
                 return clean
     return None
 
@@ -70,32 +103,54 @@ def holds(fleet: FleetArrays, replicas: IntArray, shares: FloatArray) -> bool:
     )
 
 
-def _solve(fleet: FleetArrays, replicas: IntArray) -> FloatArray | None:
+def _solve(fleet: FleetArrays, replicas: IntArray, wishes: ShareWishes) -> FloatArray | None:
     """Return the shares of the linear programme, or None if these replicas cannot serve everything at any load.
 
-    Periods have nothing to do with each other here: each has a programme of its own.
+    Where no row joins them, periods have nothing to do with each other here: each has a programme of its own.
     """
-    if fleet.horizon is None:
-        return _solve_steady(fleet, replicas)
+    if fleet.horizon is None or wishes.rows:
+        return _solve_steady(fleet, replicas, wishes)
     shares = np.zeros(len(fleet.pair_bucket))
     n_options = len(fleet.options) // fleet.n_periods
     for period in range(fleet.n_periods):
         alone = period_of(fleet, period)
-        found = _solve_steady(alone, replicas[slice_of(period, n_options)]) if alone.buckets else np.zeros(0)
+        part = wishes.of_period(pairs_of(fleet, period))
+        now = replicas[slice_of(period, n_options)]
+        found = _solve_steady(alone, now, part) if alone.buckets else np.zeros(0)
         if found is None:
             return None
         shares[pairs_of(fleet, period)] = found
     return shares
 
 
-def _solve_steady(fleet: FleetArrays, replicas: IntArray) -> FloatArray | None:
+def _solve_steady(fleet: FleetArrays, replicas: IntArray, wishes: ShareWishes) -> FloatArray | None:
     live = np.flatnonzero(replicas[fleet.pair_option] > 0)
     if len(np.unique(fleet.pair_bucket[live])) < len(fleet.buckets):
         return None
+    scale = 0.0 if wishes.cost is None else float(np.abs(wishes.cost[live]).max(initial=0.0))
+    rows = wishes.rows
+    if wishes.cost is not None and scale > 0:
+        cheapest = _solve_live(fleet, replicas, live, wishes.cost[live] / scale, rows)
+        if cheapest is None:
+            return None
+        # What it costs is kept while the loads are made even.
+        rows = (*rows, (wishes.cost, float(wishes.cost @ cheapest) + DUST * scale))
+    even = _solve_live(fleet, replicas, live, None, rows)
+    return cheapest if even is None and scale > 0 else even
+
+
+def _solve_live(
+    fleet: FleetArrays,
+    replicas: IntArray,
+    live: IntArray,
+    cost: FloatArray | None,
+    rows: tuple[tuple[FloatArray, float], ...],
+) -> FloatArray | None:
+    """Return the shares of the `live` pairs that cost least, or with even loads where they cost nothing."""
     n_buckets, n_options = len(fleet.buckets), len(fleet.options)
     builder = MilpBuilder()
-    x = builder.add_columns("x", len(live), upper=1.0)
-    t = builder.add_columns("t", 1, cost=1.0)
+    x = builder.add_columns("x", len(live), upper=1.0, cost=0.0 if cost is None else cost)
+    t = builder.add_columns("t", 1, upper=np.inf if cost is None else 1.0, cost=1.0 if cost is None else 0.0)
     ones = np.ones(n_buckets)
     builder.add_rows("coverage", rows=fleet.pair_bucket[live], columns=x, values=1.0, lower=ones, upper=ones)
     options = fleet.pair_option[live]
@@ -116,6 +171,15 @@ def _solve_steady(fleet: FleetArrays, replicas: IntArray) -> FloatArray | None:
             columns=position[row.pairs][mine],
             values=row.parts[mine],
             upper=[row.bound + SHARE_TOLERANCE / 2],
+        )
+    for coefficients, most in rows:
+        size = _size(coefficients, most) or 1.0
+        builder.add_rows(
+            "wish",
+            rows=np.zeros(len(live), dtype=np.int64),
+            columns=x,
+            values=coefficients[live] / size,
+            upper=[most / size + ROW_TOLERANCE / 2],
         )
     settings = SolverSettings(solver="highs", time_limit_s=LP_TIME_LIMIT_S, feasibility_tolerance=LP_TOLERANCE)
     raw = solve_milp(builder.freeze(), settings)

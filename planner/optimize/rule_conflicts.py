@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.domain.plan import Conflict
-from planner.domain.problem import Minimum, Redundancy, Resource, Scenario, ShareCap
+from planner.domain.problem import MEASURE_UNITS, EnergyBudget, Minimum, Redundancy, Resource, Scenario, ShareCap
 from planner.optimize.model import Objective, build_model
 from planner.optimize.periods import rented
 from planner.optimize.rows.limits import all_limits, limit_usage
@@ -87,7 +87,15 @@ def relaxed_bound(rule: Rule, missed: float) -> float:
         return max(0.0, round(math.floor((rule.bound - missed) / SHARE_STEP + NOTHING_MISSED) * SHARE_STEP, 6))
     if isinstance(rule, Minimum):
         return max(0.0, float(math.floor(rule.bound - missed + NOTHING_MISSED * max(rule.bound, 1.0))))
+    if isinstance(rule, EnergyBudget):
+        return _three_digits_up(rule.bound + missed)
     return float(math.ceil(rule.bound + missed - NOTHING_MISSED))
+
+
+def _three_digits_up(value: float) -> float:
+    """Return the next larger number of three digits."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 2) if value > 0 else 1.0
+    return round(math.ceil(value / step - NOTHING_MISSED) * step, 12)
 
 
 def _least_missed(
@@ -121,7 +129,8 @@ def _least_missed(
 
 
 def _is_missed(rule: Rule, missed: float) -> bool:
-    return missed > NOTHING_MISSED * max(float(rule.bound), 1.0)
+    least = 0.0 if isinstance(rule, EnergyBudget) else 1.0
+    return missed > NOTHING_MISSED * max(float(rule.bound), least)
 
 
 def _value(rule: Rule, bound: float) -> str:
@@ -133,4 +142,4 @@ def _unit(rule: Rule) -> str:
         return "of the requests"
     if isinstance(rule, Minimum):
         return "GPUs" if rule.resource is Resource.GPUS else "instances"
-    return rule.name
+    return MEASURE_UNITS[rule.measure] if isinstance(rule, EnergyBudget) else rule.name

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.problem import FleetProblem, Minimum, Redundancy, Resource, Rule, Scenario, ShareCap, VarietyLimit
+from planner.domain.problem import (
+    MEASURE_UNITS,
+    EnergyBudget,
+    FleetProblem,
+    Minimum,
+    Redundancy,
+    Resource,
+    Rule,
+    Scenario,
+    ShareCap,
+    VarietyLimit,
+)
+from planner.optimize.energy import budget_rows
 from planner.optimize.rows.minimums import counted, minimum_coefficients
 from planner.optimize.rows.shares import share_rows
 from planner.optimize.rows.variety import group_offers
@@ -35,6 +47,8 @@ def rule_text(rule: Rule, bound: float | None = None) -> str:
     if isinstance(rule, Minimum):
         unit = "GPUs" if rule.resource is Resource.GPUS else "instances"
         return f"{rule.name} >= {value:.10g} {unit}"
+    if isinstance(rule, EnergyBudget):
+        return f"{rule.name} <= {value:.6g} {MEASURE_UNITS[rule.measure]}"
     return f"{rule.name} <= {value:.10g}"
 
 
@@ -43,11 +57,11 @@ def without_rule(problem: FleetProblem, rule: Rule) -> FleetProblem:
     return replace(problem, rules=tuple(other for other in problem.rules if other is not rule))
 
 
-def tight_rules(fleet: FleetArrays, instances: IntArray, shares: FloatArray) -> Iterator[str]:
+def tight_rules(fleet: FleetArrays, instances: IntArray, shares: FloatArray, *, replicas: IntArray) -> Iterator[str]:
     """Yield the names of the rules that a fleet is at the bound of, and that can hold a fleet up at all."""
     full = {
         row.position for row in share_rows(fleet) if float(row.parts @ shares[row.pairs]) >= row.bound * (1 - TIGHT)
-    }
+    } | {row.position for row in budget_rows(fleet) if row.usage(replicas, shares) >= row.bound * (1 - TIGHT)}
     for position, rule in enumerate(fleet.rules):
         if isinstance(rule, VarietyLimit):
             names, group = group_offers(rule.facet, fleet.offers)

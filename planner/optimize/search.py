@@ -11,6 +11,7 @@ import numpy as np
 from planner.errors import SolverError, SolverLiedError
 from planner.optimize.backends import solve_milp
 from planner.optimize.decompose import can_be_cut, decomposed_fleet
+from planner.optimize.energy import energy_usd_per_hour
 from planner.optimize.model import build_model
 from planner.optimize.periods import instance_periods, kept_long_enough, starts, without_spare
 from planner.optimize.routing import balanced_shares, option_load
@@ -20,12 +21,15 @@ from planner.optimize.rows.packing import instances_needed
 from planner.optimize.settings import SolverSettings
 from planner.optimize.termination import Termination
 from planner.optimize.verify import PLAN_TOLERANCE, verify
+from planner.optimize.wishes import share_wishes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.backends import RawSolution
     from planner.optimize.milp import FloatArray, IntArray, Milp
-    from planner.optimize.model import FleetModel
+    from planner.optimize.model import FleetModel, Objective
 
 STRICT_MARGIN = 5e-6
 """Solvers may overfill a replica by their tolerance (1e-6). Where the fleet that they return does not hold the demand
@@ -58,12 +62,19 @@ class Fleet:
     cost_usd_per_hour: float
     """Of what is rented."""
     change_usd_per_hour: float = 0.0
-    """Of the changes to today's fleet; the objective is the sum of both."""
+    """Of the changes to today's fleet."""
+    energy_usd_per_hour: float = 0.0
+    """Of electricity and emissions at their prices; the objective is the sum of all three."""
+
+    @property
+    def beside_usd_per_hour(self) -> float:
+        """What is minimised beside the cost of what is rented."""
+        return self.change_usd_per_hour + self.energy_usd_per_hour
 
     @property
     def total_usd_per_hour(self) -> float:
         """What is minimised."""
-        return self.cost_usd_per_hour + self.change_usd_per_hour
+        return self.cost_usd_per_hour + self.beside_usd_per_hour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +83,7 @@ class SearchResult:
 
     fleet: Fleet | None
     bound_usd_per_hour: float | None
-    """No fleet costs less, changes of at most this fleet's cost included."""
+    """No fleet costs less whose changes, electricity and emissions cost no more than this fleet's."""
     termination: Termination
     seconds: float
     solver: str
@@ -159,7 +170,7 @@ def _or_rounded_up(
     rounded = _rounded_relaxation(model, milp, stopped, limit_s=limit_s)
     bounds = [bound for bound in (stopped.bound, rounded.bound) if bound is not None]
     other = _fleet(fleet, model, milp, rounded)
-    if other is not None and (found is None or other.cost_usd_per_hour < found.cost_usd_per_hour):
+    if other is not None and (found is None or other.total_usd_per_hour < found.total_usd_per_hour):
         stopped, found = rounded, other
     return replace(stopped, bound=max(bounds, default=None), seconds=rounded.seconds), found
 
@@ -249,12 +260,12 @@ def run(milp: Milp, settings: SolverSettings) -> RawSolution:
 
 
 def clean_bound(bound: float | None, found: Fleet | None) -> float | None:
-    """Return the bound of what a fleet costs beside changes no dearer than those to `found`."""
+    """Return the bound of what a fleet costs beside changes and energy no dearer than those of `found`."""
     if bound is None:
         return 0.0 if found is not None else None
     if found is None:
         return max(bound, 0.0)
-    return price_bound(bound - found.change_usd_per_hour, found.cost_usd_per_hour)
+    return price_bound(bound - found.beside_usd_per_hour, found.cost_usd_per_hour)
 
 
 def price_bound(bound: float, cost: float) -> float:
@@ -277,7 +288,15 @@ def _fleet(fleet: FleetArrays, model: FleetModel, milp: Milp, raw: RawSolution) 
     )
 
 
-def settle(fleet: FleetArrays, *, replicas: IntArray, instances: IntArray, assigned: FloatArray) -> Fleet | None:
+def settle(
+    fleet: FleetArrays,
+    *,
+    replicas: IntArray,
+    instances: IntArray,
+    assigned: FloatArray,
+    aim: Objective | None = None,
+    kept: Sequence[tuple[Objective, float]] = (),
+) -> Fleet | None:
     """Return the fleet without replicas and instances that nothing needs, shares exact to 1e-9; None if it cannot hold.
 
     Spare GPUs of a rented instance can run replicas at no cost, and a search that was stopped early can rent what it
@@ -287,19 +306,25 @@ def settle(fleet: FleetArrays, *, replicas: IntArray, instances: IntArray, assig
     ----------
     replicas, instances : as the solver has them, shape (options,) and (pools,).
     assigned : the solver's shares, shape (pairs,); kept as they are where buckets are sliced.
+    aim, kept : what shares should have little of, and objectives that must not get worse, as in `share_wishes`.
     """
+
+    def routed(replicas: IntArray, assigned: FloatArray) -> FloatArray | None:
+        wishes = share_wishes(fleet, replicas=replicas, instances=instances, aim=aim, kept=kept)
+        return balanced_shares(fleet, replicas, assigned, wishes)
+
     by_load = np.ceil(option_load(fleet, assigned) - _SEARCH_SLACK).astype(np.int64)
     in_use = _replicas_in_use(fleet, np.where(assigned > _SEARCH_SLACK, assigned, 0.0))  # however little the load is
     fewest = (by_load, np.maximum(by_load, np.minimum(in_use, 1)), replicas)
     for wanted in fewest if not fleet.keeps_spares else (replicas,):
         needed = np.minimum(replicas, wanted)
-        shares = balanced_shares(fleet, needed, assigned)
+        shares = routed(needed, assigned)
         if shares is not None:
             break
     else:
         return None
     if not fleet.keeps_spares:
-        needed, shares = _without_spares(fleet, needed, shares)
+        needed, shares = _without_spares(fleet, needed, shares, routed)
     holding = instances_needed(fleet, needed)
     if fleet.horizon is None:
         packed = kept_instances(fleet, instances, holding)
@@ -311,15 +336,21 @@ def settle(fleet: FleetArrays, *, replicas: IntArray, instances: IntArray, assig
         shares=shares,
         cost_usd_per_hour=exact_cost(fleet, packed),
         change_usd_per_hour=change_usd_per_hour(fleet, needed),
+        energy_usd_per_hour=energy_usd_per_hour(fleet, needed, shares),
     )
 
 
-def _without_spares(fleet: FleetArrays, replicas: IntArray, shares: FloatArray) -> tuple[IntArray, FloatArray]:
-    """Return replicas without those that nothing needs, and shares for what is left."""
+def _without_spares(
+    fleet: FleetArrays,
+    replicas: IntArray,
+    shares: FloatArray,
+    routed: Callable[[IntArray, FloatArray], FloatArray | None],
+) -> tuple[IntArray, FloatArray]:
+    """Return replicas without those that nothing needs, and shares for what is left, as `routed` finds them."""
     needed = replicas
     for _ in range(_DROP_ROUNDS):
         fewer = np.minimum(needed, _replicas_in_use(fleet, shares))
-        again = balanced_shares(fleet, fewer, shares) if np.any(fewer < needed) else None
+        again = routed(fewer, shares) if np.any(fewer < needed) else None
         if again is None:
             break
         needed, shares = fewer, again

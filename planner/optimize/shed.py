@@ -22,6 +22,7 @@ from planner.optimize.arrays import fleet_arrays
 from planner.optimize.backends import solve_milp
 from planner.optimize.backends.base import Capability
 from planner.optimize.backends.registry import find_back_end
+from planner.optimize.energy import budget_rows
 from planner.optimize.milp import MilpBuilder
 from planner.optimize.model import Objective, build_model, cost_objective
 from planner.optimize.routing import LP_TIME_LIMIT_S, LP_TOLERANCE
@@ -211,6 +212,16 @@ def _exact_unserved(fleet: FleetArrays, levels: Sequence[IntArray], replicas: In
             values=fleet.pair_load,
             upper=np.asarray(replicas, dtype=np.float64).reshape(n_options),
         )
+        for row in budget_rows(fleet):
+            size = row.bound or 1.0
+            left = row.bound - float(row.per_replica @ replicas)
+            builder.add_rows(
+                "energy budget",
+                rows=np.zeros(len(x), dtype=np.int64),
+                columns=x,
+                values=row.per_pair / size,
+                upper=[max(left, 0.0) / size],
+            )
         define_shed_limits(builder, u, rates, levels[:stage], least)
         raw = solve_milp(builder.freeze(), settings)
         if raw.values is None:

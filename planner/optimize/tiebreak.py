@@ -14,7 +14,7 @@ import numpy as np
 
 from planner.errors import SolverLiedError
 from planner.optimize.arrays import offer_gpus
-from planner.optimize.model import Objective, build_model, instances_upper, pool_prices
+from planner.optimize.model import Objective, build_model, cost_objective, instances_upper, pool_prices
 from planner.optimize.rows.changes import change_rates
 from planner.optimize.search import run, search, settle
 from planner.optimize.termination import Termination
@@ -38,6 +38,8 @@ LARGEST_GAP = 0.01
 NODE_LIMIT = 100
 SAME_COST = 1e-9
 """Relative: costs this close are equal."""
+SAME_COST_OF_SHARES = 1e-6
+"""Relative: the same where shares cost something."""
 SAME_VALUE = 1e-6
 """Rules count things; smaller differences are noise."""
 
@@ -57,12 +59,13 @@ class _Rule:
     per_replica: FloatArray
     per_instance: FloatArray
     per_offer: float = 0.0
+    per_pair: FloatArray | None = None
 
     def value(self, fleet: FleetArrays, chosen: Fleet) -> float:
         distinct = len(np.unique(fleet.pool_offer[chosen.instances > 0]))
-        return float(
-            self.per_replica @ chosen.replicas + self.per_instance @ chosen.instances + self.per_offer * distinct
-        )
+        by_shares = 0.0 if self.per_pair is None else float(self.per_pair @ chosen.shares)
+        counted = self.per_replica @ chosen.replicas + self.per_instance @ chosen.instances + self.per_offer * distinct
+        return float(counted) + by_shares
 
 
 def break_ties(
@@ -97,12 +100,15 @@ def _staged(
     """Return the first fleet in the documented order, one small programme per rule."""
     best = found
     held = [
-        (_Rule(per_replica=objective.per_replica, per_instance=objective.per_instance), most)
+        (
+            _Rule(per_replica=objective.per_replica, per_instance=objective.per_instance, per_pair=objective.per_pair),
+            most,
+        )
         for objective, most in kept
     ]
     is_proven = True
     for rule in _rules(fleet, found):
-        best, is_complete = _improve(fleet, best, rule, held, settings)
+        best, is_complete = _improve(fleet, best, rule, held, settings, kept=kept)
         is_proven = is_proven and is_complete
         held.append((rule, rule.value(fleet, best)))
     return Broken(fleet=best, assumptions=() if is_proven else (_unsettled("the search for them was cut short"),))
@@ -152,7 +158,13 @@ def _affordable(fleet: FleetArrays, cost_usd_per_hour: float) -> FloatArray:
 
 
 def _improve(
-    fleet: FleetArrays, best: Fleet, rule: _Rule, held: list[tuple[_Rule, float]], settings: SolverSettings
+    fleet: FleetArrays,
+    best: Fleet,
+    rule: _Rule,
+    held: list[tuple[_Rule, float]],
+    settings: SolverSettings,
+    *,
+    kept: Sequence[tuple[Objective, float]],
 ) -> tuple[Fleet, bool]:
     """Return the fleet of the same cost that `rule` likes best, earlier rules kept, and whether that is proven."""
     model = build_model(fleet, Objective(per_replica=rule.per_replica, per_instance=rule.per_instance))
@@ -174,6 +186,7 @@ def _improve(
         replicas=verified.values[model.n].round().astype(np.int64),
         instances=verified.values[model.m].round().astype(np.int64),
         assigned=verified.values[model.x] / fleet.units_per_bucket,
+        kept=kept,
     )
     if candidate is None or not _is_allowed(fleet, candidate, best, held):
         return best, False
@@ -182,34 +195,45 @@ def _improve(
 
 
 def _is_allowed(fleet: FleetArrays, candidate: Fleet, best: Fleet, held: list[tuple[_Rule, float]]) -> bool:
-    cost_limit = best.total_usd_per_hour + SAME_COST * max(best.total_usd_per_hour, 1.0)
+    same = _same_cost(fleet)
+    cost_limit = best.total_usd_per_hour + same * max(best.total_usd_per_hour, 1.0)
     return candidate.total_usd_per_hour <= cost_limit and all(
-        rule.value(fleet, candidate) <= value + SAME_COST * max(value, 1.0) for rule, value in held
+        rule.value(fleet, candidate) <= value + same * max(value, 1.0) for rule, value in held
     )
 
 
+def _same_cost(fleet: FleetArrays) -> float:
+    """Return the relative difference below which costs are equal: shares are exact to what solvers accept only."""
+    return SAME_COST if fleet.energy is None else SAME_COST_OF_SHARES
+
+
 def _hold_cost(model: FleetModel, cost_usd_per_hour: float) -> None:
-    """sum_p c[p] m[p] + what changes cost <= the cheapest cost."""
-    columns = np.concatenate([model.m, model.changes])
+    """sum_p c[p] m[p] + what energy and changes cost <= the cheapest cost."""
+    aim = cost_objective(model.fleet)
+    per_pair = np.zeros(len(model.x)) if aim.per_pair is None else aim.per_pair / model.fleet.units_per_bucket
+    columns = np.concatenate([model.m, model.n, model.x, model.changes])
     rates = np.repeat(change_rates(model.fleet), len(model.changes) // 2)
     model.builder.add_rows(
         "cost",
         rows=np.zeros(len(columns), dtype=np.int64),
         columns=columns,
-        values=np.concatenate([pool_prices(model.fleet), rates]),
-        upper=[cost_usd_per_hour + SAME_COST * max(cost_usd_per_hour, 1.0)],
+        values=np.concatenate([aim.per_instance, aim.per_replica, per_pair, rates]),
+        upper=[cost_usd_per_hour + _same_cost(model.fleet) * max(cost_usd_per_hour, 1.0)],
     )
 
 
 def _hold(model: FleetModel, y: IntArray, rule: _Rule, value: float) -> None:
     """An earlier rule's sum stays at most at its best value."""
-    columns = np.concatenate([model.n, model.m, y])
+    per_pair = np.zeros(len(model.x)) if rule.per_pair is None else rule.per_pair / model.fleet.units_per_bucket
+    columns = np.concatenate([model.n, model.m, model.x, y])
+    values = np.concatenate([rule.per_replica, rule.per_instance, per_pair, np.full(len(y), rule.per_offer)])
+    scale = float(values.max(initial=0.0)) if rule.per_pair is not None else 1.0
     model.builder.add_rows(
         "rule",
         rows=np.zeros(len(columns), dtype=np.int64),
         columns=columns,
-        values=np.concatenate([rule.per_replica, rule.per_instance, np.full(len(y), rule.per_offer)]),
-        upper=[value + SAME_COST * max(value, 1.0)],
+        values=values / scale,
+        upper=[(value + SAME_COST * max(value, 1.0)) / scale],
     )
 
 

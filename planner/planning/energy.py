@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING
 
 from planner.catalog.sites import known_site
 from planner.domain.energy import Energy, Site
+from planner.domain.problem import EnergyBudget, Measure
+from planner.domain.provenance import Warning_
 from planner.errors import InputError
 from planner.files.documents import did_you_mean
 from planner.planning.located import at
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from planner.domain.hardware import Offer
+    from planner.domain.problem import FleetProblem, Rule
     from planner.files.request import PlanRequest
     from planner.files.request.catalog import CatalogChoice
+    from planner.files.request.constraints import Constraints
     from planner.files.request.energy import SiteChoice
 
+KG_PER_TONNE = 1000.0
 ENERGY_ASSUMPTION = (
     "Mean power counts GPUs that run replicas, linear in their load from idle to full, with each site's PUE; hosts, "
     "spare GPUs and machines that start up are not in it."
@@ -34,7 +39,81 @@ def energy_of(request: PlanRequest, offers: Sequence[Offer]) -> Energy:
     """
     _check_names(request.catalog, offers)
     places = sorted({(offer.provider, offer.region) for offer in offers})
-    return Energy(sites={place: _stated(known_site(*place), request.catalog.sites.get(place[1])) for place in places})
+    carbon = request.constraints.carbon
+    return Energy(
+        sites={place: _stated(known_site(*place), request.catalog.sites.get(place[1])) for place in places},
+        carbon_usd_per_kg=(carbon.price or 0.0) if carbon is not None else 0.0,
+    )
+
+
+def counts_carbon(request: PlanRequest) -> bool:
+    """Return whether the request limits, prices or minimises emissions."""
+    carbon = request.constraints.carbon
+    is_limited = carbon is not None and (carbon.max is not None or bool(carbon.price))
+    return is_limited or any(Measure.CARBON in stage for stage in request.objective.minimise)
+
+
+def of_known_intensity(offers: tuple[Offer, ...], energy: Energy) -> tuple[tuple[Offer, ...], tuple[Warning_, ...]]:
+    """Return the offers in places of known intensity, and a warning if others are left out.
+
+    Raises
+    ------
+    InputError: if none is left.
+    """
+    known = tuple(offer for offer in offers if _intensity(energy, offer))
+    n_unknown = len(offers) - len(known)
+    if not n_unknown:
+        return offers, ()
+    places = sorted({f"{offer.region} ({offer.provider})" for offer in offers if not _intensity(energy, offer)})
+    named = ", ".join(places[:MAX_PLACES])
+    if not known:
+        raise InputError(
+            f"Carbon is counted, and what a kWh emits is not known in {named}.",
+            hint="State it: catalog.sites: {dc1: {carbon: 230 g/kWh}}.",
+            where=at("catalog.sites"),
+        )
+    more = f" and {len(places) - MAX_PLACES} more places" if len(places) > MAX_PLACES else ""
+    message = f"{n_unknown} offers in {named}{more} are left out: what a kWh emits there is not known."
+    return known, (Warning_(code=UNKNOWN_INTENSITY, message=message, observed=n_unknown),)
+
+
+def with_known_intensity(problem: FleetProblem) -> tuple[FleetProblem, tuple[Warning_, ...]]:
+    """Return `problem` with the options in places of known intensity alone, and a warning if others are left out."""
+    if problem.energy is None:
+        return problem, ()
+    offers = {option.offer.name: option.offer for option in problem.options}
+    known, warnings = of_known_intensity(tuple(offers.values()), problem.energy)
+    names = {offer.name for offer in known}
+    return replace(problem, options=tuple(each for each in problem.options if each.offer.name in names)), warnings
+
+
+def _intensity(energy: Energy, offer: Offer) -> tuple[float, ...]:
+    site = energy.site(offer)
+    return () if site is None else site.carbon_g_per_kwh
+
+
+UNKNOWN_INTENSITY = "W205"
+MAX_PLACES = 3
+"""Places that a message names."""
+
+
+def energy_rules(constraints: Constraints) -> Iterator[Rule]:
+    """Yield the budgets of energy and carbon."""
+    if constraints.carbon is not None and constraints.carbon.max is not None:
+        yield EnergyBudget(name="carbon", measure=Measure.CARBON, bound=constraints.carbon.max)
+    if constraints.energy is not None:
+        yield EnergyBudget(name="energy", measure=Measure.ENERGY, bound=constraints.energy.max)
+
+
+def price_assumptions(request: PlanRequest) -> Iterator[str]:
+    """Yield what is paid for electricity and emissions."""
+    carbon = request.constraints.carbon
+    if carbon is not None and carbon.price:
+        price = f"{carbon.price * KG_PER_TONNE:g} USD/t"
+        yield f"Emissions cost {price}; that is minimised with the cost, and stands beside it."
+    for name, site in request.catalog.sites.items():
+        if site.energy_price:
+            yield f"Electricity in {name} costs {site.energy_price:g} USD/kWh on top of its machines' price."
 
 
 def _check_names(choice: CatalogChoice, offers: Sequence[Offer]) -> None:
@@ -56,4 +135,5 @@ def _stated(site: Site, choice: SiteChoice | None) -> Site:
         site,
         pue=site.pue if choice.pue is None else choice.pue,
         carbon_g_per_kwh=site.carbon_g_per_kwh if choice.carbon is None else (choice.carbon,),
+        usd_per_kwh=choice.energy_price,
     )

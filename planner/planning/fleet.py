@@ -24,7 +24,14 @@ from planner.errors import InputError
 from planner.files.bundled import bundled_sha256
 from planner.files.request.constraints import LARGEST_INSTANCES
 from planner.planning.catalog import owned_offers, read_catalog
-from planner.planning.energy import ENERGY_ASSUMPTION, energy_of
+from planner.planning.energy import (
+    ENERGY_ASSUMPTION,
+    counts_carbon,
+    energy_of,
+    energy_rules,
+    of_known_intensity,
+    price_assumptions,
+)
 from planner.planning.horizon import (
     commitment_assumptions,
     horizon_assumptions,
@@ -213,6 +220,8 @@ def fleet_question(
     if request.objective.cost_cap is not None:
         limits += (Limit(name=COST_CAP, resource=Resource.USD_PER_HOUR, bound=request.objective.cost_cap),)
     offers, uncounted = countable(offers, limits)
+    energy = energy_of(request, offers)
+    offers, unknown_intensity = of_known_intensity(offers, energy) if counts_carbon(request) else (offers, ())
     measurements = [point for name in request.profiles.files for point in read_profile_file(base_dir / name)]
     for index, service in enumerate(request.services):
         with inside(f"services[{index}].engine.name"):
@@ -234,7 +243,7 @@ def fleet_question(
         rules=_rules(request, gpus, offers),
         availability={offer.name: availability(request, offer) for offer in offers},
         horizon=horizon_of(request.horizon, rhythms) if request.horizon is not None else None,
-        energy=energy_of(request, offers),
+        energy=energy,
         prospects=_prospects(request, services, offers, base_dir),
     )
     files = _hashes(request, services, base_dir)
@@ -251,6 +260,7 @@ def fleet_question(
         name=request.name,
         warnings=catalog_warnings
         + uncounted
+        + unknown_intensity
         + tuple(warning for service in services for warning in service.demand.warnings),
         assumptions=tuple(_assumptions(request, services, offers)),
         unchecked_gpus=_unchecked_gpus(prepared),
@@ -304,7 +314,8 @@ def _rules(request: PlanRequest, gpus: GpuCatalog, offers: Sequence[Offer]) -> t
             return gpus.get(name).name
 
     owned = tuple(owned_offers(request.catalog, gpus))
-    return tuple(request_rules(request, offers=offers, owned=owned, gpu_name=gpu_name))
+    rules = request_rules(request, offers=offers, owned=owned, gpu_name=gpu_name)
+    return (*rules, *energy_rules(request.constraints))
 
 
 def _running(request: PlanRequest, current: Path | None, *, base_dir: Path) -> tuple[str, ChangeCost, str] | None:
@@ -345,6 +356,7 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
         rhythms = {service.request.name: service.rhythm for service in services if service.rhythm is not None}
         yield from horizon_assumptions(request.horizon, rhythms)
     yield from commitment_assumptions(request.catalog)
+    yield from price_assumptions(request)
     yield ENERGY_ASSUMPTION
     if asks_for_zones(request):
         yield from zone_assumptions(request.catalog, offers)

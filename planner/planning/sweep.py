@@ -13,6 +13,7 @@ from planner.optimize import Assignment, find_conflicts
 from planner.optimize.pareto import pareto_front
 from planner.optimize.solving import solve
 from planner.planning.answer import read_question, read_request
+from planner.planning.energy import with_known_intensity
 
 if TYPE_CHECKING:
     from datetime import date
@@ -60,7 +61,9 @@ def pareto_sweep(
     document = read_request(request)
     question = read_question(document, base_dir=Path(document.path).parent, today=today, strict=False)
     free = Assignment.fractional()
-    problem = question.problem
+    problem, left_out = question.problem, question.warnings[:0]
+    if Measure.CARBON in measures:
+        problem, left_out = with_known_intensity(problem)
     points = pareto_front(problem, measures, n_points=n_points, settings=settings, assignment=free)
     named = tuple(
         replace(
@@ -68,7 +71,7 @@ def pareto_sweep(
             plan=replace(
                 point.plan,
                 name=question.name,
-                warnings=question.warnings + point.plan.warnings,
+                warnings=question.warnings + left_out + point.plan.warnings,
                 assumptions=question.assumptions + point.plan.assumptions,
             ),
         )

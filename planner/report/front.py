@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from planner.optimize.pareto import FrontPoint
 
 FRONT_SUFFIXES = (".csv", ".json", ".html")
-COLUMNS = {Measure.COST: "cost_usd_per_hour", Measure.POWER: "power_kw", Measure.GPUS: "gpus"}
+COLUMNS = {
+    Measure.COST: "cost_usd_per_hour",
+    Measure.POWER: "power_kw",
+    Measure.GPUS: "gpus",
+    Measure.ENERGY: "mean_power_kw",
+    Measure.CARBON: "carbon_kg_per_hour",
+}
 CHART_WIDTH, CHART_HEIGHT, MARGIN = 640.0, 360.0, 60.0
 
 

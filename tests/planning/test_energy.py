@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
+from tests_support import copy_user_files
 
 import planner
 from planner.errors import InputError
@@ -76,3 +77,89 @@ def test_a_site_without_machines_is_refused():
 def test_wrong_sites_are_refused(site):
     with pytest.raises(InputError):
         planned(request(catalog=request()["catalog"] | {"sites": {"old-hall": site}}))
+
+
+SITES = {"old-hall": {"pue": 1.5, "carbon": "700 g/kWh"}, "new-hall": {"pue": 1.1, "carbon": "30 g/kWh"}}
+
+
+def with_sites(**changes):
+    return request(catalog=request()["catalog"] | {"sites": SITES}, **changes)
+
+
+def halls(plan):
+    return {row.region for row in plan.allocation}
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({}, {"old-hall"}),
+        ({"constraints": {"carbon": {"max": "0.1 kg/h"}}}, {"new-hall"}),
+        ({"constraints": {"carbon": {"price": "300 USD/t"}}}, {"new-hall"}),
+        ({"constraints": {"carbon": {"price": "1 USD/t"}}}, {"old-hall"}),
+        ({"objective": "carbon"}, {"new-hall"}),
+        ({"objective": {"minimise": {"cost": 1, "carbon": 5}}}, {"new-hall"}),
+        ({"objective": ["energy", "cost"]}, {"new-hall"}),
+    ],
+    ids=str,
+)
+def test_carbon_in_requests(changes, where):
+    if isinstance(changes.get("objective"), list):
+        changes = {"objective": {"minimise": changes["objective"]}}
+    assert halls(planned(with_sites(**changes))) == where
+
+
+def test_the_price_of_electricity_decides_between_own_sites():
+    dear = SITES | {"old-hall": {"pue": 1.5, "energy_price": "0.40 USD/kWh"}}
+    plan = planned(request(catalog=request()["catalog"] | {"sites": dear}))
+    assert halls(plan) == {"new-hall"}
+    assert plan.energy_usd_per_hour == 0.0
+    dear["new-hall"] = {"pue": 1.1, "energy_price": "0.40 USD/kWh"}
+    plan = planned(request(catalog=request()["catalog"] | {"sites": dear}))
+    assert plan.energy_usd_per_hour == pytest.approx(plan.mean_power_w / 1000 * 0.4)
+    assert any("0.4 USD/kWh on top" in text for text in plan.assumptions)
+
+
+def test_a_budget_that_cannot_hold_names_itself_and_what_would_do():
+    result = planner.plan(with_sites(constraints={"carbon": {"max": "0.01 kg/h"}}), today=AS_OF)
+    names = [conflict.requirement for conflict in result.plan.conflicts]
+    assert names[0] == "carbon <= 0.01 kg/h"
+    assert result.plan.conflicts[0].relaxed < 0.1
+
+
+def test_places_of_unknown_intensity_are_left_out_where_carbon_counts():
+    sites = {"new-hall": SITES["new-hall"]}
+    document = request(catalog=request()["catalog"] | {"sites": sites}, constraints={"carbon": {"price": "1 USD/t"}})
+    plan = planned(document)
+    assert halls(plan) == {"new-hall"}
+    (warning,) = [item for item in plan.warnings if item.code == "W205"]
+    assert "old-hall (owned)" in warning.message
+    with pytest.raises(InputError, match="not known in new-hall"):
+        planned(request(constraints={"carbon": {"max": "1 kg/h"}}))
+    assert halls(planned(request(constraints={"carbon": {"price": "0 USD/t"}}))) == {"old-hall"}
+
+
+@pytest.mark.parametrize(
+    "constraints",
+    [{"carbon": {}}, {"carbon": {"max": "12"}}, {"carbon": {"max": "1 kW"}}, {"energy": {"max": "3 kW"}}],
+    ids=str,
+)
+def test_wrong_limits_are_refused(constraints):
+    with pytest.raises(InputError):
+        planned(with_sites(constraints=constraints))
+
+
+def test_the_example_and_its_front(gpuplan, tmp_path, monkeypatch):
+    copy_user_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    plan = gpuplan("plan", "examples/carbon.yaml", "--json", "--as-of", "2026-11-19").json
+    assert plan["status"] == "optimal"
+    assert plan["carbon_kg_per_hour"] <= 0.5
+    assert plan["energy_usd_per_hour"] > 0
+    done = gpuplan("sweep", "examples/carbon.yaml", "--pareto", "cost,carbon", "--points", "3", "-o", "front.csv")
+    assert done.code == 0
+    head, *lines = (tmp_path / "front.csv").read_text(encoding="utf-8").splitlines()
+    column = head.split(",").index("carbon_kg_per_hour")
+    emitted = [float(line.split(",")[column]) for line in lines]
+    assert emitted == sorted(emitted, reverse=True)
+    assert emitted

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 from planner.domain.hardware import Market
 from planner.errors import InputError
 from planner.files.documents import did_you_mean
+from planner.files.request.energy import CarbonLimit, EnergyLimit
 from planner.files.request.services import MaxShare, Spares, SpotShare
 from planner.files.schema import Count, DurationS, Fraction, PowerW, Strict, Usd, UsdPerHour
 
@@ -136,6 +137,13 @@ class Constraints(Strict):
     spare_replicas: Spares | None = Field(
         default=None,
         description="N+k: with any k replicas of a service lost it still serves all requests, without headroom.",
+    )
+    carbon: CarbonLimit | None = Field(
+        default=None,
+        description="Most that the fleet may emit, and what emissions cost ({max: 12 kg/h, price: 80 USD/t}).",
+    )
+    energy: EnergyLimit | None = Field(
+        default=None, description="Most that the fleet may draw on average ({max: 3000 kWh/month})."
     )
     change_cost: ChangeCost | None = Field(default=None, description="Price of changes to the fleet that runs today.")
     headroom: Fraction = Field(

@@ -1,10 +1,11 @@
-"""Electricity of a request's places."""
+"""Electricity of a request's places, and limits on energy and carbon."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from planner.files.schema import CarbonIntensity, Strict
+from planner.errors import InputError
+from planner.files.schema import CarbonIntensity, CarbonRate, MeanPower, Strict, UsdPerKwh, UsdPerTonne
 
 
 class SiteChoice(Strict):
@@ -19,3 +20,29 @@ class SiteChoice(Strict):
     carbon: CarbonIntensity | None = Field(
         default=None, description="Emitted per kWh; default: the region's in the catalog, if it is known."
     )
+    energy_price: UsdPerKwh = Field(
+        default=0.0,
+        description="Price of electricity, where the price of the machines does not include it: yours.",
+        json_schema_extra={"default": "0 USD/kWh"},
+    )
+
+
+class CarbonLimit(Strict):
+    """Most that the fleet may emit, what emissions cost, or both."""
+
+    max: CarbonRate | None = Field(default=None, description="Most CO2e on average over the horizon.")
+    price: UsdPerTonne | None = Field(
+        default=None, description="Price of emissions; it is minimised with the cost, and stands beside it."
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> CarbonLimit:
+        if self.max is None and self.price is None:
+            raise InputError("A carbon limit needs max, price or both.", hint="carbon: {max: 12 kg/h}")
+        return self
+
+
+class EnergyLimit(Strict):
+    """Most that the fleet may draw on average, PUE included."""
+
+    max: MeanPower = Field(description="Most energy in a time, on average over the horizon.")

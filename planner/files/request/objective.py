@@ -71,7 +71,7 @@ class Objective(Strict):
     """What the plan should have least of. The cost breaks ties."""
 
     minimise: Minimise = Field(
-        description="One measure; a weighted sum, {cost: 1, power: 0.05}, in USD/h, kW and GPUs; or a list of"
+        description="One measure; a weighted sum, {cost: 1, power: 0.05}, in USD/h, kW, GPUs and kg/h; or a list of"
         " measures, minimised one after the other."
     )
     cost_cap: UsdPerHour | None = Field(default=None, description="Most that the plan may cost.")

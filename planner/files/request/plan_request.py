@@ -31,7 +31,7 @@ class PlanRequest(Strict):
         Objective, BeforeValidator(lambda value: {"minimise": value} if isinstance(value, str) else value)
     ] = Field(
         default=Objective.model_construct(minimise=({Measure.COST: 1.0},)),
-        description="What the plan should have least of: cost, power or gpus; or more, in a mapping.",
+        description="What the plan should have least of: cost, power, gpus, energy or carbon; or more, in a mapping.",
         json_schema_extra=name_alone,
     )
     current: str | None = Field(
