@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planner.domain.energy import Energy, Site
 from planner.domain.plan import PlanStatus
 from planner.domain.problem import Goal, Measure, Shedding
 from planner.errors import InputError, SolverLiedError
@@ -18,6 +19,7 @@ from planner.optimize.prune import prune
 
 EXACT = SolverSettings(relative_gap=0.0)
 FREE = Assignment.fractional()
+SITES = Energy(sites={("p", "r"): Site(pue=1.2, carbon_g_per_kwh=(300.0,))})
 GOALS = (
     ({Measure.POWER: 1.0},),
     ({Measure.GPUS: 1.0},),
@@ -37,11 +39,14 @@ def random_request(make, rng, stages):
         offered = make.offer(f"O{index}", price=float(rng.integers(1, 12)) / 2 * count, gpus_per_instance=count)
         size = int(rng.choice([size for size in (1, 2, 4) if size <= count]))
         watts = 100.0 * int(rng.integers(1, 8)) * size
-        options.append(make.option(offered, [float(rng.integers(1, 9))], gpus=size, power_w=watts))
+        drawn = {"power_w": watts, "idle_power_w": watts / 5, "busy_power_w": watts}
+        options.append(make.option(offered, [float(rng.integers(1, 9))], gpus=size, **drawn))
     limits = ()
     if rng.random() < 0.4:
         limits += (make.limit("budget", "usd_per_hour", float(rng.integers(5, 30))),)
-    return make.problem(make.demand([float(rng.integers(1, 20))]), options, limits=limits, goal=Goal(stages=stages))
+    return make.problem(
+        make.demand([float(rng.integers(1, 20))]), options, limits=limits, goal=Goal(stages=stages), energy=SITES
+    )
 
 
 def totals(problem, counts):
@@ -183,6 +188,8 @@ def test_no_objective_beats_the_plan_made_for_it(make, seed):
             Measure.COST: plan.cost_usd_per_hour,
             Measure.POWER: plan.power_w,
             Measure.GPUS: sum(rental.instances * rental.gpus_per_instance for rental in plan.rentals),
+            Measure.ENERGY: plan.mean_power_w,
+            Measure.CARBON: plan.carbon_kg_per_hour,
         }
         for measure, plan in plans.items()
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from planner.domain.energy import Energy, Site
 from planner.domain.plan import PlanStatus
 from planner.domain.problem import (
     ChangeCost,
@@ -25,16 +26,22 @@ EXACT = SolverSettings(relative_gap=0.0)
 CBC = SolverSettings(relative_gap=0.0, solver="cbc")
 SCIP = SolverSettings(relative_gap=0.0, solver="scip")
 FREE = Assignment.fractional()
+SITES = Energy(
+    sites={(f"p{index}", "r"): Site(pue=1 + index / 10, carbon_g_per_kwh=(100.0 + 300 * index,)) for index in range(3)}
+)
 
 
 def random_request(make, rng, **wishes):
+    watts = 100.0 * rng.integers(1, 10, 4)
     options = [
         make.option(
             make.offer(
                 f"O{index}", price=float(rng.integers(2, 12)) / 2, gpu=f"G{index % 2}", provider=f"p{index % 3}"
             ),
             rng.integers(1, 7, 2),
-            power_w=100.0 * int(rng.integers(1, 10)),
+            power_w=watts[index],
+            idle_power_w=watts[index] / 4,
+            busy_power_w=watts[index],
         )
         for index in range(4)
     ]
@@ -52,6 +59,7 @@ def random_request(make, rng, **wishes):
         options,
         rules=tuple(rules),
         limits=limits,
+        energy=SITES,
         **wishes,
     )
 
