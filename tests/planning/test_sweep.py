@@ -34,7 +34,7 @@ def test_a_front_in_every_form(gpuplan):
         assert plan.status == "optimal"
         assert [item.minimise for item in plan.objectives][:1] in (["cost"], ["power"])
     rows = Path("front.csv").read_text(encoding="utf-8").splitlines()
-    assert rows[0] == "cost_usd_per_hour,power_kw,gpus,status,rent"
+    assert rows[0] == "cost_usd_per_hour,power_kw,gpus,mean_power_kw,carbon_kg_per_hour,status,rent"
     assert len(rows) == len(costs) + 1
     page = Path("front.html").read_text(encoding="utf-8")
     assert page.count("<circle") == len(costs)
