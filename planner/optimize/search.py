@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.errors import SolverError, SolverLiedError
+from planner.optimize.alike import merged
 from planner.optimize.backends import solve_milp
 from planner.optimize.decompose import can_be_cut, decomposed_fleet
 from planner.optimize.energy import energy_usd_per_hour
@@ -118,9 +119,9 @@ def search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
         padded = replace(fleet, pair_load=fleet.pair_load * (1 + margin)) if margin else fleet
         model = build_model(padded)
         milp = model.freeze()
-        raw = run(milp, settings)
+        raw = run_by_class(model, milp, settings)
         if raw.values is None and raw.termination is Termination.INTERRUPTED:
-            raw = _searched_again(milp, raw, settings)
+            raw = _searched_again(model, milp, raw, settings)
         found = _fleet(fleet, model, milp, raw)
         if raw.termination.is_limit and not fleet.is_sliced:
             raw, found = _or_rounded_up(fleet, model, milp, raw, found=found, settings=settings)
@@ -142,9 +143,11 @@ def search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
     )
 
 
-def _searched_again(milp: Milp, stopped: RawSolution, settings: SolverSettings) -> RawSolution:
+def _searched_again(model: FleetModel, milp: Milp, stopped: RawSolution, settings: SolverSettings) -> RawSolution:
     """Return what a short search finds after Ctrl-C on a solver that handed nothing over."""
-    again = run(milp, replace(settings, time_limit_s=min(settings.time_limit_s, INTERRUPTED_TIME_LIMIT_S)))
+    again = run_by_class(
+        model, milp, replace(settings, time_limit_s=min(settings.time_limit_s, INTERRUPTED_TIME_LIMIT_S))
+    )
     seconds = stopped.seconds + again.seconds
     if again.termination is Termination.INFEASIBLE:
         return replace(again, seconds=seconds)
@@ -182,9 +185,8 @@ def _decomposed(fleet: FleetArrays, settings: SolverSettings) -> SearchResult | 
         return None
     model = build_model(fleet)
     milp = model.freeze()
-    if not can_be_cut(model, milp):
-        return None
-    found = decomposed_fleet(model, milp, settings)
+    by_class = merged(model, milp) if can_be_cut(model, milp) else None
+    found = None if by_class is None else decomposed_fleet(by_class, settings)
     if found is None:
         return None
     chosen = None
@@ -216,7 +218,7 @@ def _rounded_relaxation(model: FleetModel, milp: Milp, stopped: RawSolution, *, 
     plan. The relaxation's cost is a bound if it was solved to its end.
     """
     relaxed = replace(milp, is_integer=np.zeros(milp.n_columns, dtype=np.bool_))
-    raw = run(relaxed, SolverSettings(solver="highs", time_limit_s=limit_s))
+    raw = run_by_class(model, relaxed, SolverSettings(solver="highs", time_limit_s=limit_s))
     if raw.values is None:
         return replace(stopped, seconds=stopped.seconds + raw.seconds)
     rounded = raw.values.copy()
@@ -257,6 +259,15 @@ def run(milp: Milp, settings: SolverSettings) -> RawSolution:
     if raw.termination is Termination.INFEASIBLE_OR_UNBOUNDED:  # all costs and variables here are bounded from below
         return replace(raw, termination=Termination.INFEASIBLE)
     return raw
+
+
+def run_by_class(model: FleetModel, milp: Milp, settings: SolverSettings) -> RawSolution:
+    """Return a solver's answer to `milp`, asked with options that serve alike taken together where rows allow it."""
+    by_class = merged(model, milp)
+    if by_class is None or by_class.is_as_large:
+        return run(milp, settings)
+    raw = run(by_class.milp, settings)
+    return raw if raw.values is None else replace(raw, values=by_class.expand(raw.values))
 
 
 def clean_bound(bound: float | None, found: Fleet | None) -> float | None:

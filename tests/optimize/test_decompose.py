@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 from planner.domain.plan import PlanStatus
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
 from planner.optimize import search as search_module
+from planner.optimize.alike import merged
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.backends import solve_milp
 from planner.optimize.decompose.budget import Budget
 from planner.optimize.decompose.neighbours import Neighbourhood, repair
 from planner.optimize.decompose.parts import can_be_cut, cut
+from planner.optimize.decompose.programmes import priced_service
 from planner.optimize.decompose.relaxation import Relaxation, lower_bound, relax
 from planner.optimize.decompose.state import option_scores, state_of
 from planner.optimize.decompose.workers import solve_all
+from planner.optimize.milp import MilpBuilder
 from planner.optimize.model import build_model
 from planner.optimize.prune import prune
 from planner.optimize.termination import Termination
@@ -34,8 +37,8 @@ def always(monkeypatch):
     monkeypatch.setattr(search_module, "DECOMPOSED_FROM_PAIRS", 0)
 
 
-def made_up(make, seed, *, sizes=(1,), watts=False):
-    """Three services on four offers, the two cheapest of which are scarce."""
+def made_up(make, seed, *, sizes=(1,), watts=False, twins=False):
+    """Three services on four offers, the two cheapest of which are scarce; `twins` are dearer and scarce as well."""
     rng = np.random.default_rng(seed)
     services = ("chat", "code", "sum")
     offers = [
@@ -62,13 +65,24 @@ def made_up(make, seed, *, sizes=(1,), watts=False):
         for size in sizes
     ]
     limits = (make.limit("power", "watts", 400.0 * 60),) if watts else ()
+    if twins:
+        dearer = {
+            offered.name: replace(
+                offered,
+                name=f"{offered.name} elsewhere",
+                price_usd_per_hour=round(offered.price_usd_per_hour * float(rng.uniform(1.0, 1.2)), 2),
+                available=int(rng.integers(1, 4)),
+            )
+            for offered in offers
+        }
+        options += [replace(item, offer=dearer[item.offer.name]) for item in options]
     return make.problem(demands, [item for item in options if item.throughput_rps.any()], limits=limits)
 
 
 def pieces_of(problem):
     model = build_model(fleet_arrays(prune(problem), FRACTIONAL))
     milp = model.freeze()
-    return model, milp, cut(model, milp)
+    return model, milp, cut(merged(model, milp))
 
 
 def whole_and_decomposed(problem, monkeypatch, settings=EXACT):
@@ -78,10 +92,11 @@ def whole_and_decomposed(problem, monkeypatch, settings=EXACT):
         return whole, solve(problem, settings=settings, assignment=FRACTIONAL)
 
 
+@pytest.mark.parametrize("twins", [False, True])
 @pytest.mark.parametrize(("sizes", "watts"), [((1,), False), ((1, 2, 4), False), ((1,), True)])
 @pytest.mark.parametrize("seed", range(4))
-def test_cost_and_bound_enclose_the_optimum(make, monkeypatch, seed, sizes, watts):
-    problem = made_up(make, seed, sizes=sizes, watts=watts)
+def test_cost_and_bound_enclose_the_optimum(make, monkeypatch, seed, sizes, watts, twins):
+    problem = made_up(make, seed, sizes=sizes, watts=watts, twins=twins)
     whole, parts = whole_and_decomposed(problem, monkeypatch)
     assert whole.status is PlanStatus.OPTIMAL
     assert parts.status in {PlanStatus.OPTIMAL, PlanStatus.FEASIBLE}
@@ -94,9 +109,9 @@ def test_cost_and_bound_enclose_the_optimum(make, monkeypatch, seed, sizes, watt
     assert parts.cost_usd_per_hour <= whole.cost_usd_per_hour * 1.1
 
 
-@given(seed=st.integers(0, 10_000), data=st.data())
-def test_any_duals_give_a_lower_bound(make, seed, data):
-    _, milp, _ = pieces_of(made_up(make, seed))
+@given(seed=st.integers(0, 10_000), twins=st.booleans(), data=st.data())
+def test_any_duals_give_a_lower_bound(make, seed, twins, data):
+    _, milp, _ = pieces_of(made_up(make, seed, twins=twins))
     best = solve_milp(milp, replace(EXACT, relative_gap=0.0))
     if best.objective is None:
         return
@@ -106,9 +121,9 @@ def test_any_duals_give_a_lower_bound(make, seed, data):
     assert lower_bound(milp, relaxed.row_duals) == pytest.approx(relaxed.objective, rel=1e-6)
 
 
-@given(seed=st.integers(0, 10_000), sizes=st.sampled_from([(1,), (1, 2), (2, 8)]))
-def test_the_relaxation_by_columns_is_the_relaxation(make, seed, sizes):
-    _, milp, pieces = pieces_of(made_up(make, seed, sizes=sizes))
+@given(seed=st.integers(0, 10_000), sizes=st.sampled_from([(1,), (1, 2), (2, 8)]), twins=st.booleans())
+def test_the_relaxation_by_columns_is_the_relaxation(make, seed, sizes, twins):
+    _, milp, pieces = pieces_of(made_up(make, seed, sizes=sizes, twins=twins))
     whole = solve_milp(replace(milp, is_integer=np.zeros(milp.n_columns, dtype=bool)), EXACT)
     found = relax(pieces, Budget(EXACT))
     assert isinstance(found, Relaxation)
@@ -119,9 +134,9 @@ def test_the_relaxation_by_columns_is_the_relaxation(make, seed, sizes):
         assert found.bound <= whole.objective * (1 + 1e-9)
 
 
-@given(seed=st.integers(0, 10_000))
-def test_scores_bound_what_an_option_adds(make, seed):
-    model, milp, pieces = pieces_of(made_up(make, seed))
+@given(seed=st.integers(0, 10_000), twins=st.booleans())
+def test_scores_bound_what_an_option_adds(make, seed, twins):
+    model, milp, pieces = pieces_of(made_up(make, seed, twins=twins))
     found = relax(pieces, Budget(EXACT))
     if found.short:
         return
@@ -133,6 +148,33 @@ def test_scores_bound_what_an_option_adds(make, seed):
     forced = solve_milp(replace(milp, col_lower=lower), EXACT)
     if forced.objective is not None:
         assert forced.objective >= found.bound + scores.max() - 1e-6
+
+
+@given(seed=st.integers(0, 10_000), sizes=st.sampled_from([(1,), (1, 2, 4)]))
+def test_a_service_priced_by_classes_costs_what_it_costs_by_options(make, seed, sizes):
+    _, _, pieces = pieces_of(made_up(make, seed, sizes=sizes, twins=True))
+    prices = np.random.default_rng(seed).uniform(0.5, 3.0, len(pieces.fleet.options))
+    fleet = pieces.fleet
+    for part in pieces.parts:
+        small = priced_service(part, prices)
+        found = solve_milp(small.milp, EXACT)
+        mine = np.isin(fleet.pair_option, part.options)
+        builder = MilpBuilder()
+        x = builder.add_columns("x", int(mine.sum()), upper=1.0)
+        n = builder.add_columns("n", len(part.options), cost=prices[part.options], is_integer=True)
+        ones = np.ones(len(part.buckets))
+        rows = np.searchsorted(part.buckets, fleet.pair_bucket[mine])
+        builder.add_rows("coverage", rows=rows, columns=x, values=1.0, lower=ones, upper=ones)
+        builder.add_rows(
+            "capacity",
+            rows=np.concatenate([np.searchsorted(part.options, fleet.pair_option[mine]), np.arange(len(n))]),
+            columns=np.concatenate([x, n]),
+            values=np.concatenate([fleet.pair_load[mine], -np.ones(len(n))]),
+            upper=np.zeros(len(n)),
+        )
+        whole = solve_milp(builder.freeze(), EXACT)
+        assert found.objective == pytest.approx(whole.objective, rel=1e-5)
+        assert np.all(np.isin(small.options, part.options))
 
 
 def test_the_same_on_every_run(make, always):

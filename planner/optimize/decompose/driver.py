@@ -32,10 +32,10 @@ from planner.optimize.routing import balanced_shares
 from planner.optimize.termination import Termination
 
 if TYPE_CHECKING:
+    from planner.optimize.alike import Merged
     from planner.optimize.decompose.parts import Cut
     from planner.optimize.decompose.state import State
-    from planner.optimize.milp import FloatArray, Milp
-    from planner.optimize.model import FleetModel
+    from planner.optimize.milp import FloatArray
     from planner.optimize.settings import SolverSettings
 
 logger = logging.getLogger(__name__)
@@ -48,10 +48,12 @@ STEP = 0.5
 """Of Polyak's step for the prices."""
 GROUP_GAP = 0.1
 """Of the gap of services alone: what one service could save is a small part of a group's cost."""
+PRICING_GAP = 0.2
+"""Of the gap that was asked for: how far services are priced, since what is missing there is missing in the bound."""
 PRICING_FRACTION = 0.5
 """Of the time that is left: what a round may spend on pricing services before it fits them together."""
 LOOSEST_GAP = 0.01
-TIGHTEST_GAP = 5e-4
+TIGHTEST_GAP = 2e-4
 """Relative; how far small programmes are solved, between which the gap that was asked for decides."""
 
 
@@ -69,13 +71,13 @@ class Found:
     version: str
 
 
-def decomposed_fleet(model: FleetModel, milp: Milp, settings: SolverSettings) -> Found | None:
+def decomposed_fleet(merged: Merged, settings: SolverSettings) -> Found | None:
     """Return the best fleet found and the bound proven; None if the whole programme must be solved after all.
 
     That is so where the limits seem to leave too little for everybody: then only the whole programme can tell.
     """
     budget = Budget(settings)
-    pieces = cut(model, milp)
+    pieces = cut(merged)
     prices = relax(pieces, budget)
     if isinstance(prices, Termination):
         return None if prices is Termination.INFEASIBLE else _stopped(budget, prices)
@@ -122,6 +124,7 @@ class _Hunt:
         self._budget = budget
         self._wanted_gap = settings.relative_gap
         self._gap = min(max(settings.relative_gap, TIGHTEST_GAP), LOOSEST_GAP)
+        self._pricing_gap = max(PRICING_GAP * self._gap, TIGHTEST_GAP)
         self._rng = np.random.default_rng(settings.seed)
         self.bound = prices.bound
         self.state: State | None = None
@@ -152,7 +155,9 @@ class _Hunt:
     def _price(self, prices: Relaxation, known: list[Priced], budget: Budget) -> list[Priced]:
         """Solve every service that is not known yet on its own, and better the bound by them."""
         missing = [index for index, item in enumerate(known) if item.replicas is None]
-        found = price_services(self._cut, prices, known, missing, gap=self._gap, nodes=NODE_LIMIT, budget=budget)
+        found = price_services(
+            self._cut, prices, known, missing, gap=self._pricing_gap, nodes=NODE_LIMIT, budget=budget
+        )
         self.bound = max(self.bound, total_bound(prices, found))
         return found
 
@@ -220,11 +225,11 @@ class _Hunt:
 
 def _shares(pieces: Cut, state: State) -> FloatArray | None:
     """Return shares that the replicas serve exactly, service by service; None if one of them cannot."""
-    shares = np.zeros(len(pieces.fleet.pair_bucket))
+    shares = np.zeros(len(pieces.merged.x))
     for part in pieces.parts:
-        replicas = state.replicas[part.options].round().astype(np.int64)
-        found = balanced_shares(part.fleet, replicas, np.zeros(len(part.pairs)))
+        replicas = part.by_class(state.replicas[part.options]).round().astype(np.int64)
+        found = balanced_shares(part.classes, replicas, np.zeros(len(part.pairs)))
         if found is None:
             return None
         shares[part.pairs] = found
-    return shares
+    return pieces.merged.spread(shares, state.replicas)

@@ -15,7 +15,7 @@ import numpy as np
 
 from planner.errors import SolverLiedError
 from planner.optimize.backends import solve_milp
-from planner.optimize.decompose.programmes import PADDING, priced_service
+from planner.optimize.decompose.programmes import PADDING, Programme, priced_service
 from planner.optimize.decompose.workers import solve_all
 from planner.optimize.routing import balanced_shares
 from planner.optimize.verify import verify
@@ -84,7 +84,7 @@ def _price(part: Part, prices: Relaxation, known: Priced, settings: SolverSettin
     start = None
     if known.replicas is not None:
         start = np.full(programme.milp.n_columns, np.nan)
-        start[programme.n] = known.replicas
+        start[programme.n] = known.replicas[np.searchsorted(part.options, programme.options)]
     milp = replace(programme.milp, start=start)
     raw = solve_milp(milp, settings)
     bound = known.bound if raw.bound is None else max(known.bound, raw.bound)
@@ -94,14 +94,24 @@ def _price(part: Part, prices: Relaxation, known: Priced, settings: SolverSettin
         values = verify(milp, raw.values, stated_objective=raw.objective, bound=raw.bound).values
     except SolverLiedError:  # neither its plan nor its bound is to be trusted; the linear ones stand
         return known
-    replicas = values[programme.n]
-    if balanced_shares(part.fleet, replicas.round().astype(np.int64), values[: len(part.pairs)]) is None:
+    replicas = _replicas(part, programme, values)
+    if (
+        balanced_shares(part.classes, part.by_class(replicas).round().astype(np.int64), np.zeros(len(part.pairs)))
+        is None
+    ):
         padded = priced_service(part, prices.replica_price, padding=PADDING)
         raw = solve_milp(padded.milp, settings)
         if raw.values is None:
             return replace(known, bound=bound)
-        replicas = np.round(raw.values[padded.n])
+        replicas = _replicas(part, padded, np.round(raw.values))
     cost = float(prices.replica_price[part.options] @ replicas)
     if known.replicas is not None and known.cost <= cost:
         return replace(known, bound=min(bound, known.cost))
     return Priced(bound=min(bound, cost), cost=cost, replicas=replicas)
+
+
+def _replicas(part: Part, programme: Programme, values: FloatArray) -> FloatArray:
+    """Return the replicas of the service's options, shape (options of the service,)."""
+    replicas = np.zeros(len(part.options))
+    replicas[np.searchsorted(part.options, programme.options)] = values[programme.n]
+    return replicas

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.optimize.decompose.parts import least_by
 from planner.optimize.decompose.relaxation import cheapest_first
 from planner.optimize.milp import MilpBuilder
 
@@ -38,54 +39,61 @@ class Programme:
 def priced_service(part: Part, prices: FloatArray, *, padding: float = 0.0) -> Programme:
     """Return  min sum_j w[j] n[j]  over coverage and capacity of one service.
 
-    Its optimum is the service's term of the Lagrangian bound (without padding).
+    Its optimum is the service's term of the Lagrangian bound (without padding). Nothing but the price tells options
+    apart that serve alike, so the cheapest of each class stands for it; and a class that another one beats in price
+    and in every load is left out.
     """
+    price = part.class_price(prices[part.options])
+    kept = _unbeaten(part.classes, price)
+    order = np.lexsort((prices[part.options], part.option_class))
+    first = order[np.searchsorted(part.option_class[order], kept)]
+    is_kept = np.zeros(len(price), dtype=np.bool_)
+    is_kept[kept] = True
+    pairs = np.flatnonzero(is_kept[part.classes.pair_option])
     builder = MilpBuilder()
-    x = builder.add_columns("x", len(part.pairs), upper=1.0)
+    x = builder.add_columns("x", len(pairs), upper=1.0)
     n = builder.add_columns(
-        "n",
-        len(part.options),
-        upper=_upper(part.fleet, padding),
-        cost=prices[part.options],
-        is_integer=True,
+        "n", len(kept), upper=_upper(part.classes, padding)[kept], cost=price[kept], is_integer=True
     )
-    _serve(
-        builder,
-        part.fleet,
-        x=x,
-        n=n,
-        pairs=np.arange(len(part.pairs)),
-        options=np.arange(len(part.options)),
-        padding=padding,
-    )
-    return Programme(milp=builder.freeze(), options=part.options, n=n)
+    _serve(builder, part.classes, x=x, n=n, pairs=pairs, n_class=kept, padding=padding)
+    return Programme(milp=builder.freeze(), options=part.options[first], n=n)
 
 
-def _upper(fleet: FleetArrays, padding: float) -> FloatArray:
-    return fleet.replicas_upper + 1 if padding else fleet.replicas_upper
+def _unbeaten(classes: FleetArrays, price: FloatArray) -> IntArray:
+    """Return the classes than which none costs no more and serves every bucket at no larger a load."""
+    load = np.full((len(classes.options), len(classes.buckets)), np.inf)
+    load[classes.pair_option, classes.pair_bucket] = classes.pair_load
+    kept: list[int] = []
+    for index in np.lexsort((load.sum(axis=1), price)).tolist():
+        if not any(np.all(load[other] <= load[index]) for other in kept):
+            kept.append(index)
+    return np.array(sorted(kept), dtype=np.int64)
+
+
+def _upper(classes: FleetArrays, padding: float) -> FloatArray:
+    return classes.replicas_upper + 1 if padding else classes.replicas_upper
 
 
 def _serve(
     builder: MilpBuilder,
-    fleet: FleetArrays,
+    classes: FleetArrays,
     *,
     x: IntArray,
     n: IntArray,
     pairs: IntArray,
-    options: IntArray,
+    n_class: IntArray,
     padding: float,
 ) -> None:
-    """Coverage and capacity of one service over a choice of its pairs and options."""
-    ones = np.ones(len(fleet.buckets))
-    builder.add_rows("coverage", rows=fleet.pair_bucket[pairs], columns=x, values=1.0, lower=ones, upper=ones)
-    position = np.full(len(fleet.options), -1, dtype=np.int64)
-    position[options] = np.arange(len(options))
+    """Coverage and capacity of one service over a choice of its pairs, and of options whose classes are `n_class`."""
+    ones = np.ones(len(classes.buckets))
+    builder.add_rows("coverage", rows=classes.pair_bucket[pairs], columns=x, values=1.0, lower=ones, upper=ones)
+    used, row_of_n = np.unique(n_class, return_inverse=True)
     builder.add_rows(
         "capacity",
-        rows=np.concatenate([position[fleet.pair_option[pairs]], np.arange(len(options))]),
+        rows=np.concatenate([np.searchsorted(used, classes.pair_option[pairs]), row_of_n]),
         columns=np.concatenate([x, n]),
-        values=np.concatenate([fleet.pair_load[pairs] * (1 + padding), -np.ones(len(options))]),
-        upper=np.zeros(len(options)),
+        values=np.concatenate([classes.pair_load[pairs] * (1 + padding), -np.ones(len(n))]),
+        upper=np.zeros(len(used)),
     )
 
 
@@ -124,10 +132,11 @@ def grouped(cut: Cut, prices: Relaxation, group: Group, replicas: FloatArray, in
         pairs = _kept_pairs(part, prices, options, replicas)
         x = builder.add_columns("x", len(pairs), upper=1.0)
         chosen = part.options[options]
+        n_class = part.option_class[options]
         n = builder.add_columns(
-            "n", len(options), upper=_upper(part.fleet, PADDING)[options], cost=n_toll[chosen], is_integer=True
+            "n", len(options), upper=_upper(part.classes, PADDING)[n_class], cost=n_toll[chosen], is_integer=True
         )
-        _serve(builder, part.fleet, x=x, n=n, pairs=pairs, options=options, padding=PADDING)
+        _serve(builder, part.classes, x=x, n=n, pairs=pairs, n_class=n_class, padding=PADDING)
         column_of_n[chosen] = n
         is_mine[part.options] = True
         starts.append((n, replicas[chosen]))
@@ -178,13 +187,13 @@ def _share(
 
 
 def _kept_pairs(part: Part, prices: Relaxation, options: IntArray, replicas: FloatArray) -> IntArray:
-    """Return the service's pairs over `options`: the cheapest of each bucket, and all of options in use."""
-    fleet = part.fleet
-    is_free = np.zeros(len(fleet.options), dtype=np.bool_)
-    is_free[options] = True
-    mine = np.flatnonzero(is_free[fleet.pair_option])
-    cost = fleet.pair_load[mine] * prices.replica_price[part.options][fleet.pair_option[mine]]
-    kept = np.zeros(len(fleet.pair_option), dtype=np.bool_)
-    kept[mine[cheapest_first(cost, fleet.pair_bucket[mine], PAIRS_KEPT)]] = True
-    kept |= is_free[fleet.pair_option] & (replicas[part.options][fleet.pair_option] > 0)
+    """Return the service's pairs over the classes of `options`: each bucket's cheapest, and all of those in use."""
+    classes, mine = part.classes, part.option_class[options]
+    price = least_by(mine, prices.replica_price[part.options[options]], len(classes.options))
+    is_used = part.by_class(replicas[part.options])[classes.pair_option] > 0
+    is_free = np.isfinite(price)[classes.pair_option]
+    free = np.flatnonzero(is_free)
+    cost = classes.pair_load[free] * price[classes.pair_option[free]]
+    kept = is_free & is_used
+    kept[free[cheapest_first(cost, classes.pair_bucket[free], PAIRS_KEPT)]] = True
     return np.flatnonzero(kept)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.optimize.backends import solve_milp
-from planner.optimize.decompose.parts import rows_of
+from planner.optimize.decompose.parts import least_by, rows_of
 
 if TYPE_CHECKING:
     from planner.optimize.decompose.budget import Budget
@@ -44,6 +44,8 @@ class Relaxation:
     """n, not whole, shape (options,)."""
     replica_price: FloatArray
     """w: what a replica costs with its part of an instance and of all limits, shape (options,)."""
+    class_price: FloatArray
+    """The least w of options that serve alike, shape (classes,)."""
     bucket_price: FloatArray
     """u: what serving a whole bucket costs at those prices, shape (buckets,)."""
     shared_duals: FloatArray
@@ -92,7 +94,7 @@ def repriced(cut: Cut, prices: Relaxation, shared_duals: FloatArray) -> Relaxati
     duals = np.zeros(cut.milp.n_rows)
     duals[np.concatenate([rows_of(cut.milp, "packing"), rows_of(cut.milp, "limit")])] = shared_duals
     values = np.zeros(cut.milp.n_columns)
-    values[cut.model.n] = prices.replicas
+    values[cut.merged.n] = prices.replicas
     return _priced(cut, duals, values, live=prices.live, short=prices.short)
 
 
@@ -134,21 +136,26 @@ def _list_price(cut: Cut) -> FloatArray:
 
 
 def _first_pairs(cut: Cut) -> np.ndarray:
-    fleet = cut.fleet
-    cost = fleet.pair_load * _list_price(cut)[fleet.pair_option]
-    live = np.zeros(len(cost), dtype=np.bool_)
-    live[cheapest_first(cost, fleet.pair_bucket, FIRST_PAIRS)] = True
-    unlimited = np.array([offer.available is None for offer in fleet.offers])[fleet.option_offer]
-    free = np.flatnonzero(unlimited[fleet.pair_option])
-    live[free[cheapest_first(cost[free], fleet.pair_bucket[free], 1)]] = True
+    classes, fleet = cut.merged.classes, cut.fleet
+    price = _list_price(cut)
+    is_unlimited = np.array([offer.available is None for offer in fleet.offers])[fleet.option_offer]
+    live = np.zeros(len(classes.pair_bucket), dtype=np.bool_)
+    for prices, count in ((price, FIRST_PAIRS), (np.where(is_unlimited, price, np.inf), 1)):
+        cost = classes.pair_load * _by_class(cut, prices)[classes.pair_option]
+        known = np.flatnonzero(np.isfinite(cost))
+        live[known[cheapest_first(cost[known], classes.pair_bucket[known], count)]] = True
     return live
+
+
+def _by_class(cut: Cut, price: FloatArray) -> FloatArray:
+    return least_by(cut.merged.option_class, price, len(cut.merged.classes.options))
 
 
 def _restricted(cut: Cut, live: np.ndarray) -> tuple[Milp, IntArray, IntArray]:
     """Return the programme with the live x alone and a shortage per bucket, its columns in the whole, and shortages."""
-    milp, model, fleet = cut.milp, cut.model, cut.fleet
+    milp, classes = cut.milp, cut.merged.classes
     is_kept = np.ones(milp.n_columns, dtype=np.bool_)
-    is_kept[model.x] = live
+    is_kept[cut.merged.x] = live
     columns = np.flatnonzero(is_kept)
     position = np.cumsum(is_kept) - 1
     entries = np.flatnonzero(is_kept[milp.columns])
@@ -156,8 +163,9 @@ def _restricted(cut: Cut, live: np.ndarray) -> tuple[Milp, IntArray, IntArray]:
     shortage = len(columns) + np.arange(len(coverage))
     rows = np.concatenate([milp.row_of_entry[entries], coverage])
     order = np.argsort(rows, kind="stable")
+    price = -_by_class(cut, -_list_price(cut))
     dearest = np.zeros(len(coverage))
-    np.maximum.at(dearest, fleet.pair_bucket, fleet.pair_load * _list_price(cut)[fleet.pair_option])
+    np.maximum.at(dearest, classes.pair_bucket, classes.pair_load * price[classes.pair_option])
     starts = np.zeros(milp.n_rows + 1, dtype=np.int64)
     starts[1:] = np.cumsum(np.bincount(rows, minlength=milp.n_rows))
     many = np.zeros(len(coverage))
@@ -177,23 +185,23 @@ def _restricted(cut: Cut, live: np.ndarray) -> tuple[Milp, IntArray, IntArray]:
 
 def _priced(cut: Cut, duals: FloatArray, values: FloatArray, *, live: np.ndarray, short: bool) -> Relaxation:
     """Return the relaxation with prices as high as the columns' own costs allow, and the bound that they prove."""
-    milp, model, fleet, shared = cut.milp, cut.model, cut.fleet, cut.shared
+    milp, classes, shared = cut.milp, cut.merged.classes, cut.shared
     y = duals.copy()
     shared_rows = np.concatenate([rows_of(milp, "packing"), rows_of(milp, "limit")])
     inner = np.minimum(y[shared_rows], 0.0)
     inner = _raised(cut, inner)
     y[shared_rows] = inner
-    price = np.maximum(
-        -np.bincount(shared.n_option, weights=shared.n_value * inner[shared.n_row], minlength=len(fleet.options)), 0.0
-    )
-    y[rows_of(milp, "capacity")] = -price
-    served = np.full(len(fleet.buckets), np.inf)
-    np.minimum.at(served, fleet.pair_bucket, fleet.pair_load * price[fleet.pair_option])
+    size = len(cut.fleet.options)
+    price = np.maximum(-np.bincount(shared.n_option, weights=shared.n_value * inner[shared.n_row], minlength=size), 0.0)
+    class_price = _by_class(cut, price)
+    y[rows_of(milp, "capacity")] = -class_price
+    served = least_by(classes.pair_bucket, classes.pair_load * class_price[classes.pair_option], len(classes.buckets))
     y[rows_of(milp, "coverage")] = served
     bound = lower_bound(milp, y)
     return Relaxation(
-        replicas=values[model.n],
+        replicas=values[cut.merged.n],
         replica_price=price,
+        class_price=class_price,
         bucket_price=served,
         shared_duals=inner,
         constant=bound - float(served.sum()),
@@ -232,8 +240,8 @@ def _raised(cut: Cut, duals: FloatArray) -> FloatArray:
 
 
 def _worth_having(cut: Cut, live: np.ndarray, duals: FloatArray, found: Relaxation) -> IntArray:
-    fleet = cut.fleet
+    classes = cut.merged.classes
     served = duals[rows_of(cut.milp, "coverage")]
-    saving = fleet.pair_load * found.replica_price[fleet.pair_option] - served[fleet.pair_bucket]
-    missing = np.flatnonzero(~live & (saving < -CONVERGED * 1e-3 * np.abs(served[fleet.pair_bucket])))
-    return missing[cheapest_first(saving[missing], fleet.pair_bucket[missing], MORE_PAIRS)]
+    saving = classes.pair_load * found.class_price[classes.pair_option] - served[classes.pair_bucket]
+    missing = np.flatnonzero(~live & (saving < -CONVERGED * 1e-3 * np.abs(served[classes.pair_bucket])))
+    return missing[cheapest_first(saving[missing], classes.pair_bucket[missing], MORE_PAIRS)]

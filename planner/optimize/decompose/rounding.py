@@ -39,7 +39,7 @@ def rounded(cut: Cut, prices: Relaxation, budget: Budget) -> State | None:
         scarce = np.zeros_like(held)
         scarce[use.option[state.excess[use.row] > 0]] = True
         held |= scarce
-        upper[cut.model.n[held]] = np.floor(found.replicas[held] + _WHOLE)
+        upper[cut.merged.n[held]] = np.floor(found.replicas[held] + _WHOLE)
         again = relax(replace(cut, milp=replace(cut.milp, col_upper=upper)), budget, live=found.live, rounds=ROUNDS)
         if not isinstance(again, Relaxation) or again.short:
             return None

@@ -93,7 +93,7 @@ def _choices(near: Neighbourhood, placed: FloatArray, waiting: Sequence[int], *,
 
 def _without(cut: Cut, placed: FloatArray, waiting: Sequence[int]) -> Cut:
     """Return the model of the waiting services: what is placed moves to the sides of the shared rows."""
-    milp, model = cut.milp, cut.model
+    milp = cut.milp
     used = cut.shared.activity(placed, np.zeros(len(cut.instance_cost)))
     row_lower, row_upper, col_upper = milp.row_lower.copy(), milp.row_upper.copy(), milp.col_upper.copy()
     shared = np.concatenate([rows_of(milp, "packing"), rows_of(milp, "limit")])
@@ -102,7 +102,7 @@ def _without(cut: Cut, placed: FloatArray, waiting: Sequence[int]) -> Cut:
     for index in set(range(len(cut.parts))) - set(waiting):
         part = cut.parts[index]
         row_lower[coverage[part.buckets]] = row_upper[coverage[part.buckets]] = 0.0
-        col_upper[model.n[part.options]] = 0.0
+        col_upper[cut.merged.n[part.options]] = 0.0
     return replace(
         cut,
         milp=replace(milp, row_lower=row_lower, row_upper=row_upper, col_upper=col_upper),

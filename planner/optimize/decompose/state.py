@@ -65,13 +65,13 @@ def option_scores(part: Part, prices: Relaxation) -> FloatArray:
     w[j] - max {sum_b u[b] x[b] : sum_b load[b, j] x[b] <= 1, 0 <= x <= 1}: every plan of the service that uses j
     costs at least the service's relaxation and this.
     """
-    fleet = part.fleet
-    worth = prices.bucket_price[part.buckets][fleet.pair_bucket]
-    order = np.lexsort((-worth / fleet.pair_load, fleet.pair_option))
-    option, load, value = fleet.pair_option[order], fleet.pair_load[order], worth[order]
-    starts = np.searchsorted(option, np.arange(len(fleet.options)))
+    classes = part.classes
+    worth = prices.bucket_price[part.buckets][classes.pair_bucket]
+    order = np.lexsort((-worth / classes.pair_load, classes.pair_option))
+    option, load, value = classes.pair_option[order], classes.pair_load[order], worth[order]
+    starts = np.searchsorted(option, np.arange(len(classes.options)))
     before = np.cumsum(load) - load
     before -= before[np.minimum(starts, len(load) - 1)][option]
     fits = np.clip((1.0 - before) / load, 0.0, 1.0)
-    saved = np.bincount(option, weights=value * fits, minlength=len(fleet.options))
-    return np.maximum(prices.replica_price[part.options] - saved, 0.0)
+    saved = np.bincount(option, weights=value * fits, minlength=len(classes.options))
+    return np.maximum(prices.replica_price[part.options] - saved[part.option_class], 0.0)
