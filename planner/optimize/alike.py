@@ -84,7 +84,8 @@ def merged(model: FleetModel, milp: Milp) -> Merged | None:
         serving[block.start : block.start + block.size] = block.name in SERVING_ROWS
     if fleet.is_sliced or np.any(milp.cost[model.x] != 0) or not np.all(serving[row[pair >= 0]]):
         return None
-    option_class, first_option = _classes(fleet)
+    option_class = option_classes(fleet)
+    first_option = np.unique(option_class, return_index=True)[1]
     keys = fleet.pair_bucket * max(len(first_option), 1) + option_class[fleet.pair_option]
     _, first_pair, pair_class = np.unique(keys, return_index=True, return_inverse=True)
     stands_for = np.arange(milp.n_rows)
@@ -171,16 +172,14 @@ def _label(block: Block, members: IntArray) -> Label | None:
     return None if label is None else lambda index: label(int(members[index]))
 
 
-def _classes(fleet: FleetArrays) -> tuple[IntArray, IntArray]:
-    """Return every option's class, and the first member of each; classes are in the order of their first members."""
-    periods = fleet.option_period.tolist()
-    number: dict[tuple[str, int, bytes], int] = {}
-    first: list[int] = []
-    option_class = np.zeros(len(fleet.options), dtype=np.int64)
-    for index, (option, period) in enumerate(zip(fleet.options, periods, strict=True)):
-        key = (option.service, period, option.throughput_rps.tobytes())
-        if key not in number:
-            number[key] = len(first)
-            first.append(index)
-        option_class[index] = number[key]
-    return option_class, np.array(first, dtype=np.int64)
+def option_classes(fleet: FleetArrays) -> IntArray:
+    """Return every option's class, shape (options,); those of two periods are in two classes.
+
+    Classes are numbered in the order of their first members.
+    """
+    seen: dict[tuple[int, str, bytes], int] = {}
+    keys = (
+        (period, option.service, option.throughput_rps.tobytes())
+        for period, option in zip(fleet.option_period.tolist(), fleet.options, strict=True)
+    )
+    return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)

@@ -12,6 +12,7 @@ import numpy as np
 
 from planner.domain.problem import InstanceLoss, ReplicaLoss, Survival
 from planner.errors import InputError
+from planner.optimize.alike import option_classes
 from planner.optimize.arrays import replicas_per_instance
 from planner.optimize.milp import always
 from planner.optimize.rows.variety import group_offers
@@ -60,23 +61,13 @@ def define_survival(
     if not any(isinstance(rule, Survival | InstanceLoss | ReplicaLoss) and rule.bound > 0 for rule in fleet.rules):
         return
     slack = slack or {}
-    rows = _Rows(builder=builder, fleet=fleet, n=n, classes=_classes(fleet))
+    rows = _Rows(builder=builder, fleet=fleet, n=n, classes=option_classes(fleet))
     for position, rule in enumerate(fleet.rules):
         if isinstance(rule, Survival | InstanceLoss | ReplicaLoss) and rule.bound > 0:
             _check_size(rule, fleet, rows.classes)
             extra = np.array([slack[position]] if position in slack else [], dtype=np.int64)
             for loss in _losses(rule, fleet, rows.classes):
                 rows.add(loss, bound=rule.bound, slack=extra)
-
-
-def _classes(fleet: FleetArrays) -> IntArray:
-    """Return every option's class, shape (options,); those of two periods are in two classes."""
-    seen: dict[tuple[int, str, bytes], int] = {}
-    keys = (
-        (period, option.service, option.throughput_rps.tobytes())
-        for period, option in zip(fleet.option_period.tolist(), fleet.options, strict=True)
-    )
-    return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
