@@ -160,8 +160,8 @@ def main() -> None:
         f"`make bench-optimizer`, {machine()}, load average {os.getloadavg()[0]:.1f} at the start. Services x "
         "buckets x offers; whole calls of `solve`, two threads in the decomposed search. The gap is to the proven "
         "bound, which for decomposed searches is the Lagrangian one and at least the linear programme's. Variables "
-        "are shares, replicas and instances: as the request states them, after dominated options and offers are left out, and with "
-        "one share for options that serve alike, which is what the search works on.",
+        "are shares, replicas and instances: as the request states them, after dominated options and offers are left "
+        "out, and with one share for options that serve alike, which is what the search works on.",
         "",
         f"Real fleets (`benchmarks/_real_fleets.py`): {LARGE[0]} models of the bundled library, each with the request "
         "sizes of a stretch of a bundled trace and one of three levels of objectives; throughputs by the profiler; "
