@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from planner.catalog.carbon_hours import read_carbon_hours
 from planner.catalog.sites import known_site
 from planner.domain.energy import Energy, Site
 from planner.domain.problem import EnergyBudget, Measure
 from planner.domain.provenance import Warning_
 from planner.errors import InputError
 from planner.files.documents import did_you_mean
-from planner.planning.located import at
+from planner.planning.located import at, inside
+from planner.workload.hourly import hours_over_periods
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from planner.domain.hardware import Offer
     from planner.domain.problem import FleetProblem, Rule
@@ -30,18 +33,23 @@ ENERGY_ASSUMPTION = (
 )
 
 
-def energy_of(request: PlanRequest, offers: Sequence[Offer]) -> Energy:
+def energy_of(request: PlanRequest, offers: Sequence[Offer], *, base_dir: Path) -> Energy:
     """Return the electricity of every place that an offer stands in.
 
     Raises
     ------
-    InputError: if the request describes a site in which nothing can be rented.
+    InputError: if the request describes a site in which nothing can be rented, or its intensities are wrong.
     """
     _check_names(request.catalog, offers)
     places = sorted({(offer.provider, offer.region) for offer in offers})
+    sites = {place: _stated(known_site(*place), request.catalog.sites.get(place[1])) for place in places}
+    hourly = _by_hour(request, base_dir)
     carbon = request.constraints.carbon
     return Energy(
-        sites={place: _stated(known_site(*place), request.catalog.sites.get(place[1])) for place in places},
+        sites={
+            (provider, region): replace(site, carbon_g_per_kwh=hourly.get(region, site.carbon_g_per_kwh))
+            for (provider, region), site in sites.items()
+        },
         carbon_usd_per_kg=(carbon.price or 0.0) if carbon is not None else 0.0,
     )
 
@@ -111,9 +119,33 @@ def price_assumptions(request: PlanRequest) -> Iterator[str]:
     if carbon is not None and carbon.price:
         price = f"{carbon.price * KG_PER_TONNE:g} USD/t"
         yield f"Emissions cost {price}; that is minimised with the cost, and stands beside it."
+    if request.catalog.carbon_by_hour is not None:
+        name = request.catalog.carbon_by_hour
+        yield f"What a kWh emits changes by the hour as in {name}; its hours are those of the demand."
     for name, site in request.catalog.sites.items():
         if site.energy_price:
             yield f"Electricity in {name} costs {site.energy_price:g} USD/kWh on top of its machines' price."
+
+
+def _by_hour(request: PlanRequest, base_dir: Path) -> dict[str, tuple[float, ...]]:
+    """Return the intensity of every period by region, of the regions that the request's file has."""
+    name, horizon = request.catalog.carbon_by_hour, request.horizon
+    if name is None:
+        return {}
+    if horizon is None:
+        raise InputError(
+            f"{name} has intensities by the hour, and there is no horizon to plan over.",
+            hint="Add horizon: {periods: 24h, step: 1h}.",
+            where=at("catalog.carbon_by_hour"),
+        )
+    with inside("catalog.carbon_by_hour"):
+        hours = read_carbon_hours(base_dir / name)
+    return {
+        region: tuple(
+            hours_over_periods(values, name=f"{name} ({region})", n_periods=horizon.n_periods, step_s=horizon.step)
+        )
+        for region, values in hours.items()
+    }
 
 
 def _check_names(choice: CatalogChoice, offers: Sequence[Offer]) -> None:

@@ -220,7 +220,7 @@ def fleet_question(
     if request.objective.cost_cap is not None:
         limits += (Limit(name=COST_CAP, resource=Resource.USD_PER_HOUR, bound=request.objective.cost_cap),)
     offers, uncounted = countable(offers, limits)
-    energy = energy_of(request, offers)
+    energy = energy_of(request, offers, base_dir=base_dir)
     offers, unknown_intensity = of_known_intensity(offers, energy) if counts_carbon(request) else (offers, ())
     measurements = [point for name in request.profiles.files for point in read_profile_file(base_dir / name)]
     for index, service in enumerate(request.services):
@@ -280,7 +280,10 @@ def _prospects(
 
 def _hashes(request: PlanRequest, services: Sequence[PreparedService], base_dir: Path) -> dict[str, str]:
     """Return the SHA-256 of every file of the user's that the question was read from, by its name in the request."""
-    paths = {name: base_dir / name for name in (*request.catalog.files, *request.profiles.files)}
+    names = [*request.catalog.files, *request.profiles.files]
+    if request.catalog.carbon_by_hour is not None:
+        names.append(request.catalog.carbon_by_hour)
+    paths = {name: base_dir / name for name in names}
     for service in services:
         source = Path(service.model.source)  # a library model's source is no file
         if source.is_file():

@@ -40,7 +40,7 @@ class ScheduleView:
 
     title: str
     lines: tuple[ScheduleLine, ...]
-    """The demand first, then every offer's instances."""
+    """The demand first, then what is emitted where that is known, then every offer's instances."""
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -77,8 +77,10 @@ def schedule_view(plan: Plan) -> ScheduleView | None:
         f"marks go from {MARKS[0]} (none) to {MARKS[-1]} (the most)"
     )
     demand = _line("requests/s", [period.rate_rps for period in plan.schedule], is_committed=False)
+    emitted = [period.carbon_kg_per_hour for period in plan.schedule if period.carbon_kg_per_hour is not None]
+    carbon = [_line("kg CO2e/h", emitted, is_committed=False)] if len(emitted) == len(plan.schedule) else []
     offers = (_line(name, counts[name], is_committed=name in committed) for name in ranked)
-    return ScheduleView(title=title, lines=(demand, *offers))
+    return ScheduleView(title=title, lines=(demand, *carbon, *offers))
 
 
 def _line(name: str, values: Sequence[float], *, is_committed: bool) -> ScheduleLine:

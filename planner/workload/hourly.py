@@ -117,14 +117,22 @@ def over_periods(demand: HourlyDemand, *, n_periods: int, step_s: float) -> NDAr
     >>> over_periods(day, n_periods=2, step_s=1800.0), over_periods(day, n_periods=2, step_s=7200.0)
     (array([1., 1.]), array([2., 2.]))
     """
-    whole_h, hours = n_periods * step_s / HOUR_S, len(demand.values)
+    return hours_over_periods(demand.values, name=demand.name, n_periods=n_periods, step_s=step_s)
+
+
+def hours_over_periods(values: NDArray[np.float64], *, name: str, n_periods: int, step_s: float) -> NDArray[np.float64]:
+    """Return the mean of hourly `values` (shape (hours,)) in each period, shape (periods,), as `over_periods`.
+
+    name : what errors call them.
+    """
+    whole_h, hours = n_periods * step_s / HOUR_S, len(values)
     if whole_h > hours and abs(whole_h / hours - round(whole_h / hours)) > 1e-9:
         raise InputError(
-            f"{demand.name} has {hours} hours, and the horizon is {whole_h:g} hours long.",
+            f"{name} has {hours} hours, and the horizon is {whole_h:g} hours long.",
             hint="Give at least as many hours as the horizon has, or a number of which it is a multiple.",
         )
     edges = np.arange(n_periods + 1) * step_s / HOUR_S
-    repeated = np.tile(demand.values, int(np.ceil(max(whole_h, 1.0) / hours)))
+    repeated = np.tile(values, int(np.ceil(max(whole_h, 1.0) / hours)))
     total = np.interp(edges, np.arange(len(repeated) + 1), np.concatenate(([0.0], np.cumsum(repeated))))
     return np.asarray(np.diff(total) / (step_s / HOUR_S), dtype=np.float64)
 

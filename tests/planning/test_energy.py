@@ -163,3 +163,58 @@ def test_the_example_and_its_front(gpuplan, tmp_path, monkeypatch):
     emitted = [float(line.split(",")[column]) for line in lines]
     assert emitted == sorted(emitted, reverse=True)
     assert emitted
+
+
+def test_the_load_goes_where_electricity_is_clean_at_that_hour(gpuplan, tmp_path, monkeypatch):
+    copy_user_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = gpuplan("plan", "examples/carbon_day.yaml", "-o", "plan.json", "--as-of", "2026-11-19")
+    assert done.code == 0
+    assert "kg CO2e/h" in done.out
+    plan = planner.read_plan("plan.json")
+    where = [{item.offer.split("/")[2] for item in period.rentals} for period in plan.schedule]
+    assert (where[2], where[12]) == ({"coast"}, {"desert"})
+    assert plan.carbon_kg_per_hour == pytest.approx(
+        sum(period.carbon_kg_per_hour for period in plan.schedule) / len(plan.schedule)
+    )
+    assert "carbon/synthetic_day.csv" in plan.inputs["files"]
+    assert gpuplan("explain", "plan.json").code == 0
+
+
+DAY = {"horizon": {"periods": "2h", "step": "1h"}, "constraints": {"carbon": {"price": "100 USD/t"}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("region,hour\nold-hall,0\n", "The columns are region, hour"),
+        ("region,hour,g_per_kwh\n", "no intensities"),
+        ("region,hour,g_per_kwh\nold-hall,1,300\n", "Hour 0 of old-hall is missing"),
+        ("region,hour,g_per_kwh\nold-hall,0,-3\n", "negative"),
+        ("region,hour,g_per_kwh\nold-hall,0,many\n", "not a finite number"),
+        ("region,hour,g_per_kwh\n" + "".join(f"old-hall,{h},1\n" for h in range(1)), None),
+        (None, "cannot be read"),
+    ],
+    ids=str,
+)
+def test_hours_that_cannot_be_read(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "hours.csv").write_text(text, encoding="utf-8")
+    catalog = request()["catalog"] | {"sites": SITES, "carbon_by_hour": "hours.csv"}
+    document = request(catalog=catalog, **DAY)
+    if message is None:
+        assert planned(document, base_dir=tmp_path).carbon_kg_per_hour > 0
+        return
+    with pytest.raises(InputError, match=message):
+        planned(document, base_dir=tmp_path)
+
+
+def test_hours_need_a_horizon_and_steps_take_their_mean(tmp_path):
+    rows = "".join(f"{region},{hour},{grams}\n" for region in SITES for hour, grams in enumerate((100, 300)))
+    (tmp_path / "hours.csv").write_text(f"region,hour,g_per_kwh\n{rows}", encoding="utf-8")
+    catalog = request()["catalog"] | {"carbon_by_hour": "hours.csv"}
+    with pytest.raises(InputError, match="no horizon"):
+        planned(request(catalog=catalog), base_dir=tmp_path)
+    plan = planned(request(catalog=catalog, horizon={"periods": "4h", "step": "2h"}), base_dir=tmp_path)
+    for period in plan.schedule:
+        assert period.carbon_kg_per_hour == pytest.approx(period.mean_power_w / 1000 * 0.2)

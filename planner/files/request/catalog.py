@@ -119,6 +119,12 @@ class CatalogChoice(Strict):
     commitments: list[CommitmentOffer] = Field(
         default=[], description="Discounts for reserving capacity: 1y or 3y offers beside the on-demand ones."
     )
+    carbon_by_hour: str | None = Field(
+        default=None,
+        description="Intensities over the horizon: a CSV with the columns region, hour and g_per_kwh; regions that are"
+        " not in it keep their one value.",
+        examples=["carbon.csv"],
+    )
     sites: dict[str, SiteChoice] = Field(
         default={}, description="Electricity by region ({dc1: {pue: 1.3, carbon: 230 g/kWh}}), yours or a cloud's."
     )
