@@ -165,6 +165,59 @@ def seconds_per_option() -> float:
     return float(np.median(times))
 
 
+def version_spread() -> list[float]:
+    """Return oldest / newest rate of every configuration that was measured with several engine versions, both ways."""
+    rates: dict[tuple, dict[str, float]] = {}
+    for point in load_measured().points:
+        if point.load_kind == "offline_max" and point.rate_rps:
+            place = (point.model, point.gpu, point.tensor_parallel, point.precision, point.size)
+            rates.setdefault(place, {})[point.engine_version] = point.rate_rps
+    ratios = [found[min(found)] / found[max(found)] for found in rates.values() if len(found) > 1]
+    return [*ratios, *(1 / ratio for ratio in ratios)]
+
+
+def left_out(params: EstimatorParams) -> list[float]:
+    """Return measured / calibrated rate of every size inside a table, calibrated by the table's other sizes."""
+    tables: dict[tuple, list] = {}
+    for point in load_measured().points:
+        if point.rate_rps and point.load_kind in {"offline_max", "concurrency"}:
+            place = (point.model, point.gpu, point.engine, point.precision, point.tensor_parallel)
+            tables.setdefault((*place, point.pipeline_parallel, point.engine_version), []).append(point)
+    ratios = []
+    for (model, gpu, engine, precision, tp, pp, _), rows in tables.items():
+        config = EngineConfig(engine=engine, precision=precision, tensor_parallel=tp, pipeline_parallel=pp)
+        rates = measured.estimated_rates_rps(rows, load_model(model), GPUS.get(gpu), config, params)
+        known = [(point, rate) for point, rate in zip(rows, rates, strict=True) if rate > 0]
+        for point, rate in known:
+            others = [(other, other.rate_rps / own) for other, own in known if other.size != point.size]
+            if len(others) < 3:
+                continue
+            sizes = np.array([[point.input_tokens, point.output_tokens]])
+            table = measured.MeasuredTable(points=tuple(other for other, _ in others))
+            found = measured.correct(sizes, table, [ratio for _, ratio in others])
+            if found.is_inside[0]:
+                ratios.append(point.rate_rps / (rate * found.speed[0]))
+    return ratios
+
+
+def error_bars(params: EstimatorParams) -> list[str]:
+    spread, calibrated = np.array(version_spread()), np.array(left_out(params))
+    both = np.outer(calibrated, spread).ravel()
+    fitted = np.array([1 / error.ratio for error in compare(params)])
+    rows = [
+        ("measured with another engine version", spread, len(spread) // 2),
+        ("calibrated, at a size that was left out", calibrated, len(calibrated)),
+        ("the same, with another engine version", both, len(calibrated)),
+        ("estimated, the rows of the fit", fitted, len(fitted)),
+    ]
+    lines = ["| throughput | cases | one in ten falls short by more than | median |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {n_cases} | {1 - np.quantile(ratios, 0.1):.1%} | {np.median(ratios):.2f} |"
+        for name, ratios, n_cases in rows
+    ]
+    return lines
+
+
 def report() -> str:
     params = default_params()
     errors = compare(params)
@@ -185,6 +238,10 @@ def report() -> str:
         "mean of the other two architectures'; the engine's overheads and the links keep theirs:",
         "",
         *transfer(params),
+        "",
+        "Error bars: true / stated throughput, as `profiles/throughput_error.csv` has it where the rows are bundled:",
+        "",
+        *error_bars(params),
         "",
         "Mélange's comparison of A10G with A100 per dollar (Llama-2-7B, 36 request sizes; no part of the fit): the",
         f"same GPU is named better in {bare:.0%} of the sizes without an objective, in {with_slo:.0%} with a mean TPOT",

@@ -19,6 +19,7 @@ from planner.optimize.routing import balanced_shares, option_load
 from planner.optimize.rows.changes import change_usd_per_hour
 from planner.optimize.rows.minimums import is_counted, kept_instances
 from planner.optimize.rows.packing import instances_needed
+from planner.optimize.scenario_search import is_large, search_in_rounds
 from planner.optimize.settings import SolverSettings
 from planner.optimize.termination import Termination
 from planner.optimize.verify import PLAN_TOLERANCE, verify
@@ -109,6 +110,13 @@ def search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
     ------
     SolverError: if the solver fails or its answer does not satisfy the model.
     """
+    if is_large(fleet):
+        return search_in_rounds(fleet, settings, _search)
+    return _search(fleet, settings)
+
+
+def _search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
+    """Return the result of one programme for all of `fleet`, or of its parts."""
     large = _decomposed(fleet, settings)
     if large is not None:
         return large

@@ -18,7 +18,9 @@ from planner.errors import InputError, SolverLiedError
 from planner.optimize import Assignment, SolverSettings, find_conflicts, price_of_limits, solve, verify_plan
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.prune import prune
+from planner.optimize.scenario_search import is_large, is_missed, search_in_rounds
 from planner.optimize.search import search
+from planner.optimize.termination import Termination
 
 EXACT = SolverSettings(relative_gap=0.0)
 FRACTIONAL = Assignment.fractional()
@@ -353,3 +355,72 @@ def test_the_plan_does_not_depend_on_the_order_of_the_request(make):
         )
     )
     assert sorted(one.allocation, key=str) == sorted(other.allocation, key=str)
+
+
+def test_a_few_scenarios_at_a_time_end_where_all_at_once_do(make, monkeypatch):
+    rng = np.random.default_rng(5)
+    n_rounds = n_found = 0
+    for _ in range(40):
+        problem = random_problem(make, rng)
+        fleet = fleet_arrays(prune(problem), FRACTIONAL)
+        if fleet.unserved or len(fleet.scenarios) < 2:
+            continue
+        whole = search(fleet, EXACT)
+        asked = []
+
+        def traced(part, settings, asked=asked):
+            asked.append(tuple(each.name for each in part.scenarios))
+            return search(part, settings)
+
+        found = search_in_rounds(fleet, EXACT, traced)
+        assert found.termination is whole.termination
+        n_rounds += len(asked)
+        if whole.fleet is None:
+            continue
+        assert found.fleet.cost_usd_per_hour == pytest.approx(whole.fleet.cost_usd_per_hour, rel=1e-9)
+        assert found.bound_usd_per_hour <= found.fleet.cost_usd_per_hour * (1 + 1e-9)
+        assert not any(is_missed(fleet, each, found.fleet.replicas) for each in fleet.scenarios)
+        n_found += 1
+    assert n_found >= 10
+    assert n_rounds > n_found * 2
+    monkeypatch.setattr("planner.optimize.scenario_search.ROUNDS_FROM_PAIRS", 0)
+    plain = two_types(make)
+    robust = slow(with_scenarios(plain, times(plain, {"chat": 2})), "small", 0.4)
+    assert is_large(fleet_arrays(robust, FRACTIONAL))
+    plan = plan_of(robust)
+    monkeypatch.undo()
+    assert plan.cost_usd_per_hour == cost(robust)
+
+
+def test_rounds_that_a_limit_stops_leave_a_fleet_that_survives_everything(make):
+    plain = two_types(make)
+    robust = slow(with_scenarios(plain, times(plain, {"chat": 2, "code": 3})), "small", 0.4)
+    fleet = fleet_arrays(prune(robust), FRACTIONAL)
+    calls = []
+
+    def stopped(part, settings):
+        """The second round is cut short, after its fleet was found."""
+        calls.append(len(part.scenarios))
+        found = search(part, settings)
+        return replace(found, termination=Termination.TIME_LIMIT) if len(calls) == 2 else found
+
+    found = search_in_rounds(fleet, EXACT, stopped)
+    assert not any(is_missed(fleet, each, found.fleet.replicas) for each in fleet.scenarios)
+    assert found.termination is Termination.TIME_LIMIT
+    assert found.bound_usd_per_hour <= found.fleet.cost_usd_per_hour
+
+
+def test_rounds_without_any_fleet_search_everything_at_once(make):
+    plain = two_types(make)
+    robust = slow(with_scenarios(plain, times(plain, {"chat": 2})), "small", 0.4)
+    fleet = fleet_arrays(prune(robust), FRACTIONAL)
+    calls = []
+
+    def stopped(part, settings):
+        calls.append(len(part.scenarios))
+        found = search(part, settings)
+        return replace(found, fleet=None, termination=Termination.TIME_LIMIT) if len(calls) == 1 else found
+
+    found = search_in_rounds(fleet, EXACT, stopped)
+    assert calls == [0, len(fleet.scenarios)]
+    assert found.fleet.cost_usd_per_hour == cost(robust)
