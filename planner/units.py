@@ -74,6 +74,10 @@ _MEAN_KW = {
 }
 _GRAMS_PER_KWH = {"g/kWh": 1.0, "kg/kWh": 1000.0, "kg/MWh": 1.0, "t/MWh": 1000.0}
 
+BITS_PER_BYTE = 8.0
+_BIT_RATE = {f"{prefix}bit/s": factor / BITS_PER_BYTE for prefix, factor in _SI.items() if prefix not in {"K", "P"}}
+_BYTE_RATE = {f"{prefix}B/s": factor for prefix, factor in _SI.items() if prefix not in {"K", "P"}}
+
 _NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*", re.DOTALL)
 
 
@@ -212,6 +216,17 @@ def parse_mean_kw(text: object) -> float:
     return _parse(text, _MEAN_KW, what="energy over time", example="3000 kWh/month", bare_unit=None)
 
 
+def parse_bytes_per_s(text: object) -> float:
+    """Return a rate of data in bytes per second.
+
+    Examples
+    --------
+    >>> parse_bytes_per_s("100 Gbit/s"), parse_bytes_per_s("12.5 GB/s")
+    (12500000000.0, 12500000000.0)
+    """
+    return _parse(text, _BIT_RATE | _BYTE_RATE, what="a rate of data", example="100 Gbit/s", bare_unit=None)
+
+
 def parse_fraction(text: object) -> float:
     """Return a fraction (0.1 for "10%"); a bare number below or equal to 1 is taken as a fraction.
 
@@ -255,6 +270,17 @@ def format_bytes(size: float) -> str:
     '16.1 GB'
     """
     return _with_prefix(size, "B")
+
+
+def format_bit_rate(bytes_per_s: float) -> str:
+    """Return a rate of data as networks are sold.
+
+    Examples
+    --------
+    >>> format_bit_rate(12.5e9), format_bit_rate(400e9)
+    ('100 Gbit/s', '3.2 Tbit/s')
+    """
+    return f"{_with_prefix(bytes_per_s * BITS_PER_BYTE, 'bit')}/s"
 
 
 def format_power(watts: float) -> str:

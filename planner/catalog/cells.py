@@ -22,6 +22,7 @@ CNY_REGIONS: Mapping[str, str] = MappingProxyType({"aws": "cn-", "azure": "china
 """Provider -> prefix of the regions that it bills in Chinese yuan, whatever a price list calls the column."""
 
 BYTES_PER_GIB = 2.0**30
+BYTES_PER_GBIT = 1e9 / 8
 
 MAX_GPUS_PER_INSTANCE = 1024
 """No machine has more; a larger number is another column or a number of bytes."""

@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from planner.catalog.cells import (
+    BYTES_PER_GBIT,
     BYTES_PER_GIB,
     Row,
     gpu_count_of,
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from planner.catalog.gpus import GpuCatalog
 
 REQUIRED_COLUMNS = ("provider", "instance_type", "region", "market", "gpu", "gpu_count", "price_usd_per_hour")
-OPTIONAL_COLUMNS = ("zone", "vcpus", "ram_gib", "available", "as_of", "source", "notes")
+OPTIONAL_COLUMNS = ("zone", "vcpus", "ram_gib", "available", "as_of", "source", "notes", "network_gbps")
 WRITTEN_COLUMNS = (
     *("provider", "instance_type", "region", "zone", "market", "gpu", "gpu_count", "price_usd_per_hour"),
-    *("vcpus", "ram_gib", "available", "as_of", "source", "notes"),
+    *("vcpus", "ram_gib", "available", "as_of", "source", "notes", "network_gbps"),
 )
 
 
@@ -121,6 +122,7 @@ def offer_of(row: Row, gpus: GpuCatalog) -> Offer:
     zone = row.cells.get("zone") or None
     gpu = gpu_of(row, "gpu", gpus)
     ram_gib = row.optional_number("ram_gib")
+    network_gbps = row.optional_number("network_gbps")
     available = row.optional_number("available")
     if available is not None and available != int(available):
         raise InputError(f"{available:g} is not a whole number of instances.", where=row.at("available"))
@@ -140,6 +142,7 @@ def offer_of(row: Row, gpus: GpuCatalog) -> Offer:
         source=row.cells.get("source", ""),
         available=None if available is None else int(available),
         notes=join_notes(row.cells.get("notes", ""), gpu.note),
+        network_bytes_per_s=network_gbps * BYTES_PER_GBIT if network_gbps else None,
     )
 
 
@@ -165,6 +168,7 @@ def offer_record(offer: Offer) -> dict[str, str | float | int | None]:
         "as_of": None if offer.as_of is None else offer.as_of.isoformat(),
         "source": offer.source,
         "notes": offer.notes,
+        "network_gbps": None if offer.network_bytes_per_s is None else offer.network_bytes_per_s / BYTES_PER_GBIT,
     }
 
 

@@ -90,6 +90,9 @@ class Offer:
         """Name under which it is listed: what is available, and what quotas name, counts for all of its zones."""
         return self.part_of or self.name
 
+    network_bytes_per_s: float | None = None
+    """What one instance can send, and receive at the same time; None = not known."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:

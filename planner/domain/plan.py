@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from planner.domain.disaggregation import Role
 from planner.domain.provenance import ProvenanceKind
 
 if TYPE_CHECKING:
@@ -76,6 +77,12 @@ class Allocation:
     """Mean draw of all replicas at their load, with the site's PUE; None = not known."""
     carbon_kg_per_hour: float | None = None
     """CO2e that this emits; None = not known."""
+    role: Role = Role.BOTH
+    """What part of its requests these replicas serve."""
+    transfer_bytes_per_s: float | None = None
+    """KV caches that all these replicas hand over or take over; None where requests stay whole."""
+    engine_flags: str = ""
+    """How the engine is started for this role; empty where requests stay whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +118,14 @@ class Route:
     rate_rps: float
     weights: Mapping[str, float]
     provenance: Mapping[str, ProvenanceKind] = field(default_factory=dict)
+    decode_weights: Mapping[str, float] = field(default_factory=dict)
+    """Where the answers of the requests that `weights` send to prefill replicas are generated, as shares of the
+    bucket: of every region they sum to what its prefill replicas get."""
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """Part of the bucket's requests that each option has anything to do with."""
+        return {**self.weights, **self.decode_weights}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +242,12 @@ class PeriodRoute:
     column: int
     rate_rps: float
     weights: Mapping[str, float]
+    decode_weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """Part of the bucket's requests that each option has anything to do with."""
+        return {**self.weights, **self.decode_weights}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

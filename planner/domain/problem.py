@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from planner.domain.disaggregation import Role
 from planner.domain.hardware import Market
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from planner.domain.disaggregation import Handover
     from planner.domain.energy import Energy
     from planner.domain.hardware import EngineConfig, Offer
     from planner.domain.provenance import Provenance
@@ -49,6 +51,18 @@ class ServingOption:
     def throughput_in(self, scenario: str) -> NDArray[np.float64]:
         """Return the largest steady rates of one replica in `scenario`."""
         return self.scenario_rps.get(scenario, self.throughput_rps)
+
+    role: Role = Role.BOTH
+    """What part of each request it serves; `throughput_rps` then counts requests whose part it serves."""
+    handover: Handover | None = None
+    """None if and only if it serves requests as a whole."""
+
+    @property
+    def meeting_point(self) -> tuple[str, str, str, str] | None:
+        """Where KV caches pass from one option to another: both have the same; None where requests stay whole."""
+        if self.handover is None:
+            return None
+        return (self.service, self.offer.provider, self.offer.region, self.handover.group)
 
 
 class Resource(StrEnum):
@@ -218,9 +232,12 @@ class Running:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     engine: str = ""
+    role: Role = Role.BOTH
 
     def is_of(self, option: ServingOption) -> bool:
         """Return whether these are replicas of `option`."""
+        if self.role is not option.role:
+            return False
         config = option.config
         engine, precision = (config.engine, config.precision) if config else ("", "")
         degrees = (config.tensor_parallel, config.pipeline_parallel) if config else (option.gpus_per_replica, 1)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from planner.domain.disaggregation import Role
 from planner.domain.plan import (
     Allocation,
     Baseline,
@@ -103,6 +104,13 @@ class AllocationDocument(_Part):
         None, description="Mean draw of all these replicas at their load, with the site's PUE; null = not known."
     )
     carbon_kg_per_hour: NonNegative | None = Field(None, description="CO2e that this emits; null = not known.")
+    role: Role = Field(
+        Role.BOTH, description="What part of its requests these replicas serve: both, or prefill or decode apart."
+    )
+    transfer_bytes_per_s: NonNegative | None = Field(
+        None, description="KV caches that these replicas hand over or take over; null where requests stay whole."
+    )
+    engine_flags: str = Field("", description="How the engine is started for a role of its own.")
 
 
 class RentalDocument(_Part):
@@ -139,6 +147,11 @@ class RouteDocument(_Part):
     weights: dict[str, Weight] = Field(description="Share of the bucket's requests by `option`; they sum to 1.")
     provenance: dict[str, ProvenanceKind] = Field(
         default_factory=dict, description="Origin of each option's throughput for this bucket."
+    )
+    decode_weights: dict[str, Weight] = Field(
+        default_factory=dict,
+        description="Where the answers are generated of requests that `weights` send to prefill replicas, as shares of"
+        " the bucket; in every region they sum to what its prefill replicas get.",
     )
 
     @model_validator(mode="after")
@@ -253,6 +266,9 @@ class PeriodRouteDocument(_Part):
     column: Count = Field(description="Output-size column of the bucket, 0-based.")
     rate_rps: NonNegative = Field(description="Requests per second of this bucket in this period, without headroom.")
     weights: dict[str, Weight] = Field(description="Share of the bucket's requests by `option`; they sum to 1.")
+    decode_weights: dict[str, Weight] = Field(
+        default_factory=dict, description="As `decode_weights` of the plan's `routing`."
+    )
 
 
 class PeriodDocument(_Part):
@@ -395,7 +411,7 @@ class PlanDocument(_Part):
     def _routes_lead_somewhere(self) -> "PlanDocument":
         known = {(row.service, row.option) for row in self.allocation}
         for route in self.routing:
-            for option, weight in route.weights.items():
+            for option, weight in (*route.weights.items(), *route.decode_weights.items()):
                 if weight > 0 and (route.service, option) not in known:
                     raise InputError(
                         f"Requests of {route.service!r} are routed to {option!r}, which `allocation` does not have.",

@@ -84,6 +84,11 @@ CarbonIntensity = Annotated[
     BeforeValidator(lambda text: _not_negative(units.parse_carbon_g_per_kwh(text))),
     _quantity("Emissions per energy with their unit.", "230 g/kWh"),
 ]
+BytesPerS = Annotated[
+    float,
+    BeforeValidator(lambda text: _positive(units.parse_bytes_per_s(text))),
+    _quantity("A rate of data with its unit.", "100 Gbit/s", "12.5 GB/s"),
+]
 Fraction = Annotated[
     float,
     BeforeValidator(lambda text: _not_negative(units.parse_fraction(text))),

@@ -19,6 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from planner.domain.problem import ServingOption
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.milp import Block, FloatArray, IntArray, Label, Milp
     from planner.optimize.model import FleetModel
@@ -111,7 +112,9 @@ def merged(model: FleetModel, milp: Milp) -> Merged | None:
             pair_bucket=fleet.pair_bucket[first_pair],
             pair_option=option_class[fleet.pair_option[first_pair]],
             pair_load=fleet.pair_load[first_pair],
+            pair_transfer=fleet.pair_transfer[first_pair],
             option_offer=fleet.option_offer[first_option],
+            option_link=fleet.option_link[first_option],
             option_gpus=fleet.option_gpus[first_option],
             option_pool=fleet.option_pool[first_option],
             replicas_upper=fleet.replicas_upper[first_option],
@@ -175,11 +178,18 @@ def _label(block: Block, members: IntArray) -> Label | None:
 def option_classes(fleet: FleetArrays) -> IntArray:
     """Return every option's class, shape (options,); those of two periods are in two classes.
 
-    Classes are numbered in the order of their first members.
+    Where prefill and decode are apart, a class is of one role, meeting point and network load. Classes are numbered in
+    the order of their first members.
     """
-    seen: dict[tuple[int, str, bytes], int] = {}
+    seen: dict[tuple[object, ...], int] = {}
     keys = (
-        (period, option.service, option.throughput_rps.tobytes())
+        (period, option.service, option.throughput_rps.tobytes(), *_handover_key(option))
         for period, option in zip(fleet.option_period.tolist(), fleet.options, strict=True)
     )
     return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
+
+
+def _handover_key(option: ServingOption) -> tuple[object, ...]:
+    if option.handover is None:
+        return ()
+    return (option.role, option.meeting_point, (option.handover.kv_bytes / option.handover.bytes_per_s).tobytes())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.disaggregation import Role
 from planner.domain.problem import (
     COMMITTED_MARKETS,
     InstanceLoss,
@@ -73,7 +74,11 @@ class FleetArrays:
     pair_option: IntArray
     pair_load: FloatArray
     """Replicas at the utilisation cap that the whole bucket keeps busy, headroom included: lam (1 + rho) / (X U)."""
+    pair_transfer: FloatArray
+    """Shape (pairs,): how busy a pair keeps a replica's network, as a multiple of its load: X S / W; 0 = not at all."""
     option_offer: IntArray
+    option_link: IntArray
+    """Shape (options,): 0 = serves requests whole; k = prefill, -k = decode, at meeting point k."""
     option_gpus: IntArray
     option_pool: IntArray
     pool_offer: IntArray
@@ -89,6 +94,16 @@ class FleetArrays:
     headroom_fraction: float
     running: IntArray
     """Shape (options,): replicas of each option that run today; zeros without a `change`."""
+
+    @property
+    def is_disaggregated(self) -> bool:
+        """Whether any option serves but one part of its requests."""
+        return bool(np.any(self.option_link))
+
+    @property
+    def pair_covers(self) -> NDArray[np.bool_]:
+        """Whether a pair's share counts as service of its bucket: all but those of decode options, shape (pairs,)."""
+        return self.option_link[self.pair_option] >= 0
 
     @property
     def keeps_spares(self) -> bool:
@@ -169,8 +184,9 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
     option_offer = np.array([offer_index[option.offer.name] for option in options], dtype=np.int64)
     option_gpus = np.array([option.gpus_per_replica for option in options], dtype=np.int64)
     buckets = _buckets(problem)
-    pair_bucket, pair_option, pair_load = _pairs(problem, options)
-    whole_load = np.bincount(pair_option, weights=pair_load, minlength=len(options))
+    option_link = _links(options)
+    pair_bucket, pair_option, pair_load, pair_transfer = _partnered(option_link, *_pairs(problem, options))
+    whole_load = _whole_load(pair_option, pair_load, pair_transfer, len(options))
     change = problem.change if problem.change is not None and problem.change.is_priced else None
     running = np.array([change.replicas_of(option) if change else 0 for option in options], dtype=np.int64)
     option_pool, pool_offer = _pools(option_offer, option_gpus, n_offers=len(offers))
@@ -182,7 +198,9 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
         pair_bucket=pair_bucket,
         pair_option=pair_option,
         pair_load=pair_load,
+        pair_transfer=pair_transfer,
         option_offer=option_offer,
+        option_link=option_link,
         option_gpus=option_gpus,
         option_pool=option_pool,
         pool_offer=pool_offer,
@@ -234,7 +252,8 @@ def _over_periods(steady: FleetArrays, horizon: Horizon) -> FleetArrays:
     bucket, option = steady.pair_bucket[pair], steady.pair_option[pair]
     pair_option = option + period * n_options
     pair_load = steady.pair_load[pair] * factors[period, bucket]
-    whole_load = np.bincount(pair_option, weights=pair_load, minlength=n_options * n_periods)
+    pair_transfer = steady.pair_transfer[pair]
+    whole_load = _whole_load(pair_option, pair_load, pair_transfer, n_options * n_periods)
     spares = np.tile(_spares(steady.rules, steady.options), n_periods)
     shift = np.repeat(np.arange(n_periods), n_options) * n_pools
     return replace(
@@ -250,7 +269,9 @@ def _over_periods(steady: FleetArrays, horizon: Horizon) -> FleetArrays:
         pair_bucket=position[period, bucket],
         pair_option=pair_option,
         pair_load=pair_load,
+        pair_transfer=pair_transfer,
         option_offer=np.tile(steady.option_offer, n_periods),
+        option_link=np.tile(steady.option_link, n_periods),
         option_gpus=np.tile(steady.option_gpus, n_periods),
         option_pool=np.tile(steady.option_pool, n_periods) + shift,
         pool_offer=np.tile(steady.pool_offer, n_periods),
@@ -267,7 +288,7 @@ def _scenarios(problem: FleetProblem, planned: FleetArrays) -> Iterator[Scenario
         if not isinstance(rule, Scenario) or rule.bound <= 0:
             continue
         then = in_scenario(replace(problem, options=planned.options), replace(rule, bound=1.0))
-        bucket, option, load = _pairs(then, then.options)
+        bucket, option, load, _ = _pairs(then, then.options)
         classes: dict[tuple[str, bytes], int] = {}
         keys = ((each.service, each.throughput_rps.tobytes()) for each in then.options)
         found = ScenarioArrays(
@@ -318,8 +339,44 @@ def _buckets(problem: FleetProblem) -> tuple[tuple[str, Bucket], ...]:
     return tuple((demand.service, bucket) for demand in demands for bucket in demand.buckets)
 
 
-def option_sort_key(option: ServingOption) -> tuple[str, str, int, str, str, bytes]:
-    """Return what options are ordered by: service, offer, size, configuration, then the throughput itself."""
+def _whole_load(pair_option: IntArray, pair_load: FloatArray, pair_transfer: FloatArray, n_options: int) -> FloatArray:
+    """Return the replicas of each option that all its buckets keep busy, or their network, shape (options,)."""
+    busy = np.bincount(pair_option, weights=pair_load, minlength=n_options)
+    return np.maximum(busy, np.bincount(pair_option, weights=pair_load * pair_transfer, minlength=n_options))
+
+
+def _links(options: tuple[ServingOption, ...]) -> IntArray:
+    """Return `FleetArrays.option_link`: meeting points numbered from 1 in their order of name."""
+    points = sorted({option.meeting_point for option in options if option.meeting_point is not None})
+    number = {point: index for index, point in enumerate(points, start=1)}
+    sign = {Role.BOTH: 0, Role.PREFILL: 1, Role.DECODE: -1}
+    links = [sign[option.role] * number.get(option.meeting_point or ("",) * 4, 0) for option in options]
+    return np.array(links, dtype=np.int64)
+
+
+def _partnered(
+    option_link: IntArray,
+    pair_bucket: IntArray,
+    pair_option: IntArray,
+    pair_load: FloatArray,
+    pair_transfer: FloatArray,
+) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
+    """Return the pairs without those of prefill options that nobody can take a bucket over from, and vice versa."""
+    if not np.any(option_link):
+        return pair_bucket, pair_option, pair_load, pair_transfer
+    link = option_link[pair_option]
+    prefill = set(zip(pair_bucket[link > 0].tolist(), link[link > 0].tolist(), strict=True))
+    decode = set(zip(pair_bucket[link < 0].tolist(), (-link[link < 0]).tolist(), strict=True))
+    met = prefill & decode
+    kept = np.array(
+        [not at or (bucket, abs(at)) in met for bucket, at in zip(pair_bucket.tolist(), link.tolist(), strict=True)],
+        dtype=np.bool_,
+    )
+    return pair_bucket[kept], pair_option[kept], pair_load[kept], pair_transfer[kept]
+
+
+def option_sort_key(option: ServingOption) -> tuple[str, str, int, str, str, bytes, str, str]:
+    """Return what options are ordered by: service, offer, size, configuration, the throughput itself, then the role."""
     return (
         option.service,
         option.offer.name,
@@ -332,15 +389,20 @@ def option_sort_key(option: ServingOption) -> tuple[str, str, int, str, str, byt
                 *(option.scenario_rps[name].tobytes() for name in sorted(option.scenario_rps)),
             ]
         ),
+        option.role.value,
+        option.handover.group if option.handover else "",
     )
 
 
-def _pairs(problem: FleetProblem, options: tuple[ServingOption, ...]) -> tuple[IntArray, IntArray, FloatArray]:
-    """Return bucket, option and load of every eligible pair, ordered by bucket, then option."""
+def _pairs(
+    problem: FleetProblem, options: tuple[ServingOption, ...]
+) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
+    """Return bucket, option, load and network load of every pair of positive rate, ordered by bucket, then option."""
     pressure = (1 + problem.headroom_fraction) / problem.utilization_cap
     buckets: list[IntArray] = []
     members: list[IntArray] = []
     loads: list[FloatArray] = []
+    transfers: list[FloatArray] = []
     start = 0
     for demand in sorted(problem.demands, key=lambda item: item.service):
         mine = [index for index, option in enumerate(options) if option.service == demand.service]
@@ -352,10 +414,19 @@ def _pairs(problem: FleetProblem, options: tuple[ServingOption, ...]) -> tuple[I
             buckets.append(inner_bucket + start)
             members.append(np.array(mine, dtype=np.int64)[inner_option])
             loads.append(rates[inner_bucket] * pressure / throughput[inner_bucket, inner_option])
+            busy_s = np.array([_transfer_s(options[index], size) for index in mine]).T
+            transfers.append((busy_s * throughput)[inner_bucket, inner_option])
         start += size
     if not buckets:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0)
-    return np.concatenate(buckets), np.concatenate(members), np.concatenate(loads)
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0)
+    return np.concatenate(buckets), np.concatenate(members), np.concatenate(loads), np.concatenate(transfers)
+
+
+def _transfer_s(option: ServingOption, n_buckets: int) -> FloatArray:
+    """Return how long one request of each bucket keeps a replica's network busy, shape (buckets,)."""
+    if option.handover is None:
+        return np.zeros(n_buckets)
+    return np.asarray(option.handover.kv_bytes / option.handover.bytes_per_s, dtype=np.float64)
 
 
 def chains(sizes: list[int]) -> list[list[int]]:
@@ -440,6 +511,12 @@ def _check_combinations(problem: FleetProblem) -> None:
         raise InputError(
             "Demand cannot be shed by a fleet that must survive scenarios (what is shed in which of them?).",
             hint="Set constraints.shed to never, or leave robust out; robust.served says how much must be served.",
+        )
+    if survives and any(option.handover is not None for option in problem.options):
+        raise InputError(
+            "Scenarios are survived by replicas that serve whole requests: what passes between prefill and decode"
+            " replicas in a scenario is not modelled.",
+            hint="Set disaggregate to never, or leave robust out.",
         )
     is_priced = problem.change is not None and problem.change.is_priced
     has_shares = any(isinstance(rule, ShareCap) for rule in problem.rules)
@@ -534,6 +611,7 @@ def _check_option(option: ServingOption, sizes: dict[str, int]) -> None:
         )
     if not np.all(np.isfinite(option.throughput_rps)) or np.any(option.throughput_rps < 0):
         raise InputError(f"A throughput of {option.service} on {name} is negative or not finite.")
+    _check_handover(option)
     if not (np.isfinite(option.offer.price_usd_per_hour) and option.offer.price_usd_per_hour >= 0):
         raise InputError(f"The price of {name} is {option.offer.price_usd_per_hour!r} USD/h.")
     if not 1 <= option.gpus_per_replica <= offer_gpus(option.offer):
@@ -542,6 +620,23 @@ def _check_option(option: ServingOption, sizes: dict[str, int]) -> None:
             f"which has {option.offer.gpus_per_instance:g}.",
             hint="Leave such options out.",
         )
+
+
+def _check_handover(option: ServingOption) -> None:
+    name = f"{option.service} on {option.offer.name}"
+    if (option.role is Role.BOTH) != (option.handover is None):
+        raise InputError(
+            f"The option of {name} has the role {option.role}, and "
+            f"{'nothing' if option.handover is None else 'something'} to hand over.",
+            hint="Prefill and decode options have a handover, others have none.",
+        )
+    if option.handover is None:
+        return
+    sizes, rate = option.handover.kv_bytes, option.handover.bytes_per_s
+    if sizes.shape != option.throughput_rps.shape or not np.all(np.isfinite(sizes)) or np.any(sizes < 0):
+        raise InputError(f"The KV caches of {name} are not one size of at least 0 per bucket.")
+    if not rate > 0:
+        raise InputError(f"The network rate of {name} is {rate!r} bytes/s.", hint="It must be more than zero.")
 
 
 def _check_rule(rule: Rule, services: Container[str]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.disaggregation import Role
 from planner.domain.plan import Allocation, Plan, PlanStatus, Rental, Route, SolverInfo
 from planner.domain.problem import Resource
 from planner.domain.provenance import ProvenanceKind
@@ -14,6 +15,7 @@ from planner.optimize.energy_report import with_energy, with_totals
 from planner.optimize.naming import option_keys
 from planner.optimize.periods import pairs_of, period_of, rented, slice_of
 from planner.optimize.rollout import change_cost, rollout
+from planner.optimize.rows.disaggregation import transfer_load
 from planner.optimize.rows.limits import all_limits, instance_usage, limit_usage
 from planner.optimize.rules import tight_rules
 from planner.optimize.schedule import Schedule, SteadyState, commitments, mean_state, schedule_periods
@@ -250,11 +252,23 @@ def _allocation(
         tensor_parallel=config.tensor_parallel if config else option.gpus_per_replica,
         pipeline_parallel=config.pipeline_parallel if config else 1,
         rate_rps=rate_rps,
-        output_tokens_per_s=_output_tokens(shares, fleet),
+        output_tokens_per_s=0.0 if option.role is Role.PREFILL else _output_tokens(shares, fleet),
         provenance=worst.kind if worst else ProvenanceKind.GIVEN,
         provenance_note=(worst.note or worst.source) if worst else "",
         price_as_of=_date(offer),
+        role=option.role,
+        transfer_bytes_per_s=_transfer_bytes(option, shares, fleet),
+        engine_flags=option.handover.engine_flags if option.handover else "",
     )
+
+
+def _transfer_bytes(option: ServingOption, shares: dict[int, float], fleet: FleetArrays) -> float | None:
+    """Return the KV caches that the requests in `shares` (by bucket) bring, in bytes/s."""
+    if option.handover is None:
+        return None
+    first = _first_bucket(option, fleet)
+    sizes = option.handover.kv_bytes
+    return float(sum(share * fleet.buckets[b][1].rate_rps * sizes[b - first] for b, share in shares.items()))
 
 
 COST_DIGITS = 9
@@ -337,14 +351,20 @@ DAYS_PER_MONTH = 30.0
 def _routes(fleet: FleetArrays, chosen: Fleet, keys: list[str], order: dict[str, int]) -> tuple[Route, ...]:
     weights: list[dict[str, float]] = [{} for _ in fleet.buckets]
     provenance: list[dict[str, ProvenanceKind]] = [{} for _ in fleet.buckets]
+    decode_weights: list[dict[str, float]] = [{} for _ in fleet.buckets]
+    covers = fleet.pair_covers
     for pair in np.flatnonzero(chosen.shares > 0).tolist():
         bucket, option = int(fleet.pair_bucket[pair]), int(fleet.pair_option[pair])
-        weights[bucket][keys[option]] = float(chosen.shares[pair])
+        (weights if covers[pair] else decode_weights)[bucket][keys[option]] = float(chosen.shares[pair])
         origin = _provenance(fleet.options[option], bucket, fleet)
         provenance[bucket][keys[option]] = origin.kind if origin else ProvenanceKind.GIVEN
     ranked = sorted(range(len(fleet.buckets)), key=lambda index: order[fleet.buckets[index][0]])
     return tuple(
-        _route(*fleet.buckets[index], weights=weights[index], provenance=provenance[index]) for index in ranked
+        replace(
+            _route(*fleet.buckets[index], weights=weights[index], provenance=provenance[index]),
+            decode_weights=decode_weights[index],
+        )
+        for index in ranked
     )
 
 
@@ -365,8 +385,12 @@ def _provenance(option: ServingOption, bucket: int, fleet: FleetArrays) -> Prove
     """Return where the option's throughput for a bucket comes from."""
     if len(option.provenance) <= 1:
         return option.provenance[0] if option.provenance else None
-    first = next(index for index, (service, _) in enumerate(fleet.buckets) if service == option.service)
-    return option.provenance[bucket - first]
+    return option.provenance[bucket - _first_bucket(option, fleet)]
+
+
+def _first_bucket(option: ServingOption, fleet: FleetArrays) -> int:
+    """Return where the buckets of the option's service begin."""
+    return next(index for index, (service, _) in enumerate(fleet.buckets) if service == option.service)
 
 
 def _worst(found: Iterable[Provenance | None]) -> Provenance | None:
@@ -392,6 +416,9 @@ def binding(fleet: FleetArrays, chosen: Fleet, keys: list[str]) -> tuple[str, ..
         f"capacity {fleet.options[j].service} on {keys[j]}" if several else f"capacity {keys[j]}"
         for j in np.flatnonzero(full).tolist()
     ]
+    busy = transfer_load(fleet, chosen.shares)
+    jammed = (busy > 0) & (busy >= chosen.replicas * (1 - BINDING_TOLERANCE))
+    names += [f"KV transfer {fleet.options[j].service} on {keys[j]}" for j in np.flatnonzero(jammed).tolist()]
     return tuple(dict.fromkeys(names))
 
 

@@ -92,7 +92,7 @@ def _draws(
         loads: dict[tuple[str, str], float] = defaultdict(float)
         for route in routing:
             at = index[route.service, route.row, route.column]
-            for key, weight in route.weights.items():
+            for key, weight in route.shares.items():
                 option = by_key[route.service, key]
                 loads[route.service, key] += route.rate_rps * weight / float(option.throughput_rps[at])
         found.append(

@@ -172,12 +172,16 @@ def _comparison(problem: FleetProblem, plan: Plan, gpu: str) -> str:
     best: tuple[float, str] | None = None
     for route in plan.routing:
         at = index[route.service, route.row, route.column]
-        now = sum(weight * _usd_per_request(options[route.service, key], at) for key, weight in route.weights.items())
+        shares = (*route.weights.items(), *route.decode_weights.items())
+        now = sum(weight * _usd_per_request(options[route.service, key], at) for key, weight in shares)
         there = min(
             (
                 _usd_per_request(option, at)
                 for option in problem.options
-                if option.service == route.service and option.offer.gpu == gpu and option.throughput_rps[at] > 0
+                if option.service == route.service
+                and option.offer.gpu == gpu
+                and option.throughput_rps[at] > 0
+                and option.handover is None
             ),
             default=np.inf,
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from planner.domain.disaggregation import Role
 from planner.domain.problem import InstanceLoss, ReplicaLoss, Survival
 from planner.errors import SolverLiedError
 from planner.optimize.backends import solve_milp
@@ -110,21 +111,38 @@ def least_served(demand: Demand, running: list[tuple[ServingOption, int]], cap: 
     size = len(demand.buckets)
     builder = MilpBuilder()
     f = builder.add_columns("f", 1, upper=1.0, cost=-1.0)
-    rows, columns, loads, replicas = [], [], [], []
+    points = list(dict.fromkeys(option.meeting_point for option, _ in running if option.meeting_point is not None))
+    first_meeting = size + 2 * len(running)  # rows: buckets, loads, networks, then what is handed over, which is even
+    n_rows = first_meeting + size * len(points)
+    lower, upper = np.zeros(n_rows), np.full(n_rows, np.inf)
+    upper[first_meeting:] = 0.0
+    rows, columns, values = [], [], []
     for index, (option, count) in enumerate(running):
         able = np.flatnonzero(option.throughput_rps > 0)
         rates = np.array([demand.buckets[bucket].rate_rps for bucket in able])
-        rows.append(np.concatenate([able, np.full(len(able), size + index)]))
         share = builder.add_columns("share", len(able))
-        columns.append(np.concatenate([share, share]))
-        loads.append(np.concatenate([np.ones(len(able)), -rates / option.throughput_rps[able]]))
-        replicas.append(-cap * count)
+        terms = [(np.full(len(able), size + index), -rates / option.throughput_rps[able])]
+        lower[size + index] = -cap * count
+        if option.role is not Role.DECODE:
+            terms.append((able, np.ones(len(able))))
+        if option.handover is not None and option.meeting_point is not None:
+            sign = 1.0 if option.role is Role.PREFILL else -1.0
+            meeting = first_meeting + size * points.index(option.meeting_point) + able
+            terms.append((meeting, np.full(len(able), sign)))
+            busy = rates * option.handover.kv_bytes[able] / option.handover.bytes_per_s
+            terms.append((np.full(len(able), size + len(running) + index), -busy))
+            lower[size + len(running) + index] = -cap * count
+        for row, value in terms:
+            rows.append(row)
+            columns.append(share)
+            values.append(value)
     builder.add_rows(
         "left",
         rows=np.concatenate([np.arange(size), *rows]),
         columns=np.concatenate([np.repeat(f, size), *columns]),
-        values=np.concatenate([-np.ones(size), *loads]),
-        lower=np.array([0.0] * size + replicas),
+        values=np.concatenate([-np.ones(size), *values]),
+        lower=lower,
+        upper=upper,
     )
     raw = solve_milp(builder.freeze(), SolverSettings())
     return 0.0 if raw.values is None else float(raw.values[f[0]])

@@ -18,6 +18,7 @@ from planner.optimize.milp import MilpBuilder
 from planner.optimize.rows.capacity import define_capacity
 from planner.optimize.rows.changes import define_changes
 from planner.optimize.rows.coverage import define_coverage
+from planner.optimize.rows.disaggregation import define_handovers, define_transfers
 from planner.optimize.rows.energy import define_energy_budgets
 from planner.optimize.rows.limits import all_limits, define_limits
 from planner.optimize.rows.minimums import define_minimums, instances_for_minimums
@@ -163,6 +164,8 @@ def build_model(
     }
     define_coverage(builder, fleet, x, u=u)
     define_capacity(builder, fleet, x, n)
+    define_handovers(builder, fleet, x)
+    define_transfers(builder, fleet, x, n)
     define_presence(builder, fleet, x, n)
     define_packing(builder, fleet, n, m)
     up = None

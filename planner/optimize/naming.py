@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from planner.domain.disaggregation import Role
 from planner.optimize.arrays import option_sort_key
 
 if TYPE_CHECKING:
@@ -27,11 +28,13 @@ def option_keys(options: Sequence[ServingOption]) -> list[str]:
     """Return each option's key in a plan, unique within its service.
 
     The offer's name where the service has one option on that offer, else the name and the engine configuration:
-    "aws/p5/us-east-1/on-demand[fp8 tp2]".
+    "aws/p5/us-east-1/on-demand[fp8 tp2]", with the role where it is but a part of serving: "...[prefill fp8 tp2]".
     """
     alone = Counter((option.service, option.offer.name) for option in options)
     keys = [
-        option.offer.name if alone[option.service, option.offer.name] == 1 else _key(option, n_details=0)
+        option.offer.name
+        if alone[option.service, option.offer.name] == 1 and option.role is Role.BOTH
+        else _key(option, n_details=0)
         for option in options
     ]
     for n_details in range(1, len(_DETAILS) + 1):
@@ -45,9 +48,10 @@ def option_keys(options: Sequence[ServingOption]) -> list[str]:
 
 def _key(option: ServingOption, *, n_details: int) -> str:
     config = option.config
+    role = [] if option.role is Role.BOTH else [option.role.value]
     if config is None:
-        return f"{option.offer.name}[{option.gpus_per_replica} GPUs]"
-    words = [config.precision, f"tp{config.tensor_parallel}"]
+        return f"{option.offer.name}[{' '.join([f'{option.gpus_per_replica} GPUs', *role])}]"
+    words = [*role, config.precision, f"tp{config.tensor_parallel}"]
     if config.pipeline_parallel > 1:
         words.append(f"pp{config.pipeline_parallel}")
     words += [detail(config) for detail in _DETAILS[:n_details]]

@@ -15,6 +15,7 @@ from planner.domain.problem import Measure, Minimum, Resource
 from planner.errors import SolverLiedError
 from planner.optimize.arrays import chains
 from planner.optimize.energy_check import check_energy
+from planner.optimize.handover_check import check_handovers
 from planner.optimize.naming import bucket_name, option_keys
 from planner.optimize.robust_check import check_robustness
 from planner.optimize.rule_check import check_period_rules, check_rules
@@ -55,6 +56,7 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
         _check_schedule(problem, problem.horizon, plan, by_key)
         return
     _check_loads(problem, plan, by_key, used)
+    check_handovers(problem, plan, by_key)
     _check_instances(plan, by_key)
     _check_limits(problem, plan, by_key)
     check_robustness(problem, plan, by_key)
@@ -100,6 +102,7 @@ def _check_schedule(
             alone = period_plan(plan, period, offers)
             now = period_problem(problem, horizon, index)
             _check_loads(now, alone, by_key, {(item.service, item.option): item for item in alone.allocation})
+            check_handovers(problem, alone, by_key)
             _check_instances(alone, by_key)
             _check_limits(problem, replace(alone, rentals=held_rentals(history, index, offers)), by_key)
             check_period_rules(now, alone, by_key)
@@ -141,7 +144,9 @@ def _check_loads(
             if problem.shed is not None and at not in routes and served_rps <= TOLERANCE * bucket.rate_rps:
                 continue
             name = bucket_name(demand.service, bucket)
-            for key, weight in _checked_weights(routes.get(at), name, served_rps, bucket.rate_rps).items():
+            route = routes.get(at)
+            weights = list(_checked_weights(route, name, served_rps, bucket.rate_rps).items())
+            for key, weight in [*weights, *(route.decode_weights.items() if route else ())]:
                 place = (demand.service, key)
                 if place not in used or not by_key[place].throughput_rps[index] > 0:
                     _fail(f"{name} is sent to {key}, which is not in the plan or cannot serve it")

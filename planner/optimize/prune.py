@@ -2,7 +2,8 @@
 
 An option is dominated by another one of the same service on the same offer if it needs at least as many GPUs (a
 multiple, so that replicas still pack), serves no bucket faster, in no scenario either, and draws no less power where
-watts are limited or minimised, and no less energy where that is counted.
+watts are limited or minimised, and no less energy where that is counted. Prefill and decode options are dominated by
+options of the same role and meeting point alone.
 
 An offer b is dominated by an offer a of which any number can be had if everything that runs on one instance of b also
 runs on r = G_b / G_a instances of a, for no more money and no more of anything that is limited. Real catalogs list the
@@ -165,6 +166,8 @@ def _serves_as_well(better: ServingOption, worse: ServingOption, *, watts: bool,
     """Return whether each replica of `worse` can be swapped for one of `better`."""
     if better.service != worse.service or better.gpus_per_replica > worse.gpus_per_replica:
         return False
+    if not _hands_over_as_well(better, worse):
+        return False
     if same_size and better.gpus_per_replica != worse.gpus_per_replica:
         return False
     if watts and (better.power_w or 0.0) > (worse.power_w or 0.0):
@@ -205,6 +208,16 @@ def _is_as_clean(better: Offer, worse: Offer, problem: FleetProblem) -> bool:
         and here.pue * here.usd_per_kwh <= there.pue * there.usd_per_kwh
         and all(our <= their for our, their in zip(ours, theirs, strict=True))
     )
+
+
+def _hands_over_as_well(better: ServingOption, worse: ServingOption) -> bool:
+    """Return whether `better` takes the same part of requests, in the same place, through no slower a network."""
+    if (better.role, better.meeting_point) != (worse.role, worse.meeting_point):
+        return False
+    if better.handover is None or worse.handover is None:
+        return True
+    busy, busy_now = (item.kv_bytes / item.bytes_per_s for item in (better.handover, worse.handover))
+    return bool(np.all(busy <= busy_now))
 
 
 def _as_flexible(better: Offer, worse: Offer) -> bool:

@@ -1,7 +1,7 @@
 """Given the replicas, which share of each bucket goes where: the routing weights of the plan.
 
     minimise  t    subject to    sum_j x[b, j] = 1,    sum_b load[b, j] x[b, j] <= t n[j],    x >= 0,
-    and the caps on shares, if there are any
+    and the caps on shares, handovers and network rates, if there are any
 
 The most loaded option is as little loaded as possible. The solution is a vertex, so few buckets are split. Where
 serving a bucket here or there costs something (energy, carbon), the least of that comes first, with t <= 1.
@@ -17,6 +17,7 @@ import numpy as np
 from planner.optimize.backends import solve_milp
 from planner.optimize.milp import MilpBuilder
 from planner.optimize.periods import pairs_of, period_of, slice_of
+from planner.optimize.rows.disaggregation import define_handovers, evened_out, handed_over, transfer_load
 from planner.optimize.rows.shares import SHARE_TOLERANCE, share_caps_hold, share_rows
 from planner.optimize.settings import SolverSettings
 from planner.optimize.verify import PLAN_TOLERANCE
@@ -85,20 +86,21 @@ def balanced_shares(
 
 
 def option_load(fleet: FleetArrays, shares: FloatArray) -> FloatArray:
-    """Return the replicas at the utilisation cap that each option's share keeps busy, shape (options,)."""
-    return np.bincount(fleet.pair_option, weights=fleet.pair_load * shares, minlength=len(fleet.options)).astype(
-        np.float64
-    )
+    """Return the replicas at the utilisation cap that each option's share, or its KV caches, keep busy."""
+    busy = np.bincount(fleet.pair_option, weights=fleet.pair_load * shares, minlength=len(fleet.options))
+    return np.maximum(busy.astype(np.float64), transfer_load(fleet, shares))
 
 
 def holds(fleet: FleetArrays, replicas: IntArray, shares: FloatArray) -> bool:
     """Return whether replicas serve every bucket, none overfull, within 1e-9, and caps on shares are kept."""
     if np.any(replicas[fleet.pair_option[shares > 0]] < 1):
         return False  # whatever its load
-    served = np.bincount(fleet.pair_bucket, weights=shares, minlength=len(fleet.buckets))
+    covering = np.where(fleet.pair_covers, shares, 0.0)
+    served = np.bincount(fleet.pair_bucket, weights=covering, minlength=len(fleet.buckets))
     return bool(
         np.all(np.abs(served - 1) <= PLAN_TOLERANCE)
         and np.all(option_load(fleet, shares) <= replicas * (1 + PLAN_TOLERANCE))
+        and handed_over(fleet, shares, PLAN_TOLERANCE)
         and share_caps_hold(fleet, shares)
     )
 
@@ -152,7 +154,10 @@ def _solve_live(
     x = builder.add_columns("x", len(live), upper=1.0, cost=0.0 if cost is None else cost)
     t = builder.add_columns("t", 1, upper=np.inf if cost is None else 1.0, cost=1.0 if cost is None else 0.0)
     ones = np.ones(n_buckets)
-    builder.add_rows("coverage", rows=fleet.pair_bucket[live], columns=x, values=1.0, lower=ones, upper=ones)
+    covers = fleet.pair_covers[live]
+    builder.add_rows(
+        "coverage", rows=fleet.pair_bucket[live[covers]], columns=x[covers], values=1.0, lower=ones, upper=ones
+    )
     options = fleet.pair_option[live]
     builder.add_rows(
         "utilisation",
@@ -163,6 +168,7 @@ def _solve_live(
     )
     position = np.full(len(fleet.pair_bucket), -1, dtype=np.int64)
     position[live] = x
+    _define_handovers(builder, fleet, replicas, position)
     for row in share_rows(fleet):
         mine = position[row.pairs] >= 0
         builder.add_rows(
@@ -190,9 +196,25 @@ def _solve_live(
     return shares
 
 
+def _define_handovers(builder: MilpBuilder, fleet: FleetArrays, replicas: IntArray, position: IntArray) -> None:
+    """What the replicas that there are hand over is taken over, and their network carries it; `position`: columns."""
+    if not fleet.is_disaggregated:
+        return
+    live = np.flatnonzero(position >= 0)
+    define_handovers(builder, fleet, position, among=position >= 0)
+    builder.add_rows(
+        "transfer",
+        rows=fleet.pair_option[live],
+        columns=position[live],
+        values=(fleet.pair_load * fleet.pair_transfer)[live],
+        upper=replicas * (1 + PLAN_TOLERANCE / 2),
+    )
+
+
 def _normalised(fleet: FleetArrays, shares: FloatArray) -> FloatArray:
-    """Return shares without dust, each bucket's summing to 1."""
+    """Return shares without dust, each bucket's summing to 1, and as much decoded as is handed over."""
     clean = np.where(shares > DUST, shares, 0.0)
-    total = np.bincount(fleet.pair_bucket, weights=clean, minlength=len(fleet.buckets))
+    covering = np.where(fleet.pair_covers, clean, 0.0)
+    total = np.bincount(fleet.pair_bucket, weights=covering, minlength=len(fleet.buckets))
     total[total == 0] = 1.0
-    return np.asarray(clean / total[fleet.pair_bucket], dtype=np.float64)
+    return evened_out(fleet, np.asarray(clean / total[fleet.pair_bucket], dtype=np.float64))

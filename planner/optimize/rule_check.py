@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from planner.domain.disaggregation import Role
 from planner.domain.problem import Minimum, Redundancy, Resource, Scenario, ShareCap, VarietyLimit
 from planner.errors import SolverLiedError
 from planner.optimize.loss_check import check_losses
@@ -83,16 +84,17 @@ def _check_minimum(rule: Minimum, rented: list[tuple[Offer, int]]) -> None:
 
 def _check_share(rule: ShareCap, plan: Plan, by_key: Mapping[tuple[str, str], ServingOption]) -> None:
     totals: dict[str, float] = defaultdict(float)
-    parts: dict[tuple[str, str], float] = defaultdict(float)
+    parts: dict[tuple[str, str, Role], float] = defaultdict(float)  # prompts and answers each for themselves
     for route in plan.routing:
         if rule.service not in {None, route.service}:
             continue
         totals[route.service] += route.rate_rps
-        for key, weight in route.weights.items():
-            offer = by_key[route.service, key].offer
-            if rule.scope.covers(offer):
-                parts[route.service, rule.facet.of(offer)] += route.rate_rps * weight
-    for (service, group), rate in parts.items():
+        for key, weight in (*route.weights.items(), *route.decode_weights.items()):
+            offer, role = by_key[route.service, key].offer, by_key[route.service, key].role
+            for stage in (Role.PREFILL, Role.DECODE):
+                if rule.scope.covers(offer) and role in {Role.BOTH, stage}:
+                    parts[route.service, rule.facet.of(offer), stage] += route.rate_rps * weight
+    for (service, group, _), rate in parts.items():
         if rate > (rule.bound + 2 * TOLERANCE) * totals[service]:
             _fail(f"{group} serves {rate / totals[service]:.6f} of {service}, and the {rule.name} is {rule.bound:g}")
 

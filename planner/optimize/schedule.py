@@ -107,6 +107,7 @@ def _period(
                 column=route.column,
                 rate_rps=route.rate_rps,
                 weights=route.weights,
+                decode_weights=route.decode_weights,
             )
             for route in state.routing
         ),
@@ -190,6 +191,7 @@ def _whole_allocation(
     rental = offers[busiest.offer]
     replicas = sum(item.replicas for item in items)
     tokens = [item.output_tokens_per_s for item in items]
+    transfers = [item.transfer_bytes_per_s or 0.0 for item in items]
     part = busiest.gpus_per_replica * replicas / used[busiest.offer]
     whole = replace(
         busiest,
@@ -198,6 +200,7 @@ def _whole_allocation(
         utilization=sum(item.utilization * item.replicas for item in items) / replicas,
         rate_rps=sum(item.rate_rps for item in items) / n_periods,
         output_tokens_per_s=None if None in tokens else sum(value or 0.0 for value in tokens) / n_periods,
+        transfer_bytes_per_s=None if busiest.transfer_bytes_per_s is None else sum(transfers) / n_periods,
     )
     return with_mean_energy(whole, items, n_periods)
 
@@ -222,13 +225,16 @@ def _whole_route(routes: Sequence[Route], *, n_periods: int) -> Route:
     """Return a bucket's route over the horizon: the share of all its requests that each option gets."""
     total = sum(route.rate_rps for route in routes)
     weights: dict[str, float] = defaultdict(float)
+    decode_weights: dict[str, float] = defaultdict(float)
     for route in routes:
-        for option, weight in route.weights.items():
-            weights[option] += weight * route.rate_rps / total
+        for whole, now in ((weights, route.weights), (decode_weights, route.decode_weights)):
+            for option, weight in now.items():
+                whole[option] += weight * route.rate_rps / total
     sums = float(np.sum(list(weights.values())))
     return replace(
         routes[0],
         rate_rps=total / n_periods,
         weights={option: weight / sums for option, weight in weights.items()},
+        decode_weights={option: weight / sums for option, weight in decode_weights.items()},
         provenance={key: kind for route in routes for key, kind in route.provenance.items()},
     )

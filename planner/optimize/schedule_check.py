@@ -133,6 +133,7 @@ def period_plan(plan: Plan, period: Period, offers: Mapping[str, Offer]) -> Plan
                 column=route.column,
                 rate_rps=route.rate_rps,
                 weights=route.weights,
+                decode_weights=route.decode_weights,
             )
             for route in period.routing
         ),

@@ -26,6 +26,8 @@ from planner.optimize.energy import budget_rows
 from planner.optimize.milp import MilpBuilder
 from planner.optimize.model import Objective, build_model, cost_objective
 from planner.optimize.routing import LP_TIME_LIMIT_S, LP_TOLERANCE
+from planner.optimize.rows.coverage import define_coverage
+from planner.optimize.rows.disaggregation import define_handovers
 from planner.optimize.rows.shedding import define_shed_limits
 from planner.optimize.search import SearchResult, clean_bound, run, settle
 from planner.optimize.settings import Assignment, SolverSettings
@@ -196,22 +198,17 @@ def _exact_unserved(fleet: FleetArrays, levels: Sequence[IntArray], replicas: In
         weights[level] = rates[level]
         x = builder.add_columns("x", len(fleet.pair_bucket), upper=np.minimum(replicas[fleet.pair_option], 1.0))
         u = builder.add_columns("unserved", n_buckets, upper=1.0, cost=weights)
-        ones = np.ones(n_buckets)
-        builder.add_rows(
-            "coverage",
-            rows=np.concatenate([fleet.pair_bucket, np.arange(n_buckets)]),
-            columns=np.concatenate([x, u]),
-            values=1.0,
-            lower=ones,
-            upper=ones,
-        )
-        builder.add_rows(
-            "capacity",
-            rows=fleet.pair_option,
-            columns=x,
-            values=fleet.pair_load,
-            upper=np.asarray(replicas, dtype=np.float64).reshape(n_options),
-        )
+        define_coverage(builder, fleet, x, u=u)
+        define_handovers(builder, fleet, x)
+        networks = (fleet.pair_load * fleet.pair_transfer,) if fleet.is_disaggregated else ()
+        for load in (fleet.pair_load, *networks):
+            builder.add_rows(
+                "capacity",
+                rows=fleet.pair_option,
+                columns=x,
+                values=load,
+                upper=np.asarray(replicas, dtype=np.float64).reshape(n_options),
+            )
         for row in budget_rows(fleet):
             size = row.bound or 1.0
             left = row.bound - float(row.per_replica @ replicas)
@@ -272,6 +269,7 @@ def _without_buckets(option: ServingOption, served: NDArray[np.bool_]) -> Servin
         throughput_rps=option.throughput_rps[keep],
         provenance=tuple(option.provenance[i] for i in keep) if len(option.provenance) > 1 else option.provenance,
         limiting=tuple(option.limiting[i] for i in keep) if option.limiting else (),
+        handover=option.handover and replace(option.handover, kv_bytes=option.handover.kv_bytes[keep]),
     )
 
 

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.disaggregation import Role
 from planner.domain.plan import Conflict
 from planner.optimize.naming import bucket_name
 from planner.optimize.scenarios import in_scenario, scenarios_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from planner.domain.problem import FleetProblem, ServingOption
     from planner.domain.workload import Demand
 
@@ -30,15 +33,26 @@ def unserved_conflicts(problem: FleetProblem) -> tuple[Conflict, ...]:
         _conflict(when, demand, index, [option for option in then.options if option.service == demand.service])
         for when, then in cases
         for demand in then.demands
-        for index in _unserved(demand, then)
+        for index in unserved_positions(demand, then)
     )
 
 
-def _unserved(demand: Demand, problem: FleetProblem) -> list[int]:
+def unserved_positions(demand: Demand, problem: FleetProblem) -> list[int]:
+    """Return which buckets of `demand` no option serves whole, and no two options of a meeting point in two parts."""
     served = np.zeros(len(demand.buckets), dtype=np.bool_)
+    stages: dict[object, dict[Role, NDArray[np.bool_]]] = {}
     for option in problem.options:
-        if option.service == demand.service:
-            served |= option.throughput_rps > 0
+        if option.service != demand.service:
+            continue
+        able = option.throughput_rps > 0
+        if option.meeting_point is None:
+            served |= able
+            continue
+        here = stages.setdefault(option.meeting_point, {})
+        here[option.role] = here.get(option.role, np.zeros_like(able)) | able
+    for here in stages.values():
+        if len(here) == len((Role.PREFILL, Role.DECODE)):
+            served |= here[Role.PREFILL] & here[Role.DECODE]
     return np.flatnonzero(~served).tolist()
 
 

@@ -29,7 +29,7 @@ from planner.optimize import (
 )
 from planner.planning.caveats import caveats
 from planner.planning.melange import melange_question
-from planner.planning.relax import slo_conflicts
+from planner.planning.relax import disaggregation_conflicts, slo_conflicts
 from planner.report.result import PlanResult
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def answer(question: Question, *, settings: SolverSettings, assignment: Assignme
     if found.status is PlanStatus.INFEASIBLE:
         conflicts = find_conflicts(question.problem, settings=settings, assignment=assignment)
         conflicts += slo_conflicts(question, settings=settings, assignment=assignment)
+        conflicts += disaggregation_conflicts(question, settings=settings, assignment=assignment)
         return replace(found, conflicts=conflicts or (UNEXPLAINED,))
     if found.cost_usd_per_hour is None:
         return found

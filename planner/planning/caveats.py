@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from planner.domain.disaggregation import Role
 from planner.domain.hardware import Market
 from planner.domain.provenance import Warning_
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 SPOT_CAPACITY = "W402"
 UNCHECKED_GPUS = "W403"
+DISAGGREGATED = "W406"
 
 
 def caveats(plan: Plan, unchecked_gpus: Mapping[str, str]) -> Iterator[Warning_]:
@@ -25,6 +27,20 @@ def caveats(plan: Plan, unchecked_gpus: Mapping[str, str]) -> Iterator[Warning_]
     """
     yield from _spot(plan)
     yield from _unchecked(plan, unchecked_gpus)
+    yield from _disaggregated(plan)
+
+
+def _disaggregated(plan: Plan) -> Iterator[Warning_]:
+    apart = [row for row in plan.allocation if row.role is not Role.BOTH]
+    if apart:
+        services = ", ".join(sorted({row.service for row in apart}))
+        n_replicas = sum(row.replicas for row in apart)
+        yield Warning_(
+            code=DISAGGREGATED,
+            message=f"{n_replicas} replicas of {services} serve prefill or decode alone: an estimate that no bundled "
+            "measurement of disaggregated serving stands behind. Measure one pair before renting more.",
+            observed=n_replicas,
+        )
 
 
 def _spot(plan: Plan) -> Iterator[Warning_]:

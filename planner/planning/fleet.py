@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.catalog.gpus import GpuCatalog, load_gpus
+from planner.domain.disaggregation import Role
 from planner.domain.problem import (
     FleetProblem,
     Goal,
@@ -24,6 +25,7 @@ from planner.errors import InputError
 from planner.files.bundled import bundled_sha256
 from planner.files.request.constraints import LARGEST_INSTANCES
 from planner.planning.catalog import owned_offers, read_catalog
+from planner.planning.disaggregation import check_engines, disaggregation_assumptions, handover_of, stages
 from planner.planning.energy import (
     ENERGY_ASSUMPTION,
     counts_carbon,
@@ -39,7 +41,7 @@ from planner.planning.horizon import (
 )
 from planner.planning.limits import countable, limits_of
 from planner.planning.located import at, inside
-from planner.planning.question import Question, Relaxation
+from planner.planning.question import DisaggregationWaysOut, Question, Relaxation
 from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
 from planner.planning.services import PreparedService, prepare_service
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from planner.files.request import PlanRequest
     from planner.files.request.objective import Objective
     from planner.profilers.schema import MeasuredPoint
+    from planner.profilers.stages import Stage
 
 INSTANCES_LOST = (
     "An instance that is lost takes as many replicas of each option on its offer as fit on it: which replicas share an "
@@ -100,6 +103,8 @@ class Prepared:
     energy: Energy | None = None
     prospects: tuple[Prospect, ...] = ()
     """What the fleet must survive."""
+    network_factor: float = 1.0
+    """How many times as fast as stated networks are taken to be."""
 
     def problem(self, slos: Mapping[str, Sequence[Slo]]) -> FleetProblem:
         """Return the problem in which each service has the objectives `slos[its name]`."""
@@ -120,17 +125,15 @@ class Prepared:
         )
 
     def _options(self, service: PreparedService, slos: Sequence[Slo]) -> Iterator[ServingOption]:
-        profiles: dict[tuple[str, EngineConfig], OptionProfile] = {}
-        scenarios: dict[tuple[str, EngineConfig], dict[str, NDArray[np.float64]]] = {}
-        shown_zero: set[tuple[str, EngineConfig]] = set()
+        profiles: dict[tuple[str, EngineConfig, Stage | None], OptionProfile] = {}
+        scenarios: dict[tuple[str, EngineConfig, Stage | None], dict[str, NDArray[np.float64]]] = {}
+        shown_zero: set[tuple[str, EngineConfig, Stage | None]] = set()
         for offer in self.offers:
-            for config in service.configs:
-                if config.gpus_per_replica > offer.gpus_per_instance:
-                    continue
-                key = (offer.gpu, config)
+            for config, stage in self._ways(service, offer, slos):
+                key = (offer.gpu, config, stage)
                 if key not in profiles:
-                    profiles[key] = self._profile(service, offer.gpu, config, slos)
-                    scenarios[key] = self._scenario_rps(service, offer.gpu, config, slos, profiles[key])
+                    profiles[key] = self._profile(service, offer.gpu, config, slos, stage=stage)
+                    scenarios[key] = self._scenario_rps(service, offer.gpu, config, slos, profiles[key], stage=stage)
                 profile = profiles[key]
                 if not any(rates.any() for rates in (profile.throughput_rps, *scenarios[key].values())):
                     if key in shown_zero and not self._is_asked_for(offer):
@@ -148,21 +151,39 @@ class Prepared:
                     provenance=profile.provenance,
                     limiting=profile.limiting,
                     scenario_rps={name: rates * self._availability(offer) for name, rates in scenarios[key].items()},
+                    role=Role.BOTH if stage is None else stage.role,
+                    handover=handover_of(stage, config, profile),
                 )
 
     def _scenario_rps(
-        self, service: PreparedService, gpu: str, config: EngineConfig, slos: Sequence[Slo], profile: OptionProfile
+        self,
+        service: PreparedService,
+        gpu: str,
+        config: EngineConfig,
+        slos: Sequence[Slo],
+        profile: OptionProfile,
+        *,
+        stage: Stage | None,
     ) -> dict[str, NDArray[np.float64]]:
         """Return the rates of a configuration in the scenarios in which they differ."""
 
         def profile_of(buckets: Sequence[Bucket], shortfall: NDArray[np.float64] | None) -> OptionProfile:
-            return self._profile(service, gpu, config, slos, buckets=buckets, shortfall=shortfall)
+            return self._profile(service, gpu, config, slos, buckets=buckets, shortfall=shortfall, stage=stage)
 
         found = {
             prospect.scenario.name: prospect.throughput_rps(service.request.name, gpu, profile, profile_of)
             for prospect in self.prospects
         }
         return {name: rates for name, rates in found.items() if rates is not None}
+
+    def _ways(
+        self, service: PreparedService, offer: Offer, slos: Sequence[Slo]
+    ) -> Iterator[tuple[EngineConfig, Stage | None]]:
+        """Yield the configurations that fit an instance of `offer`, with the part of serving that each would do."""
+        for config in service.configs:
+            if config.gpus_per_replica <= offer.gpus_per_instance:
+                for stage in stages(service.request, offer, config, slos, network_factor=self.network_factor):
+                    yield config, stage
 
     def _availability(self, offer: Offer) -> float:
         """Return the part of the time that a replica on `offer` runs."""
@@ -181,6 +202,7 @@ class Prepared:
         *,
         buckets: Sequence[Bucket] | None = None,
         shortfall: NDArray[np.float64] | None = None,
+        stage: Stage | None = None,
     ) -> OptionProfile:
         return profile_option(
             service.model,
@@ -191,6 +213,7 @@ class Prepared:
             store=self.store,
             aliases=service.model_aliases,
             shortfall=shortfall,
+            stage=stage,
         )
 
 
@@ -226,6 +249,7 @@ def fleet_question(
     for index, service in enumerate(request.services):
         with inside(f"services[{index}].engine.name"):
             check_engine(service.engine.name, measured={point.engine for point in measurements})
+    check_engines(request.services)
     services = tuple(
         prepare_service(service, index, base_dir=base_dir, horizon=request.horizon)
         for index, service in enumerate(request.services)
@@ -267,6 +291,7 @@ def fleet_question(
         inputs={"files": files, "bundled": bundled_sha256("catalogs", "profiles")},
         relaxations=tuple(_relaxations(prepared, slos)),
         problem_with_all_bounds=partial(_problem_with_all_bounds, prepared, slos),
+        disaggregation=_ways_out_of_disaggregation(prepared, slos),
     )
 
 
@@ -365,6 +390,7 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
         yield from zone_assumptions(request.catalog, offers)
     if any(LARGEST_INSTANCES.fullmatch(loss) for loss in request.constraints.survive):
         yield INSTANCES_LOST
+    yield from disaggregation_assumptions(request, offers)
     if request.robust is not None:
         yield from robust_assumptions(request.robust)
     yield from ASSUMPTIONS
@@ -397,6 +423,30 @@ def _problem_with_all_bounds(prepared: Prepared, slos: Mapping[str, tuple[Slo, .
         for service, objectives in slos.items()
     }
     return prepared.problem(looser)
+
+
+def _ways_out_of_disaggregation(
+    prepared: Prepared, slos: Mapping[str, tuple[Slo, ...]]
+) -> DisaggregationWaysOut | None:
+    if all(service.request.disaggregate == "never" for service in prepared.services):
+        return None
+    only = tuple(service.request.name for service in prepared.services if service.request.disaggregate == "only")
+    return DisaggregationWaysOut(
+        only=only,
+        problem_with_whole=partial(_problem_with_whole, prepared, slos) if only else None,
+        problem_with_network=lambda factor: replace(prepared, network_factor=factor).problem(slos),
+    )
+
+
+def _problem_with_whole(prepared: Prepared, slos: Mapping[str, tuple[Slo, ...]]) -> FleetProblem:
+    """Return the problem in which services that must be disaggregated only may be."""
+    services = tuple(
+        replace(service, request=service.request.model_copy(update={"disaggregate": "allowed"}))
+        if service.request.disaggregate == "only"
+        else service
+        for service in prepared.services
+    )
+    return replace(prepared, services=services).problem(slos)
 
 
 def _problem_with_bound(

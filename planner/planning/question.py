@@ -24,6 +24,18 @@ class Relaxation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DisaggregationWaysOut:
+    """What could be given up of serving prefill apart from decode, and the problems that result."""
+
+    only: tuple[str, ...]
+    """Services that must be disaggregated."""
+    problem_with_whole: Callable[[], FleetProblem] | None
+    """The same problem with requests of these also served whole; None if there are none."""
+    problem_with_network: Callable[[float], FleetProblem]
+    """Factor -> the same problem with networks that are so many times as fast."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """A problem, and what the answer must say about where it came from."""
 
@@ -35,6 +47,8 @@ class Question:
     relaxations: tuple[Relaxation, ...] = ()
     problem_with_all_bounds: Callable[[float], FleetProblem] | None = None
     """Factor -> the same problem with every bound of every objective multiplied by it; None if there are none."""
+    disaggregation: DisaggregationWaysOut | None = None
+    """None where every request is served whole."""
     unchecked_gpus: Mapping[str, str] = field(default_factory=dict)
     """GPU -> its architecture, where no measurement of that architecture stands behind the throughput."""
     slice_factor: int = 1

@@ -7,10 +7,9 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from planner.domain.plan import Conflict
 from planner.optimize import Assignment, SolverSettings, solve
+from planner.optimize.unserved import unserved_positions
 from planner.units import format_duration
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ LONGEST_BOUND_S = 3600.0
 """An objective that would have to be looser than this is not what stands in the way."""
 LARGEST_FACTOR = 1e6
 """Objectives that would all have to be looser than this are not what stands in the way."""
+LARGEST_NETWORK_FACTOR = 1e3
+"""Networks that would have to be faster by more than this are not what stands in the way."""
 RELATIVE_STEP = 0.02
 """Bounds are found to 2%, and rounded up."""
 ROUGH_GAP = 0.05
@@ -45,6 +46,43 @@ def slo_conflicts(question: Question, *, settings: SolverSettings, assignment: A
         return alone
     together = _together(question.problem_with_all_bounds, rough, assignment)
     return () if together is None else (together,)
+
+
+def disaggregation_conflicts(
+    question: Question, *, settings: SolverSettings, assignment: Assignment
+) -> tuple[Conflict, ...]:
+    """Return the conflicts with prefill apart from decode: serving whole requests, or faster networks, gives a plan."""
+    ways = question.disaggregation
+    if ways is None:
+        return ()
+    rough = replace(settings, relative_gap=ROUGH_GAP)
+    found: list[Conflict] = []
+    if ways.problem_with_whole is not None:
+        problem = ways.problem_with_whole()
+        cost = _cost_function(lambda _: problem, rough, assignment)(1.0)
+        if cost is not None:
+            change = "; ".join(f"{name}: disaggregate only -> allowed" for name in ways.only)
+            found.append(
+                Conflict(
+                    requirement="; ".join(f"{name}: disaggregate only" for name in ways.only),
+                    explanation="No plan serves all prompts and answers on replicas of their own.",
+                    suggestion=change + _price(cost),
+                )
+            )
+    cost_at = _cost_function(ways.problem_with_network, rough, assignment)
+    if cost_at(LARGEST_NETWORK_FACTOR) is not None and cost_at(1.0) is None:
+        factor = _smallest(lambda factor: cost_at(factor) is not None, 1.0, LARGEST_NETWORK_FACTOR)
+        found.append(
+            Conflict(
+                requirement="network for KV caches",
+                explanation="KV caches take too long to pass from prefill to decode replicas.",
+                current=1.0,
+                relaxed=factor,
+                unit="times the network rate",
+                suggestion=f"engine.kv_transfer x {factor:g}{_price(cost_at(factor))}",
+            )
+        )
+    return tuple(found)
 
 
 def _conflict(relaxation: Relaxation, settings: SolverSettings, assignment: Assignment) -> Conflict | None:
@@ -107,8 +145,7 @@ def _cost_function(
 
 def _is_served(problem: FleetProblem, demand: Demand) -> bool:
     """Return whether every bucket of `demand` has an option that can serve it; far cheaper than a solve."""
-    rates = [option.throughput_rps for option in problem.options if option.service == demand.service]
-    return bool(rates) and bool((np.array(rates) > 0).any(axis=0).all())
+    return not unserved_positions(demand, problem)
 
 
 def _smallest(works: Callable[[float], bool], low: float, high: float) -> float:

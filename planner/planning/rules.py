@@ -179,6 +179,7 @@ def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, str]
             tensor_parallel=row.tensor_parallel,
             pipeline_parallel=row.pipeline_parallel,
             engine=row.engine,
+            role=row.role,
         )
         for row in plan.allocation
         if row.replicas > 0

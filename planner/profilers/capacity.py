@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.disaggregation import Role
 from planner.domain.provenance import Provenance, ProvenanceKind
 from planner.domain.slo import Metric
 from planner.profilers import roofline
@@ -139,19 +140,23 @@ def refusals(
     input_tokens: Array,
     output_tokens: Array,
     params: EstimatorParams,
+    role: Role = Role.BOTH,
 ) -> tuple[str, ...]:
     """Return per size in words why it cannot be served at all; "" where it can."""
     total = input_tokens + output_tokens
     reason = roofline.misfit(model, gpu, config, params)
     if reason:
         return (reason,) * len(total)
-    fits = roofline.kv_sequences(model, gpu, config, total, params) >= 1
+    kept_tokens = input_tokens + 1.0 if role is Role.PREFILL else total
+    fits = roofline.kv_sequences(model, gpu, config, kept_tokens, params) >= 1
     reasons = []
     for i, tokens in enumerate(total):
         if params.is_context_enforced and tokens > model.max_context_tokens:
             reasons.append(f"{tokens:,.0f} tokens exceed the model's context of {model.max_context_tokens:,} tokens")
         elif not fits[i]:
-            reasons.append(f"the KV cache of one request of {tokens:,.0f} tokens does not fit beside the weights")
+            reasons.append(
+                f"the KV cache of one request of {kept_tokens[i]:,.0f} tokens does not fit beside the weights"
+            )
         else:
             reasons.append("")
     return tuple(reasons)
@@ -167,6 +172,8 @@ def estimate_buckets(
     slos: Sequence[Slo],
     params: EstimatorParams,
     speed: Array | None = None,
+    role: Role = Role.BOTH,
+    handover_s: Array | None = None,
 ) -> BucketEstimates:
     """Return the largest steady rate of each request size on ONE replica such that every SLO holds.
 
@@ -176,9 +183,11 @@ def estimate_buckets(
     ----------
     input_tokens, output_tokens : shape (buckets,), in tokens; output counts the first token.
     speed : shape (buckets,), factor by which measurements say that the replica is faster than the bare estimate.
+    role : what part of each request the replica serves; the SLOs are those of this part.
+    handover_s : shape (buckets,), time in which a KV cache passes to or from the replica; counts as part of the TTFT.
     """
     prompt, output = (np.maximum(np.asarray(tokens, dtype=np.float64), 1.0) for tokens in (input_tokens, output_tokens))
-    reasons = refusals(model, gpu, config, input_tokens=prompt, output_tokens=output, params=params)
+    reasons = refusals(model, gpu, config, input_tokens=prompt, output_tokens=output, params=params, role=role)
     served = np.flatnonzero([not reason for reason in reasons])
     rate, batch = np.zeros((2, len(prompt)))
     ttft, tpot, e2e = np.full((3, len(prompt)), np.inf)
@@ -192,6 +201,8 @@ def estimate_buckets(
             output_tokens=output[served],
             params=params,
             speed=None if speed is None else speed[served],
+            role=role,
+            handover_s=None if handover_s is None else handover_s[served],
         )
         found = _largest_rates(replica, slos, config)
         rate[served], batch[served] = found.rate_rps, found.batch

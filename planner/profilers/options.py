@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.disaggregation import Role
 from planner.domain.provenance import Provenance, ProvenanceKind
-from planner.profilers import capacity, floor, measured
+from planner.profilers import capacity, floor, measured, roofline
 from planner.profilers.accuracy import error_fractions
 from planner.profilers.capacity import ESTIMATE_SOURCE, BucketEstimates
 from planner.profilers.efficiency import default_params, engine_family
 from planner.profilers.power import gpu_draw
+from planner.profilers.stages import held_to_physics, stage_provenance
 from planner.units import WattsPerReplica
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.measured import Correction, MeasuredStore, MeasuredTable
     from planner.profilers.roofline import Array
+    from planner.profilers.stages import Stage
 
 PEAK_POWER_FRACTION = 1.0
 """Peak power of a replica as a share of its GPUs' TDP. 1 is on the safe side: inference rows peak at 0.79 of what is
@@ -49,6 +52,8 @@ class OptionProfile:
     """Mean draw of a replica under its full load."""
     estimates: BucketEstimates
     """Latencies and batch at that rate."""
+    kv_bytes: Array
+    """KV cache of one request when its prompt has been processed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +114,7 @@ def profile_option(
     params: EstimatorParams | None = None,
     aliases: Sequence[str] = (),
     shortfall: Array | None = None,
+    stage: Stage | None = None,
 ) -> OptionProfile:
     """Return the largest steady rate of every bucket on ONE replica within `slos`, and where each figure comes from.
 
@@ -120,6 +126,7 @@ def profile_option(
     aliases : other names under which the model was measured.
     shortfall : shape (buckets,), by what part each figure is too large; None = it is right. Every engine step then
         takes 1 / (1 - shortfall) as long, so where an objective binds the rate falls by more than that.
+    stage : one part of serving, if the replica does only this; `slos` are those of whole requests.
 
     Raises
     ------
@@ -130,6 +137,7 @@ def profile_option(
     sizes = _sizes(buckets)
     names = (model.name, *aliases)
     found = _measurements(model, gpu, config, sizes=sizes, table=store.lookup(names, gpu.name, config), params=params)
+    kv_bytes = roofline.kv_transfer_bytes(model, config, np.maximum(sizes[:, 0], 1.0))
 
     def estimate(engine_config: EngineConfig, bounds: Sequence[Slo], kept: Array | None = None) -> BucketEstimates:
         speed = None if found is None else found.correction.speed
@@ -144,14 +152,19 @@ def profile_option(
             slos=bounds,
             params=params,
             speed=speed,
+            role=Role.BOTH if stage is None else stage.role,
+            handover_s=None if stage is None else kv_bytes / stage.bytes_per_s,
         )
 
-    estimates = estimate(config, slos)
+    estimates = estimate(config, slos if stage is None else stage.slos(slos))
     rates = estimates.rate_rps.copy()
     if found is None:
         unfitted = "" if params.is_fitted(gpu) else gpu.architecture
         origin = _why_estimated(store.engines(names, gpu.name, config), config, unfitted=unfitted)
         provenance = (origin,) * len(buckets)
+    elif stage is not None:
+        provenance = tuple(_provenance(found, i, is_free=False) for i in range(len(buckets)))
+        rates = held_to_physics(rates, stage, model, gpu, config, sizes=sizes)
     else:
         unlimited = estimate(measured.measured_config(found.table.points[0], config), ())
         free = [_is_free(estimates, unlimited, i) for i in range(len(buckets))]
@@ -161,9 +174,11 @@ def profile_option(
         rates, provenance = _within_physics(rates, provenance, model, gpu, config, sizes=sizes)
     draw = gpu_draw(gpu)
     if shortfall is not None:
-        slow = estimate(config, slos, 1 - shortfall).rate_rps
+        slow = estimate(config, slos if stage is None else stage.slos(slos), 1 - shortfall).rate_rps
         part = np.divide(slow, estimates.rate_rps, out=np.zeros(len(slow)), where=estimates.rate_rps > 0)
         rates = rates * np.minimum(part, 1 - shortfall)
+    if stage is not None:
+        provenance = tuple(stage_provenance(stage.role, origin) for origin in provenance)
     return OptionProfile(
         throughput_rps=rates,
         provenance=_with_errors(provenance, is_fitted=params.is_fitted(gpu)),
@@ -172,6 +187,7 @@ def profile_option(
         idle_power_w=WattsPerReplica(draw.idle_w * config.gpus_per_replica),
         busy_power_w=WattsPerReplica(draw.busy_w * config.gpus_per_replica),
         estimates=estimates,
+        kv_bytes=kv_bytes,
     )
 
 

@@ -8,7 +8,7 @@ docs/explanation/throughput.md. Everything here is a pure function of the model,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -117,6 +117,12 @@ def kv_bytes_per_gpu(model: ModelArchitecture, config: EngineConfig, context_tok
         per_layer = group.kv_elements_per_token * tokens * element_bytes / shards
         total += group.count * (per_layer + group.state_bytes_per_sequence / config.tensor_parallel)
     return total / config.pipeline_parallel
+
+
+def kv_transfer_bytes(model: ModelArchitecture, config: EngineConfig, input_tokens: Array) -> Array:
+    """Return the bytes of cache and state that prompts of the given lengths leave: one copy of what all layers keep."""
+    whole = replace(config, tensor_parallel=1, pipeline_parallel=1)
+    return kv_bytes_per_gpu(model, whole, input_tokens, is_read=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

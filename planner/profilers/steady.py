@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.disaggregation import Role
 from planner.domain.slo import Metric
 from planner.profilers import roofline
 
@@ -48,6 +49,8 @@ class Replica:
     """Tokens that one step may carry (max_num_batched_tokens)."""
     arrival_scv: float
     service_scv: float
+    handover_s: Array
+    """Time in which a request's KV cache passes to a decode replica, or comes from a prefill replica; else 0."""
     speed: Array
     """How many times as fast as the bare estimate every step is; 1 where nothing was measured."""
 
@@ -108,16 +111,27 @@ def make_replica(
     output_tokens: Array,
     params: EstimatorParams,
     speed: Array | None = None,
+    role: Role = Role.BOTH,
+    handover_s: Array | None = None,
 ) -> Replica:
-    """Return the replica's step model and what depends on the requests' sizes."""
+    """Return the replica's step model and what depends on the requests' sizes.
+
+    A prefill replica is one whose answers are one token long. A decode replica is one whose prompts are one token long:
+    the KV cache of the others has come over the network, and the last one is computed anew for the first token's sake.
+    """
     steps = roofline.step_model(model, gpu, config, params)
-    in_memory = roofline.kv_sequences(model, gpu, config, input_tokens + output_tokens, params)
+    kept_tokens = input_tokens + (1.0 if role is Role.PREFILL else output_tokens)
+    in_memory = roofline.kv_sequences(model, gpu, config, kept_tokens, params)
+    decode_steps = np.maximum(output_tokens - 1.0, 0.0)
+    is_decode = role is Role.DECODE
+    last_token_s = roofline.decode_attention_s(steps, model, config, input_tokens)
     return Replica(
         steps=steps,
-        input_tokens=input_tokens,
-        decode_steps=np.maximum(output_tokens - 1.0, 0.0),
+        input_tokens=np.ones_like(input_tokens) if is_decode else input_tokens,
+        decode_steps=np.zeros_like(decode_steps) if role is Role.PREFILL else decode_steps,
         decode_s=roofline.decode_attention_s(steps, model, config, input_tokens + output_tokens / 2),
-        attention_s=roofline.prefill_attention_s(steps, model, input_tokens),
+        attention_s=last_token_s if is_decode else roofline.prefill_attention_s(steps, model, input_tokens),
+        handover_s=np.zeros_like(input_tokens) if handover_s is None else handover_s,
         slots=np.minimum(in_memory, float(config.max_num_seqs)),
         token_budget=float(config.max_num_batched_tokens),
         arrival_scv=params.arrival_scv,
@@ -223,7 +237,7 @@ def steady_state(replica: Replica, arrivals_per_step: Array) -> Load:
     utilisation = rate * service
     prefill_wait = np.where(utilisation < 1, variability * service / np.maximum(1 - utilisation, 1e-12), np.inf)
 
-    own = prefill_s(replica, mix)
+    own = prefill_s(replica, mix) + replica.handover_s
     residence = own + replica.decode_steps * tpot
     occupancy = rate * (own + replica.decode_steps * mix.mean_s)
     slots = np.maximum(replica.slots, 1.0)
@@ -296,4 +310,5 @@ def tail(replica: Replica, load: Load, level: float) -> Tail:
     started = np.minimum(1.0, busy_probability(load.batch) / (1.0 - level)) * mix.mean_s
     waits = wait_quantile(load.prefill_wait_s, load.prefill_utilisation, level)
     waits = waits + wait_quantile(load.slot_wait_s, load.slot_wait_probability, level)
-    return Tail(ttft_s=started + waits + prefill_s(replica, mix), tpot_s=np.maximum(mix.mean_s, load.tpot_s))
+    own = prefill_s(replica, mix) + replica.handover_s
+    return Tail(ttft_s=started + waits + own, tpot_s=np.maximum(mix.mean_s, load.tpot_s))

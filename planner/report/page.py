@@ -199,9 +199,9 @@ def _baseline_chart(summary: PlanSummary, plan: Plan) -> Chart | None:
 def _routing_tables(plan: Plan) -> Iterator[RoutingTable]:
     for service in service_names(plan):
         routes = [route for route in plan.routing if route.service == service]
-        used = {key for route in routes for key, weight in route.weights.items() if weight > NEGLIGIBLE_WEIGHT}
+        used = {key for route in routes for key, weight in route.shares.items() if weight > NEGLIGIBLE_WEIGHT}
         options = tuple(sorted(used))
-        rows = tuple((*_sizes(route), tuple(route.weights.get(option, 0.0) for option in options)) for route in routes)
+        rows = tuple((*_sizes(route), tuple(route.shares.get(option, 0.0) for option in options)) for route in routes)
         if rows:
             yield RoutingTable(service=clean(service), options=tuple(map(clean, options)), rows=rows)
 

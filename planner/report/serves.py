@@ -37,7 +37,7 @@ class ServesIndex:
             service = self._services[route.service]
             service.routes.append(route)
             service.rate_rps += route.rate_rps
-            for option, weight in route.weights.items():
+            for option, weight in route.shares.items():
                 if weight > NEGLIGIBLE_WEIGHT:
                     service.by_option[option].append((route, weight))
 

@@ -11,8 +11,10 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from planner.domain.costs import usd_per_million_tokens, usd_per_month
+from planner.domain.disaggregation import Role
 from planner.domain.plan import PlanStatus, Rental, RolloutAction
 from planner.domain.provenance import ProvenanceKind
+from planner.report.disaggregation import disaggregation_text
 from planner.report.energy import carbon_text, energy_text
 from planner.report.robustness import RobustnessView, robustness_text, robustness_view
 from planner.report.schedule import ScheduleView, schedule_view
@@ -71,6 +73,8 @@ class AllocationRow:
     price_as_of: str | None
     period_start_s: float | None
     period_duration_s: float | None
+    role: str
+    transfer_bytes_per_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +233,12 @@ def _period_rows(plan: Plan, period: Period) -> Iterator[AllocationRow]:
     whole = {(row.service, row.option): row for row in plan.allocation}
     routes = {(route.service, route.row, route.column): route for route in plan.routing}
     now = [
-        replace(routes[route.service, route.row, route.column], rate_rps=route.rate_rps, weights=route.weights)
+        replace(
+            routes[route.service, route.row, route.column],
+            rate_rps=route.rate_rps,
+            weights=route.weights,
+            decode_weights=route.decode_weights,
+        )
         for route in period.routing
     ]
     index = ServesIndex(now)
@@ -237,7 +246,7 @@ def _period_rows(plan: Plan, period: Period) -> Iterator[AllocationRow]:
     for item in period.allocation:
         base = whole[item.service, item.option]
         rate = sum(
-            route.rate_rps * route.weights.get(item.option, 0.0) for route in now if route.service == item.service
+            route.rate_rps * route.shares.get(item.option, 0.0) for route in now if route.service == item.service
         )
         row = replace(
             base,
@@ -248,6 +257,7 @@ def _period_rows(plan: Plan, period: Period) -> Iterator[AllocationRow]:
             power_w=None if base.power_w is None else base.power_w / base.replicas * item.replicas,
             rate_rps=rate,
             output_tokens_per_s=None,
+            transfer_bytes_per_s=None,
         )
         yield replace(
             _allocation_row(row, index),
@@ -289,6 +299,8 @@ def _allocation_row(row: Allocation, index: ServesIndex) -> AllocationRow:
         price_as_of=row.price_as_of,
         period_start_s=None,
         period_duration_s=None,
+        role=row.role.value,
+        transfer_bytes_per_s=row.transfer_bytes_per_s,
     )
 
 
@@ -422,11 +434,12 @@ def _serving_view(row: Allocation, index: ServesIndex) -> ServingView:
 
 
 def engine_text(row: Allocation) -> str:
-    """Return the engine configuration in short: "TP2 PP2 fp8"; empty where only throughputs were given."""
+    """Return role and engine configuration in short: "prefill TP2 fp8"; empty where only throughputs were given."""
     is_known = bool(row.engine or row.precision) or row.tensor_parallel > 1 or row.pipeline_parallel > 1
     tensor = f"TP{row.tensor_parallel}" if is_known else ""
     pipeline = f"PP{row.pipeline_parallel}" if row.pipeline_parallel > 1 else ""
-    return " ".join(part for part in (tensor, pipeline, clean(row.precision)) if part)
+    role = "" if row.role is Role.BOTH else row.role.value
+    return " ".join(part for part in (role, tensor, pipeline, clean(row.precision)) if part)
 
 
 def _baseline_order(baseline: Baseline) -> tuple[bool, float, str]:
@@ -480,6 +493,7 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
             ("Redundancy", redundancy_text(plan)),
             ("Spot", spot_text(plan)),
             ("Changes", _change_text(plan)),
+            ("Disaggregated", disaggregation_text(plan)),
             ("Idle", idle_text(plan)),
             ("Power", power_text(plan)),
             ("Energy", energy_text(plan)),
@@ -592,7 +606,7 @@ def provenance_text(plan: Plan) -> str:
     by_rate: dict[ProvenanceKind, float] = defaultdict(float)
     for route in plan.routing:
         for option, kind in route.provenance.items():
-            by_rate[kind] += route.rate_rps * route.weights.get(option, 0.0)
+            by_rate[kind] += route.rate_rps * route.shares.get(option, 0.0)
     total = sum(by_rate.values())
     kinds = [kind for kind in ProvenanceKind if by_rate[kind] > 0]
     if len(kinds) < 2:

@@ -8,6 +8,7 @@ import re
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from planner.domain.disaggregation import Role
 from planner.report.robustness import RegretEntry, regret_entries
 from planner.report.summary import AllocationRow, allocation_rows, summarize
 
@@ -41,6 +42,7 @@ class RoutingRow:
     weight_fraction: float
     option_rate_rps: float
     provenance: str
+    stage: str
 
 
 ROUTING_COLUMNS = tuple(field.name for field in fields(RoutingRow))
@@ -73,11 +75,13 @@ def plan_frame(plan: Plan) -> pd.DataFrame:
 
 
 def _routing_rows(plan: Plan) -> Iterator[RoutingRow]:
+    roles = {(row.service, row.option): row.role for row in plan.allocation}
     for route in plan.routing:
         inputs, outputs = route.input_tokens or (None, None), route.output_tokens or (None, None)
-        for option, weight in sorted(route.weights.items()):
+        for option, weight in sorted(route.shares.items()):
             if weight <= 0:
                 continue
+            stage = Role.DECODE if option in route.decode_weights else roles.get((route.service, option), Role.BOTH)
             origin = route.provenance.get(option)
             yield RoutingRow(
                 service=route.service,
@@ -92,6 +96,7 @@ def _routing_rows(plan: Plan) -> Iterator[RoutingRow]:
                 weight_fraction=weight,
                 option_rate_rps=weight * route.rate_rps,
                 provenance="" if origin is None else origin.value,
+                stage=stage.value,
             )
 
 

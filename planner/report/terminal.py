@@ -266,7 +266,7 @@ def _routing_tables(plan: Plan) -> list[RenderableType]:
 
 def _letters(routes: Sequence[Route]) -> dict[str, str]:
     """Return a letter for each option in use: names in every row would leave no room for figures."""
-    used = {option for route in routes for option, weight in route.weights.items() if weight > NEGLIGIBLE_WEIGHT}
+    used = {option for route in routes for option, weight in route.shares.items() if weight > NEGLIGIBLE_WEIGHT}
     alphabet = string.ascii_uppercase
     return {
         option: alphabet[index % len(alphabet)] * (1 + index // len(alphabet))
@@ -274,13 +274,18 @@ def _letters(routes: Sequence[Route]) -> dict[str, str]:
     }
 
 
+def _shares_text(weights: Mapping[str, float], letters: Mapping[str, str]) -> str:
+    ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(
+        f"{100 * weight:.3g}% {letters[option]}" for option, weight in ranked if weight > NEGLIGIBLE_WEIGHT
+    )
+
+
 def _routing_table(routes: Sequence[Route], letters: Mapping[str, str]) -> Table:
     table = _table(("input", "left"), ("output", "left"), ("req/s", "right"), ("goes to", "left"))
     for route in routes:
-        weights = sorted(route.weights.items(), key=lambda item: (-item[1], item[0]))
-        shares = ", ".join(
-            f"{100 * weight:.3g}% {letters[option]}" for option, weight in weights if weight > NEGLIGIBLE_WEIGHT
-        )
+        stages = (_shares_text(weights, letters) for weights in (route.weights, route.decode_weights))
+        shares = "; decode ".join(text for text in stages if text)
         table.add_row(
             Text(bucket_text(route.input_tokens, f"row {route.row}")),
             Text(bucket_text(route.output_tokens, f"column {route.column}")),

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.domain.disaggregation import Role
 from planner.domain.plan import (
     Allocation,
     Baseline,
@@ -244,6 +245,7 @@ def built(kind, **given_fields):
         "str | None": st.none() | names,
         "float | str | None": st.none() | names | figures | counts,
         "bool": st.booleans(),
+        "Role": st.sampled_from(Role),
         "ProvenanceKind": st.sampled_from(ProvenanceKind),
         "tuple[int, int] | None": st.none() | st.tuples(counts, counts),
         "tuple[str, ...]": st.lists(names, max_size=3).map(tuple),
@@ -270,6 +272,7 @@ def plans(draw):
                     service=st.just(row.service),
                     weights=st.just(weights),
                     provenance=st.dictionaries(names, st.sampled_from(ProvenanceKind), max_size=2),
+                    decode_weights=st.sampled_from([{}, {row.option: 0.25}]),
                 )
             )
         )
@@ -295,7 +298,9 @@ def plans(draw):
                 duration_s=st.sampled_from([900.0, 3600.0]),
                 allocation=several(built(PeriodAllocation)),
                 rentals=several(built(PeriodRental)),
-                routing=several(built(PeriodRoute, weights=st.just({"a": 0.25, "b": 0.75}))),
+                routing=several(
+                    built(PeriodRoute, weights=st.just({"a": 0.25, "b": 0.75}), decode_weights=st.just({"a": 0.5}))
+                ),
             )
         ),
     }

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from planner.errors import InputError
-from planner.files.schema import Fraction, RateRps, Strict
+from planner.files.schema import BytesPerS, Fraction, RateRps, Strict
 from planner.files.slo import SloField
 
 
@@ -31,6 +31,11 @@ class Engine(Strict):
     max_num_seqs: int = Field(default=256, ge=1, description="Most sequences in one batch (vLLM's --max-num-seqs).")
     max_num_batched_tokens: int = Field(
         default=8192, ge=1, description="Token budget of one step (vLLM's --max-num-batched-tokens)."
+    )
+    kv_transfer: BytesPerS | None = Field(
+        default=None,
+        description="With disaggregate: rate at which one instance sends KV caches, and receives them. Default: the "
+        "network that the catalog states of the instance, else 10 Gbit/s.",
     )
 
 
@@ -158,6 +163,11 @@ class Service(Strict):
     parallelism: Parallelism = Field(default=Parallelism(), description="How a replica may be spread over GPUs.")
     workload: Workload = Field(description="What is asked of it.")
     slo: list[SloField] = Field(min_length=1, description="Service-level objectives; all must hold.")
+    disaggregate: Literal["never", "allowed", "only"] = Field(
+        default="never",
+        description="Whether prompts and answers may, or must, be served by replicas of their own (prefill and decode "
+        "pools), the KV cache passing between them within a region.",
+    )
     priority: int = Field(
         default=1,
         ge=1,

@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 def define_coverage(builder: MilpBuilder, fleet: FleetArrays, x: IntArray, *, u: IntArray | None = None) -> IntArray:
     """For every bucket b:  sum_j x[b, j] (+ u[b]) = 1  (= k where buckets are cut into k slices).
 
+    Decode options do not count: what they serve was prefilled elsewhere (`rows.disaggregation`).
+
     x : columns of the eligible pairs, shape (pairs,); pairs with X[j, b] = 0 have none, which is eligibility.
     u : columns of unserved shares, shape (buckets,), where the request lets demand be shed.
     """
     left = np.zeros(0, dtype=np.int64) if u is None else u
+    covers = fleet.pair_covers
     whole = np.full(len(fleet.buckets), fleet.units_per_bucket)
     return builder.add_rows(
         "coverage",
-        rows=np.concatenate([fleet.pair_bucket, np.arange(len(left))]),
-        columns=np.concatenate([x, left]),
+        rows=np.concatenate([fleet.pair_bucket[covers], np.arange(len(left))]),
+        columns=np.concatenate([x[covers], left]),
         values=1.0,
         lower=whole,
         upper=whole,

@@ -15,6 +15,8 @@ from planner.optimize.rows.variety import group_offers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.milp import FloatArray, IntArray, MilpBuilder
 
@@ -24,7 +26,7 @@ SHARE_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShareRow:
-    """One group's part of one service's requests."""
+    """One group's part of one service's requests; where prefill and decode are apart, of one stage of them."""
 
     position: int
     """Of the rule in `FleetArrays.rules`."""
@@ -63,15 +65,24 @@ def _cap_rows(position: int, rule: ShareCap, fleet: FleetArrays, now: IntArray) 
         mine = services[bucket] == service
         total = float(rates[services == service].sum())
         for index in sorted(set(group[offers[mine & covered[offers]]].tolist())):
-            chosen = mine & covered[offers] & (group[offers] == index)
-            yield ShareRow(
-                position=position,
-                service=service,
-                group=names[index],
-                pairs=now[chosen],
-                parts=rates[bucket[chosen]] / total,
-                bound=rule.bound,
-            )
+            inside = mine & covered[offers] & (group[offers] == index)
+            for stage in _stages(fleet):
+                chosen = inside & stage[now]
+                yield ShareRow(
+                    position=position,
+                    service=service,
+                    group=names[index],
+                    pairs=now[chosen],
+                    parts=rates[bucket[chosen]] / total,
+                    bound=rule.bound,
+                )
+
+
+def _stages(fleet: FleetArrays) -> Iterator[NDArray[np.bool_]]:
+    """Yield the pairs that prefill, and those that decode: a cap holds for each of the two stages by itself."""
+    yield fleet.pair_covers
+    if fleet.is_disaggregated:
+        yield fleet.option_link[fleet.pair_option] <= 0
 
 
 def define_share_caps(
@@ -80,6 +91,7 @@ def define_share_caps(
     """For every cap f, service s and group v:  sum_{b of s, j in v} lam[b] x[b, j] <= (f (+ e)) sum_{b of s} lam[b].
 
     With a horizon there is one such row for every period.
+    Where prefill and decode are apart, once over the options that prefill and once over those that decode.
 
     x : columns of the eligible pairs, shape (pairs,).
     slack : columns e by the rule's position: an elastic copy of the model.

@@ -15,6 +15,7 @@ from planner.errors import InputError
 from planner.optimize.alike import option_classes
 from planner.optimize.arrays import replicas_per_instance
 from planner.optimize.milp import always
+from planner.optimize.rows.disaggregation import define_handovers
 from planner.optimize.rows.variety import group_offers
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def define_survival(
 
     Requests are routed anew, without headroom. A class is all options of a service with equal throughputs; replicas of
     one class can stand for each other, so shares by class say the same as shares by option, in far fewer variables.
+    Where prefill and decode are apart, a class is of one role and meeting point, and handovers and network rates hold
+    for w as they do for x.
     With a horizon buckets and options are those of all periods, so that a loss is survived whenever it comes.
 
     left[z, j] is n[j] where z takes nothing and 0 where it takes all: the groups of offers of `Survival`. Where z takes
@@ -169,26 +172,32 @@ class _Rows:
         row = np.cumsum(asked) - 1
         n_buckets, n_classes = int(asked.sum()), int(classes.max(initial=-1)) + 1
         w = builder.add_columns("share after loss", int(mine.sum()), upper=1.0)
+        covers = fleet.pair_covers[mine]
         builder.add_rows(
             "served after loss",
-            rows=np.concatenate([row[fleet.pair_bucket[mine]], np.tile(np.arange(n_buckets), len(slack))]),
-            columns=np.concatenate([w, np.repeat(slack, n_buckets)]),
+            rows=np.concatenate([row[fleet.pair_bucket[mine][covers]], np.tile(np.arange(n_buckets), len(slack))]),
+            columns=np.concatenate([w[covers], np.repeat(slack, n_buckets)]),
             values=1.0,
             lower=np.full(n_buckets, bound),
             label=always(f"without {loss.name}"),
         )
         columns = np.array([column for _, column in parts], dtype=np.int64)
         of_class = np.array([k for k, _ in parts], dtype=np.int64)
-        builder.add_rows(
-            "capacity after loss",
-            rows=np.concatenate([pair_class, classes[whole], of_class]),
-            columns=np.concatenate([w, self.n[whole], columns]),
-            values=np.concatenate(
-                [fleet.pair_load[mine] / (1 + fleet.headroom_fraction), -np.ones(len(whole) + len(parts))]
-            ),
-            upper=np.zeros(n_classes),
-            label=always(f"without {loss.name}"),
-        )
+        loads = [fleet.pair_load]
+        if fleet.is_disaggregated:
+            x = np.zeros(len(fleet.pair_bucket), dtype=np.int64)
+            x[mine] = w
+            define_handovers(builder, fleet, x, among=mine)
+            loads.append(fleet.pair_load * fleet.pair_transfer)
+        for load in loads:
+            builder.add_rows(
+                "capacity after loss",
+                rows=np.concatenate([pair_class, classes[whole], of_class]),
+                columns=np.concatenate([w, self.n[whole], columns]),
+                values=np.concatenate([load[mine] / (1 + fleet.headroom_fraction), -np.ones(len(whole) + len(parts))]),
+                upper=np.zeros(n_classes),
+                label=always(f"without {loss.name}"),
+            )
 
     def _left(self, options: tuple[int, ...], count: int) -> int:
         """Return the column of max(0, sum of n over `options` - count)."""
