@@ -56,6 +56,7 @@ _USD = {"USD": 1.0, "$": 1.0}
 _POWER_W = {prefix + "W": factor for prefix, factor in _SI.items() if prefix not in {"K", "P"}}
 _FRACTION = {"%": 0.01}
 _USD_PER_KWH = {"USD/kWh": 1.0, "$/kWh": 1.0, "USD/MWh": 1e-3, "$/MWh": 1e-3}
+_USD_PER_GB = {"USD/GB": 1.0, "$/GB": 1.0, "USD/TB": 1e-3, "$/TB": 1e-3}
 _USD_PER_KG = {"USD/t": 1e-3, "$/t": 1e-3, "USD/kg": 1.0, "$/kg": 1.0}
 _KG_PER_HOUR = {
     "kg/h": 1.0,
@@ -192,6 +193,17 @@ def parse_usd_per_kg(text: object) -> float:
     0.08
     """
     return _parse(text, _USD_PER_KG, what="a price of emissions", example="80 USD/t", bare_unit=None)
+
+
+def parse_usd_per_gb(text: object) -> float:
+    """Return the price of traffic in USD per 10^9 bytes.
+
+    Examples
+    --------
+    >>> parse_usd_per_gb("0.02 USD/GB"), parse_usd_per_gb("20 USD/TB")
+    (0.02, 0.02)
+    """
+    return _parse(text, _USD_PER_GB, what="a price of traffic", example="0.02 USD/GB", bare_unit=None)
 
 
 def parse_kg_per_hour(text: object) -> float:

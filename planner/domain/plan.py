@@ -330,6 +330,10 @@ class Plan:
     """Period by period, where the request has a horizon; then `allocation` and `rentals` count the most that any
     period has, and costs, rates and utilisations are means over the horizon."""
     commitments: tuple[Commitment, ...] = ()
+    egress_gb_per_hour: float | None = None
+    """Prompts and answers of users who are served from another region; None = nobody said where they are."""
+    egress_usd_per_hour: float | None = None
+    """What that costs, not in `cost_usd_per_hour`."""
     redundancy: tuple[RedundancyPrice, ...] = ()
     """The price of each loss that the fleet survives; empty where none was asked for."""
     mean_power_w: float | None = None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from planner.domain.disaggregation import Handover
+    from planner.domain.egress import Egress
     from planner.domain.energy import Energy
     from planner.domain.hardware import EngineConfig, Offer
     from planner.domain.provenance import Provenance
@@ -416,5 +417,7 @@ class FleetProblem:
     """None = nothing runs today, or changes are free."""
     horizon: Horizon | None = None
     """Periods with demands of their own; None = one steady state."""
+    egress: Egress | None = None
+    """Where users are; None = nothing is said of it."""
     energy: Energy | None = None
     """Electricity of the places that offers stand in; None = not known."""

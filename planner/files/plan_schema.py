@@ -385,6 +385,14 @@ class PlanDocument(_Part):
     commitments: list[CommitmentDocument] = Field(
         default_factory=list, description="What to reserve, if the request has a horizon."
     )
+    egress_gb_per_hour: NonNegative | None = Field(
+        None,
+        description="Prompts and answers of users who are served from another region; null = the request does not say"
+        " where they are.",
+    )
+    egress_usd_per_hour: NonNegative | None = Field(
+        None, description="What that traffic costs, not in `cost_usd_per_hour`."
+    )
     redundancy: list[RedundancyPriceDocument] = Field(
         default_factory=list, description="The price of each loss that the fleet is to survive."
     )

@@ -59,6 +59,11 @@ PowerW = Annotated[
     BeforeValidator(lambda text: _not_negative(units.parse_power_w(text))),
     _quantity("A power with its unit.", "40kW", "700W"),
 ]
+UsdPerGb = Annotated[
+    float,
+    BeforeValidator(lambda text: _not_negative(units.parse_usd_per_gb(text))),
+    _quantity("A price of traffic with its unit.", "0.02 USD/GB"),
+]
 UsdPerKwh = Annotated[
     float,
     BeforeValidator(lambda text: _not_negative(units.parse_usd_per_kwh(text))),

@@ -23,6 +23,7 @@ from planner.domain.problem import (
     VarietyLimit,
 )
 from planner.errors import InputError
+from planner.optimize.egress import check_egress, egress_gb
 from planner.optimize.energy import check_energy_data, energy_arrays
 from planner.optimize.scenarios import in_scenario
 
@@ -113,6 +114,9 @@ class FleetArrays:
 
     horizon: Horizon | None = None
     """Periods; buckets, options and pools are then repeated per period, the first period's first. Offers are not."""
+    egress_gb: FloatArray | None = None
+    """Shape (pairs,): GB/h that leave the users' region if the option serves the whole bucket; None = not asked."""
+    egress_usd_per_gb: float = 0.0
     energy: EnergyArrays | None = None
     """What replicas draw and emit; None where nothing limits, prices or minimises it."""
     bucket_period: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -216,7 +220,12 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
         is_sliced=assignment.slice_factor is not None,
     )
     whole = _with_scenarios(steady, problem) if problem.horizon is None else _over_periods(steady, problem.horizon)
-    return replace(whole, energy=energy_arrays(problem, whole))
+    return replace(
+        whole,
+        energy=energy_arrays(problem, whole),
+        egress_gb=egress_gb(problem, whole),
+        egress_usd_per_gb=problem.egress.usd_per_gb if problem.egress is not None else 0.0,
+    )
 
 
 def _spares(rules: Iterable[Rule], options: Sequence[ServingOption]) -> IntArray:
@@ -490,6 +499,7 @@ def _check(problem: FleetProblem) -> None:
             _check_scenario(rule, problem, sizes)
     _check_change(problem.change)
     check_energy_data(problem)
+    check_egress(problem)
     _check_combinations(problem)
 
 

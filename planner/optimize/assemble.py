@@ -82,6 +82,7 @@ def assemble(
     power = [_power_w(state) for state in states]
     tokens = [_tokens_per_s(demand, problem) for demand in problem.demands]
     change = problem.change
+    traffic = None if fleet.egress_gb is None else float(fleet.egress_gb @ chosen.shares) / fleet.n_periods
     cost = chosen.cost_usd_per_hour
     bound = _bound(result, chosen)
     plan = Plan(
@@ -95,6 +96,8 @@ def assemble(
         routing=whole.routing,
         change_usd_per_hour=change_cost(change, whole.allocation, options) if change and change.is_priced else None,
         rollout=rollout(change, whole.allocation, whole.rentals, options) if change else (),
+        egress_gb_per_hour=traffic,
+        egress_usd_per_hour=None if traffic is None else traffic * fleet.egress_usd_per_gb,
         binding=binding(fleet, chosen, keys),
         assumptions=assumptions,
         rate_rps=float(sum(demand.total_rate_rps * _mean_factor(demand, problem) for demand in problem.demands)),

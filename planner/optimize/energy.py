@@ -146,10 +146,19 @@ def measure_coefficients(measure: Measure, fleet: FleetArrays) -> tuple[FloatArr
 
 
 def price_coefficients(fleet: FleetArrays) -> tuple[FloatArray, FloatArray] | None:
-    """Return what a replica and a whole bucket served cost in USD/h for electricity and emissions; None if nothing."""
-    if fleet.energy is None or not np.any(fleet.energy.usd_per_kwh > 0):
-        return None
-    return _weighted(fleet.energy, fleet.energy.usd_per_kwh, fleet)
+    """Return what a replica and a whole bucket served cost in USD/h beside what is rented; None if nothing.
+
+    Electricity and emissions where they have a price, and egress.
+    """
+    energy = None
+    if fleet.energy is not None and np.any(fleet.energy.usd_per_kwh > 0):
+        energy = _weighted(fleet.energy, fleet.energy.usd_per_kwh, fleet)
+    if fleet.egress_gb is None or not fleet.egress_usd_per_gb:
+        return energy
+    traffic = fleet.egress_gb * fleet.egress_usd_per_gb / fleet.n_periods
+    if energy is None:
+        return np.zeros(len(fleet.options)), traffic
+    return energy[0], energy[1] + traffic
 
 
 def _weighted(energy: EnergyArrays, weight: FloatArray, fleet: FleetArrays) -> tuple[FloatArray, FloatArray]:
@@ -159,8 +168,8 @@ def _weighted(energy: EnergyArrays, weight: FloatArray, fleet: FleetArrays) -> t
     )
 
 
-def energy_usd_per_hour(fleet: FleetArrays, replicas: IntArray, shares: FloatArray) -> float:
-    """Return what the electricity and emissions of a fleet cost in USD/h, the mean over its periods."""
+def running_usd_per_hour(fleet: FleetArrays, replicas: IntArray, shares: FloatArray) -> float:
+    """Return what the electricity, emissions and egress of a fleet cost in USD/h, the mean over its periods."""
     prices = price_coefficients(fleet)
     return 0.0 if prices is None else float(prices[0] @ replicas + prices[1] @ shares)
 

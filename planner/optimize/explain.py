@@ -10,7 +10,7 @@ import numpy as np
 
 from planner.domain.hardware import replica_price
 from planner.optimize.arrays import fleet_arrays
-from planner.optimize.energy import energy_usd_per_hour
+from planner.optimize.energy import running_usd_per_hour
 from planner.optimize.model import build_model
 from planner.optimize.naming import bucket_name, option_keys
 from planner.optimize.prune import prune
@@ -86,9 +86,12 @@ def _saving(problem: FleetProblem, plan: Plan, settings: SolverSettings, assignm
 
 
 def total_usd_per_hour(problem: FleetProblem, plan: Plan) -> float:
-    """Return what the plan's search minimised: its cost, its priced energy, its changes but those no plan avoids."""
+    """Return what the plan's search minimised: its cost, its priced energy and egress, its changes but for those
+    that no plan avoids.
+    """
     change = 0.0 if plan.change_usd_per_hour is None else plan.change_usd_per_hour - unavoidable_change(problem)
-    return (plan.cost_usd_per_hour or 0.0) + change + (plan.energy_usd_per_hour or 0.0)
+    beside = (plan.energy_usd_per_hour or 0.0) + (plan.egress_usd_per_hour or 0.0)
+    return (plan.cost_usd_per_hour or 0.0) + change + beside
 
 
 def _without_availability(problem: FleetProblem, name: str) -> FleetProblem:
@@ -156,7 +159,7 @@ def _cost_with(problem: FleetProblem, gpu: str, settings: SolverSettings, assign
     verified = verify(milp, raw.values, stated_objective=raw.objective, bound=raw.bound)
     replicas, instances = (verified.values[columns].round().astype(np.int64) for columns in (model.n, model.m))
     shares = verified.values[model.x] / fleet.units_per_bucket
-    beside = change_usd_per_hour(fleet, replicas) + energy_usd_per_hour(fleet, replicas, shares)
+    beside = change_usd_per_hour(fleet, replicas) + running_usd_per_hour(fleet, replicas, shares)
     return exact_cost(fleet, instances) + beside
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from planner.domain.problem import EnergyBudget, Goal, Limit, Measure, Resource
 from planner.errors import InputError
+from planner.optimize.egress import is_priced
 from planner.optimize.energy import ENERGY_MEASURES
 from planner.optimize.solving import solve
 
@@ -56,8 +57,10 @@ def plan_values(plan: Plan) -> dict[Measure, float | None]:
 
 
 def _paid(plan: Plan) -> float | None:
-    """Return what is rented and what priced electricity and emissions cost, in USD/h."""
-    return None if plan.cost_usd_per_hour is None else plan.cost_usd_per_hour + (plan.energy_usd_per_hour or 0.0)
+    """Return what is rented and what priced electricity, emissions and egress cost, in USD/h."""
+    if plan.cost_usd_per_hour is None:
+        return None
+    return plan.cost_usd_per_hour + (plan.energy_usd_per_hour or 0.0) + (plan.egress_usd_per_hour or 0.0)
 
 
 def pareto_front(
@@ -79,7 +82,8 @@ def pareto_front(
     if n_points < 2:
         raise InputError(f"A front has at least two points, not {n_points}.", hint="Use --points 8.")
     first, second = measures
-    if second is Measure.COST and problem.energy is not None and problem.energy.is_priced:
+    has_prices = is_priced(problem.egress) or (problem.energy is not None and problem.energy.is_priced)
+    if second is Measure.COST and has_prices:
         # A budget bounds what is rented alone, so the cost is the one that is minimised under bounds on the other.
         swapped = pareto_front(problem, (second, first), n_points=n_points, settings=settings, assignment=assignment)
         return tuple(reversed(swapped))

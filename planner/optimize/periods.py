@@ -109,6 +109,7 @@ def period_of(fleet: FleetArrays, period: int) -> FleetArrays:
         pool_offer=fleet.pool_offer[pools],
         replicas_upper=fleet.replicas_upper[options],
         running=fleet.running[options],
+        egress_gb=None if fleet.egress_gb is None else fleet.egress_gb[pairs],
         energy=None if fleet.energy is None else _energy_of(fleet.energy, options, pairs),
         horizon=None,
         bucket_period=np.zeros(0, dtype=np.int64),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from planner.domain.problem import Measure, Minimum, Resource
 from planner.errors import SolverLiedError
 from planner.optimize.arrays import chains
+from planner.optimize.egress_check import check_egress_of
 from planner.optimize.energy_check import check_energy
 from planner.optimize.handover_check import check_handovers
 from planner.optimize.naming import bucket_name, option_keys
@@ -51,6 +52,7 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     if len(used) != len(plan.allocation) or not set(used) <= set(by_key):
         _fail("the plan allocates options twice or options that the problem does not have")
     check_energy(problem, plan, by_key)
+    check_egress_of(problem, plan, by_key)
     check_rules(problem, plan, by_key)
     if problem.horizon is not None:
         _check_schedule(problem, problem.horizon, plan, by_key)
@@ -73,7 +75,9 @@ def _check_objectives(problem: FleetProblem, plan: Plan, by_key: dict[tuple[str,
         return
     watts = sum(float(by_key[row.service, row.option].power_w or 0.0) * row.replicas for row in plan.allocation)
     totals = {
-        Measure.COST: (plan.cost_usd_per_hour or 0.0) + (plan.energy_usd_per_hour or 0.0),
+        Measure.COST: sum(
+            paid or 0.0 for paid in (plan.cost_usd_per_hour, plan.energy_usd_per_hour, plan.egress_usd_per_hour)
+        ),
         Measure.POWER: watts / 1000,
         Measure.GPUS: sum(rental.gpus_per_instance * rental.instances for rental in plan.rentals),
         Measure.ENERGY: (plan.mean_power_w or 0.0) / 1000,  # these two were just counted by `check_energy`

@@ -30,6 +30,7 @@ from planner.domain.problem import (
     VarietyLimit,
 )
 from planner.optimize.arrays import chains, offer_gpus, option_sort_key, replicas_per_instance
+from planner.optimize.egress import is_as_near
 from planner.optimize.energy import counts_energy
 from planner.optimize.rows.limits import instance_usage
 
@@ -243,7 +244,8 @@ def _replaces(better: _OfferGroup, worse: _OfferGroup, problem: FleetProblem) ->
         if needed > instance_usage(limit.resource, worse.offer) * (1 + _PRICE_TOLERANCE):
             return False
     energy = counts_energy(problem)
-    if energy and not _is_as_clean(better.offer, worse.offer, problem):
+    is_as_clean = not energy or _is_as_clean(better.offer, worse.offer, problem)
+    if not (is_as_clean and is_as_near(better.offer, worse.offer, problem)):
         return False
     return _packs_alike(better, worse, count) and all(
         any(_serves_as_well(mine, option, watts=watts, energy=energy, same_size=True) for mine in better.options)

@@ -12,7 +12,7 @@ from planner.errors import SolverError, SolverLiedError
 from planner.optimize.alike import merged
 from planner.optimize.backends import solve_milp
 from planner.optimize.decompose import can_be_cut, decomposed_fleet
-from planner.optimize.energy import energy_usd_per_hour
+from planner.optimize.energy import running_usd_per_hour
 from planner.optimize.model import build_model
 from planner.optimize.periods import instance_periods, kept_long_enough, starts, without_spare
 from planner.optimize.routing import balanced_shares, option_load
@@ -65,13 +65,13 @@ class Fleet:
     """Of what is rented."""
     change_usd_per_hour: float = 0.0
     """Of the changes to today's fleet."""
-    energy_usd_per_hour: float = 0.0
-    """Of electricity and emissions at their prices; the objective is the sum of all three."""
+    running_usd_per_hour: float = 0.0
+    """Of electricity, emissions and egress at their prices; the objective is the sum of all three."""
 
     @property
     def beside_usd_per_hour(self) -> float:
         """What is minimised beside the cost of what is rented."""
-        return self.change_usd_per_hour + self.energy_usd_per_hour
+        return self.change_usd_per_hour + self.running_usd_per_hour
 
     @property
     def total_usd_per_hour(self) -> float:
@@ -355,7 +355,7 @@ def settle(
         shares=shares,
         cost_usd_per_hour=exact_cost(fleet, packed),
         change_usd_per_hour=change_usd_per_hour(fleet, needed),
-        energy_usd_per_hour=energy_usd_per_hour(fleet, needed, shares),
+        running_usd_per_hour=running_usd_per_hour(fleet, needed, shares),
     )
 
 

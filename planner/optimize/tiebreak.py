@@ -204,7 +204,7 @@ def _is_allowed(fleet: FleetArrays, candidate: Fleet, best: Fleet, held: list[tu
 
 def _same_cost(fleet: FleetArrays) -> float:
     """Return the relative difference below which costs are equal: shares are exact to what solvers accept only."""
-    return SAME_COST if fleet.energy is None else SAME_COST_OF_SHARES
+    return SAME_COST if fleet.energy is None and fleet.egress_gb is None else SAME_COST_OF_SHARES
 
 
 def _hold_cost(model: FleetModel, cost_usd_per_hour: float) -> None:

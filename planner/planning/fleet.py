@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from planner.catalog.gpus import GpuCatalog, load_gpus
 from planner.domain.disaggregation import Role
@@ -26,6 +26,7 @@ from planner.files.bundled import bundled_sha256
 from planner.files.request.constraints import LARGEST_INSTANCES
 from planner.planning.catalog import owned_offers, read_catalog
 from planner.planning.disaggregation import check_engines, disaggregation_assumptions, handover_of, stages
+from planner.planning.egress import egress_assumptions, egress_of, slos_from
 from planner.planning.energy import (
     ENERGY_ASSUMPTION,
     counts_carbon,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from planner.domain.egress import Egress
     from planner.domain.energy import Energy
     from planner.domain.hardware import EngineConfig, Offer
     from planner.domain.problem import ChangeCost, Rule
@@ -83,6 +85,10 @@ ASSUMPTIONS = (
 )
 
 
+_ProfileKey: TypeAlias = "tuple[str, EngineConfig, Stage | None, tuple[float, ...]]"
+"""GPU, configuration, stage, and the bounds that must be met there."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """A request with everything read that it names; from it the problem is built for any objectives."""
@@ -101,6 +107,9 @@ class Prepared:
     """Offer -> the part of the time that a replica there runs, where that is not always."""
     horizon: Horizon | None = None
     energy: Energy | None = None
+    egress: Egress | None = None
+    round_trip_s: float = 0.0
+    """Between two regions."""
     prospects: tuple[Prospect, ...] = ()
     """What the fleet must survive."""
     network_factor: float = 1.0
@@ -122,18 +131,20 @@ class Prepared:
             change=self.change,
             horizon=self.horizon,
             energy=self.energy,
+            egress=self.egress,
         )
 
     def _options(self, service: PreparedService, slos: Sequence[Slo]) -> Iterator[ServingOption]:
-        profiles: dict[tuple[str, EngineConfig, Stage | None], OptionProfile] = {}
-        scenarios: dict[tuple[str, EngineConfig, Stage | None], dict[str, NDArray[np.float64]]] = {}
-        shown_zero: set[tuple[str, EngineConfig, Stage | None]] = set()
+        profiles: dict[_ProfileKey, OptionProfile] = {}
+        scenarios: dict[_ProfileKey, dict[str, NDArray[np.float64]]] = {}
+        shown_zero: set[_ProfileKey] = set()
         for offer in self.offers:
-            for config, stage in self._ways(service, offer, slos):
-                key = (offer.gpu, config, stage)
+            met = slos_from(slos, service.request.name, offer, self.egress, self.round_trip_s)
+            for config, stage in self._ways(service, offer, met):
+                key = (offer.gpu, config, stage, tuple(slo.bound_s for slo in met))
                 if key not in profiles:
-                    profiles[key] = self._profile(service, offer.gpu, config, slos, stage=stage)
-                    scenarios[key] = self._scenario_rps(service, offer.gpu, config, slos, profiles[key], stage=stage)
+                    profiles[key] = self._profile(service, offer.gpu, config, met, stage=stage)
+                    scenarios[key] = self._scenario_rps(service, offer.gpu, config, met, profiles[key], stage=stage)
                 profile = profiles[key]
                 if not any(rates.any() for rates in (profile.throughput_rps, *scenarios[key].values())):
                     if key in shown_zero and not self._is_asked_for(offer):
@@ -268,6 +279,8 @@ def fleet_question(
         availability={offer.name: availability(request, offer) for offer in offers},
         horizon=horizon_of(request.horizon, rhythms) if request.horizon is not None else None,
         energy=energy,
+        egress=egress_of(request),
+        round_trip_s=(request.catalog.egress.round_trip or 0.0) if request.catalog.egress is not None else 0.0,
         prospects=_prospects(request, services, offers, base_dir),
     )
     files = _hashes(request, services, base_dir)
@@ -384,6 +397,7 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
         rhythms = {service.request.name: service.rhythm for service in services if service.rhythm is not None}
         yield from horizon_assumptions(request.horizon, rhythms)
     yield from commitment_assumptions(request.catalog)
+    yield from egress_assumptions(request, offers)
     yield from price_assumptions(request)
     yield ENERGY_ASSUMPTION
     if asks_for_zones(request):

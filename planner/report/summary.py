@@ -491,6 +491,7 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
             ("SLO", SLO_NOTE if plan.allocation else ""),
             ("Binding", binding_text(plan)),
             ("Redundancy", redundancy_text(plan)),
+            ("Egress", egress_text(plan)),
             ("Spot", spot_text(plan)),
             ("Changes", _change_text(plan)),
             ("Disaggregated", disaggregation_text(plan)),
@@ -539,6 +540,16 @@ def binding_text(plan: Plan) -> str:
     more = len(plan.binding) - MAX_BINDING
     shown = [clean(text).rstrip(".") for text in plan.binding[:MAX_BINDING]]
     return "; ".join([*shown, f"and {more} more"] if more > 0 else shown) + "."
+
+
+def egress_text(plan: Plan) -> str:
+    """Return what is sent to users in other regions and what that costs; empty where nobody said where they are."""
+    if plan.egress_gb_per_hour is None:
+        return ""
+    if not plan.egress_gb_per_hour:
+        return "none: all users are served in their own region."
+    cost = price(plan.egress_usd_per_hour or 0.0)
+    return f"{number(plan.egress_gb_per_hour)} GB/h between users and other regions, {cost} USD/h on top of the cost."
 
 
 def redundancy_text(plan: Plan) -> str:

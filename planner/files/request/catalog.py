@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from planner.domain.hardware import Market
 from planner.errors import InputError
+from planner.files.request.egress import EgressField
 from planner.files.request.energy import SiteChoice
 from planner.files.schema import Count, DurationS, Fraction, Strict, UsdPerHour
 from planner.units import parse_duration_s
@@ -115,6 +116,9 @@ class CatalogChoice(Strict):
         default={},
         description="Zones that an offer which names none can be spread over, where zones matter: of every region, or"
         " by provider ({aws: 3}); default: catalogs/zones.csv, and one zone for providers that it does not have.",
+    )
+    egress: EgressField | None = Field(
+        default=None, description="Traffic between regions, for services that state their users: a price, or in full."
     )
     commitments: list[CommitmentOffer] = Field(
         default=[], description="Discounts for reserving capacity: 1y or 3y offers beside the on-demand ones."

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from planner.errors import InputError
+from planner.files.request.egress import Users
 from planner.files.schema import BytesPerS, Fraction, RateRps, Strict
 from planner.files.slo import SloField
 
@@ -180,6 +181,11 @@ class Service(Strict):
     )
     spot_share: SpotShare | None = Field(
         default=None, description="Spot share of this service, where it differs from the fleet's."
+    )
+    users: Users | None = Field(
+        default=None,
+        description="Region of the users, or the part of them in each ({us-east-1: 70%, eu-west-1: 30%}): what other"
+        " regions serve costs catalog.egress.",
     )
     spare_replicas: Annotated[int, Field(ge=0, le=10, strict=True)] | None = Field(
         default=None, description="Spare replicas of this service, where they differ from the fleet's; 0 = none."
