@@ -24,6 +24,7 @@ from planner.domain.problem import (
     Minimum,
     ReplicaLoss,
     Resource,
+    Scenario,
     ShareCap,
     Survival,
     VarietyLimit,
@@ -102,10 +103,25 @@ class Service:
         self.pairs = sorted(self.bare)
         self.pressure = 1 + exact(problem.headroom_fraction)
         self.losses = list(self._losses(problem.rules, demand.service))
+        self.scenarios = list(self._scenarios(problem, demand.service)) if self.rates else []
         self._build(problem.rules, demand.service)
         self._cuts = []
         self._enough = []
         self._known = {}
+
+    def _scenarios(self, problem, name):
+        """Yield (fraction to serve, number of buckets, replicas that each pair keeps busy) of every scenario."""
+        for rule in problem.rules:
+            if isinstance(rule, Scenario) and rule.bound > 0:
+                (demand,) = [each for each in rule.demands if each.service == name]
+                pressure = (1 + exact(rule.headroom_fraction)) / exact(problem.utilization_cap)
+                loads = {
+                    (b, j): exact(bucket.rate_rps) * pressure / exact(float(option.throughput_in(rule.name)[b]))
+                    for b, bucket in enumerate(demand.buckets)
+                    for j, option in enumerate(self.options)
+                    if option.throughput_in(rule.name)[b] > 0
+                }
+                yield exact(rule.bound), len(demand.buckets), loads
 
     def _losses(self, rules, name):
         """Yield (fraction to survive, replicas that each option loses) of every loss."""
@@ -136,6 +152,9 @@ class Service:
             for pair in self.pairs:
                 if lost[pair[1]] < math.inf:
                     columns["w", z, pair] = len(columns)
+        for s, (_, _, loads) in enumerate(self.scenarios):
+            for pair in loads:
+                columns["s", s, pair] = len(columns)
         self.rows, self.kinds = [], []
 
         def add(kind, entries):
@@ -158,6 +177,13 @@ class Service:
                 served = [(("x", pair), bound) for pair in self.pairs if pair[0] == b]
                 left = [(("w", z, pair), -1) for pair in self.pairs if pair[0] == b and lost[pair[1]] < math.inf]
                 add(0, served + left)
+        for s, (bound, n_buckets, loads) in enumerate(self.scenarios):
+            for j in range(len(self.options)):
+                add((j, 0), [(("s", s, pair), load) for pair, load in loads.items() if pair[1] == j])
+            for b in range(n_buckets):
+                # Nothing is served as planned unless the scenario is served as well.
+                planned = [(("x", pair), bound) for pair in self.pairs if pair[0] == 0]
+                add(0, planned + [(("s", s, pair), -1) for pair in loads if pair[0] == b])
         for rule in rules:
             if isinstance(rule, ShareCap) and rule.service in {None, name}:
                 groups = {rule.facet.of(o.offer) for o in self.options if rule.scope.covers(o.offer)}
@@ -176,7 +202,8 @@ class Service:
     @property
     def is_possible(self):
         """Whether every bucket has an option at all."""
-        return {b for b, _ in self.bare} == set(range(len(self.rates)))
+        cases = [(len(self.rates), self.bare), *((n, loads) for _, n, loads in self.scenarios)]
+        return all({b for b, _ in loads} == set(range(n)) for n, loads in cases)
 
     def most_replicas(self):
         """Return the replicas of each option that serve everything alone: no fleet needs more."""
@@ -185,7 +212,13 @@ class Service:
             for mine in range(len(self.options))
         ]
         spares = [max([lost[j] for _, lost in self.losses if lost[j] < math.inf], default=0) for j in range(len(loads))]
-        return [math.ceil(load) + spare for load, spare in zip(loads, spares, strict=True)]
+        most = [math.ceil(load) + spare for load, spare in zip(loads, spares, strict=True)]
+        for _, _, then in self.scenarios:
+            whole = [
+                sum((load for (_, j), load in then.items() if j == mine), Fraction(0)) for mine in range(len(most))
+            ]
+            most = [max(n, math.ceil(load)) for n, load in zip(most, whole, strict=True)]
+        return most
 
     def unserved(self, counts, *, is_exact):
         """Return the least unserved req/s with these replicas; without `is_exact` 1 stands for any above 0."""
@@ -301,7 +334,9 @@ class _Enumeration:
             max(*pair) for pair in zip((m for service in services for m in service.most_replicas()), now, strict=True)
         ]
         # Programmes grow with the losses; where demand may be shed every fleet has one of its own.
-        effort = (4 if self.problem.shed else 1) * (1 + sum(len(service.losses) for service in services) // 4)
+        effort = (4 if self.problem.shed else 1) * (
+            1 + sum(len(service.losses) + len(service.scenarios) for service in services) // 4
+        )
         if math.prod(m + 1 for m in most) * effort > MOST_FLEETS:
             return "large"
         states = {}

@@ -24,6 +24,7 @@ from planner.domain.problem import (
     ReplicaLoss,
     Resource,
     Running,
+    Scenario,
     Scope,
     ServingOption,
     ShareCap,
@@ -229,6 +230,36 @@ def add_instance_loss(problem: FleetProblem, rng: np.random.Generator) -> FleetP
     return _ruled(problem, InstanceLoss(name="largest", count=1, bound=float(rng.choice([1.0, 0.5]))))
 
 
+def add_scenarios(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """More requests, requests of other sizes, or a slow GPU type, each in whole or in part."""
+    for kind in rng.choice(["busy", "other", "slow"], size=int(rng.integers(1, 3)), replace=False).tolist():
+        given = {"bound": float(rng.choice([1.0, 1.0, 0.5])), "headroom_fraction": float(rng.choice([0.0, 0.25]))}
+        demands, options = problem.demands, problem.options
+        if kind == "busy":
+            factor = float(rng.choice([1.5, 2.0]))
+            demands = tuple(
+                replace(d, buckets=tuple(replace(b, rate_rps=b.rate_rps * factor) for b in d.buckets)) for d in demands
+            )
+        elif kind == "slow":
+            gpu = problem.options[0].offer.gpu
+            options = tuple(
+                replace(o, scenario_rps={**o.scenario_rps, kind: o.throughput_rps * 0.75}) if o.offer.gpu == gpu else o
+                for o in options
+            )
+        else:
+            changed = demands[0].service
+            buckets = tuple(Bucket(row=row, column=1, rate_rps=float(rng.integers(1, 5))) for row in range(2))
+            demands = (Demand(service=changed, buckets=buckets), *demands[1:])
+            options = tuple(
+                replace(o, scenario_rps={**o.scenario_rps, kind: rng.integers(1, 6, 2).astype(float)})
+                if o.service == changed
+                else o
+                for o in options
+            )
+        problem = _ruled(replace(problem, options=options), Scenario(name=kind, demands=demands, **given))
+    return problem
+
+
 def add_spot(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
     """Some offers are spot, which runs only a part of the time and may serve only a part of the requests."""
     spot = {offer.name: replace(offer, market=Market.SPOT) for offer in _offers(problem) if rng.random() < 0.5}
@@ -323,6 +354,7 @@ FAMILIES: dict[str, tuple[float, Family]] = {
     "survival": (0.2, add_survival),
     "spare replicas": (0.1, add_spares),
     "instance loss": (0.1, add_instance_loss),
+    "scenarios": (0.25, add_scenarios),
     "spot": (0.2, add_spot),
     "shedding": (0.25, add_shedding),
     "goals": (0.25, add_goal),
@@ -333,10 +365,20 @@ FAMILIES: dict[str, tuple[float, Family]] = {
 """How often each family is drawn, and what adds it."""
 
 REFUSED: tuple[set[str], ...] = (
-    *({"horizon", other} for other in ("shedding", "goals", "changes")),
+    *({"horizon", other} for other in ("shedding", "goals", "changes", "scenarios")),
     *(
         {"shedding", other}
-        for other in ("survival", "spare replicas", "instance loss", "share caps", "spot", "changes", "goals", SLICED)
+        for other in (
+            "scenarios",
+            "survival",
+            "spare replicas",
+            "instance loss",
+            "share caps",
+            "spot",
+            "changes",
+            "goals",
+            SLICED,
+        )
     ),
     {"goals", "changes"},
 )

@@ -80,6 +80,36 @@ def test_the_plan_says_what_surviving_costs_and_what_others_would_leave_unserved
     assert names == {"planned", "launch", "A10G slow", "L4 slow"}
 
 
+def test_only_what_a_scenario_is_about_is_slower_in_it():
+    asked = {"throughput_error": "20%", "scenarios": [{"name": "worst", "demand": 2, "throughput_error": "30%"}]}
+    problem = read_question(read_request(request(asked)), **READING).problem
+    for option in problem.options:
+        assert set(option.scenario_rps) == {"worst", f"{option.offer.gpu} slow"}
+        assert option.throughput_in("worst") == pytest.approx(option.throughput_rps * 0.7, rel=0.02)
+        assert option.throughput_in(f"{option.offer.gpu} slow") == pytest.approx(option.throughput_rps * 0.8, rel=0.02)
+    at_once = read_question(read_request(request({"throughput_error": {"size": "20%", "per": "fleet"}})), **READING)
+    assert {name for option in at_once.problem.options for name in option.scenario_rps} == {"all GPUs slow"}
+
+
+def test_a_quiet_day_is_expected_by_its_probability_and_gpus_in_no_fleet_are_left_out():
+    asked = request({"scenarios": [{"name": "quiet", "demand": 0.4, "probability": "25%"}], "throughput_error": "20%"})
+    asked["catalog"]["gpus"]["include"].append("H100-80GB")
+    found = plan(asked).plan
+    rows = {row.fleet: row for row in found.robustness.fleets}
+    quiet = rows["quiet"]
+    assert quiet.outcomes[0].unserved_rps > 0
+    assert quiet.outcomes[1].unserved_rps == 0
+    assert quiet.expected_unserved_rps == pytest.approx(0.75 * quiet.outcomes[0].unserved_rps)
+    used = {key.split("/")[1] for fleet in ("plain", "robust") for key in (i.option for i in rows[fleet].replicas)}
+    types = {
+        option.offer.instance_type: option.offer.gpu
+        for option in read_question(read_request(asked), **READING).problem.options
+    }
+    slow = {f"{types[name]} slow" for name in used}
+    assert set(found.robustness.unaffected) == {f"{gpu} slow" for gpu in set(types.values())} - slow
+    assert found.robustness.unaffected
+
+
 def test_factors_errors_and_traces_do_what_they_say(tmp_path):
     plain = cost()
     every = cost({"scenarios": [{"name": "all", "demand": 1.5}]})
