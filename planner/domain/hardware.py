@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from planner.units import UsdPerReplicaHour
+from planner.units import UsdPerReplicaHour, WattsPerGpu
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import date
 
-    from planner.units import BytesPerGpu, UsdPerInstanceHour, WattsPerGpu
+    from planner.units import BytesPerGpu, UsdPerInstanceHour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +107,26 @@ class EngineConfig:
     pipeline_parallel: int = 1
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
+    power_cap_w: WattsPerGpu | None = None
+    """Power limit that is set on each GPU; None = its own, the TDP."""
 
     @property
     def gpus_per_replica(self) -> int:
         """GPUs that one replica occupies."""
         return self.tensor_parallel * self.pipeline_parallel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerCap:
+    """A power limit to set on GPUs: a part of the TDP, or watts."""
+
+    tdp_fraction: float | None = None
+    watts: WattsPerGpu | None = None
+
+    def watts_of(self, gpu: GpuSpec) -> WattsPerGpu:
+        """Return the limit on one `gpu`, at most its TDP."""
+        asked = gpu.tdp_w * self.tdp_fraction if self.tdp_fraction is not None else self.watts
+        return gpu.tdp_w if asked is None else WattsPerGpu(min(asked, gpu.tdp_w))
 
 
 def replica_price(offer: Offer, gpus_per_replica: int) -> UsdPerReplicaHour:

@@ -83,6 +83,8 @@ class Allocation:
     """KV caches that all these replicas hand over or take over; None where requests stay whole."""
     engine_flags: str = ""
     """How the engine is started for this role; empty where requests stay whole."""
+    power_cap_w: float | None = None
+    """Power limit to set on each GPU; None = its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,6 +110,8 @@ class Limit:
     resource: Resource
     bound: float
     scope: Scope = Scope()
+    factor: float = 1.0
+    """Where watts are counted: what one watt of GPU peak counts for, as PUE and hosts make it more."""
 
 
 class Measure(StrEnum):
@@ -234,6 +236,7 @@ class Running:
     pipeline_parallel: int = 1
     engine: str = ""
     role: Role = Role.BOTH
+    power_cap_w: float | None = None
 
     def is_of(self, option: ServingOption) -> bool:
         """Return whether these are replicas of `option`."""
@@ -246,10 +249,11 @@ class Running:
             option.service,
             option.offer.name,
             option.gpus_per_replica,
-        ) and (self.engine, self.precision, self.tensor_parallel, self.pipeline_parallel) == (
+        ) and (self.engine, self.precision, self.tensor_parallel, self.pipeline_parallel, self.power_cap_w) == (
             engine,
             precision,
             *degrees,
+            config.power_cap_w if config else None,
         )
 
 

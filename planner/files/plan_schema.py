@@ -111,6 +111,9 @@ class AllocationDocument(_Part):
         None, description="KV caches that these replicas hand over or take over; null where requests stay whole."
     )
     engine_flags: str = Field("", description="How the engine is started for a role of its own.")
+    power_cap_w: NonNegative | None = Field(
+        None, description="Power limit to set on each GPU in watts; null = leave the GPU's own."
+    )
 
 
 class RentalDocument(_Part):

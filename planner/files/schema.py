@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from planner import units
+from planner.domain.hardware import PowerCap
 from planner.errors import InputError
 
 
@@ -98,5 +99,25 @@ Fraction = Annotated[
     float,
     BeforeValidator(lambda text: _not_negative(units.parse_fraction(text))),
     _quantity("A fraction, as a percentage or between 0 and 1.", "10%", 0.1),
+]
+
+
+def _power_cap(text: object) -> PowerCap:
+    if isinstance(text, PowerCap):
+        return text
+    if isinstance(text, str) and text.strip().endswith("W"):
+        return PowerCap(watts=units.WattsPerGpu(_positive(units.parse_power_w(text))))
+    fraction = _positive(units.parse_fraction(text))
+    if fraction > 1:
+        raise InputError(
+            f"A power limit of {fraction:.0%} is above what the GPU draws.", hint="Write e.g. 70% or 350W."
+        )
+    return PowerCap(tdp_fraction=fraction)
+
+
+PowerCapField = Annotated[
+    PowerCap,
+    BeforeValidator(_power_cap),
+    _quantity("A part of the GPU's TDP, or watts.", "70%", "350W"),
 ]
 Count = Annotated[int, Field(ge=0, strict=True)]

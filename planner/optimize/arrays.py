@@ -666,8 +666,11 @@ def _check_rule(rule: Rule, services: Container[str]) -> None:
 
 
 def _check_limit(limit: Limit, problem: FleetProblem) -> None:
-    if not limit.bound >= 0:
-        raise InputError(f"The limit {limit.name} is {limit.bound!r}.", hint="It must not be negative.")
+    if not (limit.bound >= 0 and limit.factor > 0):
+        raise InputError(
+            f"The limit {limit.name} is {limit.bound!r}, with the factor {limit.factor!r}.",
+            hint="A limit must not be negative, and a factor must be above zero.",
+        )
     for option in problem.options:
         if not limit.scope.covers(option.offer):
             continue

@@ -262,6 +262,7 @@ def _allocation(
         role=option.role,
         transfer_bytes_per_s=_transfer_bytes(option, shares, fleet),
         engine_flags=option.handover.engine_flags if option.handover else "",
+        power_cap_w=None if config is None else config.power_cap_w,
     )
 
 

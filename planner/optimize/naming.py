@@ -54,6 +54,8 @@ def _key(option: ServingOption, *, n_details: int) -> str:
     words = [*role, config.precision, f"tp{config.tensor_parallel}"]
     if config.pipeline_parallel > 1:
         words.append(f"pp{config.pipeline_parallel}")
+    if config.power_cap_w is not None:
+        words.append(f"{config.power_cap_w:.0f}W")
     words += [detail(config) for detail in _DETAILS[:n_details]]
     return f"{option.offer.name}[{' '.join(words)}]"
 

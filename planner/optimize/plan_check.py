@@ -265,7 +265,7 @@ def _usage(limit: Limit, plan: Plan, offers: dict[str, Offer], by_key: dict[tupl
     """Return how much of a limit the plan uses."""
     if limit.resource is Resource.WATTS:
         running = [(by_key[item.service, item.option], item.replicas) for item in plan.allocation]
-        return sum(
+        return limit.factor * sum(
             float(option.power_w or 0.0) * count for option, count in running if limit.scope.covers(option.offer)
         )
     total = 0.0

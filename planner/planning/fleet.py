@@ -42,6 +42,7 @@ from planner.planning.horizon import (
 )
 from planner.planning.limits import countable, limits_of
 from planner.planning.located import at, inside
+from planner.planning.power_caps import capped_configs, power_cap_assumptions
 from planner.planning.question import DisaggregationWaysOut, Question, Relaxation
 from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 
     from planner.domain.egress import Egress
     from planner.domain.energy import Energy
-    from planner.domain.hardware import EngineConfig, Offer
+    from planner.domain.hardware import EngineConfig, GpuSpec, Offer
     from planner.domain.problem import ChangeCost, Rule
     from planner.domain.slo import Slo
     from planner.domain.workload import Bucket
@@ -80,7 +81,7 @@ ASSUMPTIONS = (
     "A replica's load is the sum of its buckets' loads (rate / largest rate of that bucket alone within the SLO).",
     "Every bucket meets the SLO on its own, which is stricter than all requests together meeting it.",
     "The SLO enters through each GPU's throughput; this plan has not been replayed request by request.",
-    "A replica stays within one instance; its power is the TDP of its GPUs.",
+    "A replica stays within one instance; its peak power is the TDP of its GPUs, or the power limit set on them.",
     "Every offer is assumed to be available in any number unless the request says otherwise.",
 )
 
@@ -191,7 +192,7 @@ class Prepared:
         self, service: PreparedService, offer: Offer, slos: Sequence[Slo]
     ) -> Iterator[tuple[EngineConfig, Stage | None]]:
         """Yield the configurations that fit an instance of `offer`, with the part of serving that each would do."""
-        for config in service.configs:
+        for config in capped_configs(service, self.gpus.get(offer.gpu)):
             if config.gpus_per_replica <= offer.gpus_per_instance:
                 for stage in stages(service.request, offer, config, slos, network_factor=self.network_factor):
                     yield config, stage
@@ -399,6 +400,7 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
     yield from commitment_assumptions(request.catalog)
     yield from egress_assumptions(request, offers)
     yield from price_assumptions(request)
+    yield from power_cap_assumptions(services, _specs(offers))
     yield ENERGY_ASSUMPTION
     if asks_for_zones(request):
         yield from zone_assumptions(request.catalog, offers)
@@ -408,6 +410,11 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
     if request.robust is not None:
         yield from robust_assumptions(request.robust)
     yield from ASSUMPTIONS
+
+
+def _specs(offers: Sequence[Offer]) -> list[GpuSpec]:
+    """Return the GPUs that `offers` have, by name."""
+    return [load_gpus().get(name) for name in sorted({offer.gpu for offer in offers})]
 
 
 def _unchecked_gpus(prepared: Prepared) -> dict[str, str]:

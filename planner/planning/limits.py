@@ -25,7 +25,7 @@ def limits_of(constraints: Constraints, gpus: GpuCatalog, offers: Sequence[Offer
     if constraints.budget is not None:
         yield Limit(name="budget", resource=Resource.USD_PER_HOUR, bound=constraints.budget)
     regions = {offer.region for offer in offers}
-    for site, watts in constraints.power.items():
+    for site, power in constraints.power.items():
         if site != WHOLE_FLEET and site not in regions:
             raise InputError(
                 f"There is no region {site!r} to limit the power of.",
@@ -33,7 +33,7 @@ def limits_of(constraints: Constraints, gpus: GpuCatalog, offers: Sequence[Offer
                 where=at(f"constraints.power.{site}"),
             )
         scope = Scope() if site == WHOLE_FLEET else Scope(region=site)
-        yield Limit(name=f"power {site}", resource=Resource.WATTS, bound=watts, scope=scope)
+        yield Limit(name=f"power {site}", resource=Resource.WATTS, bound=power.max, scope=scope, factor=power.factor)
     for name, count in constraints.available.items():
         with inside(f"constraints.available.{name}"):
             gpu = gpus.get(name).name

@@ -180,6 +180,7 @@ def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, str]
             pipeline_parallel=row.pipeline_parallel,
             engine=row.engine,
             role=row.role,
+            power_cap_w=row.power_cap_w,
         )
         for row in plan.allocation
         if row.replicas > 0

@@ -13,7 +13,7 @@ from planner.profilers import capacity, floor, measured, roofline
 from planner.profilers.accuracy import error_fractions
 from planner.profilers.capacity import ESTIMATE_SOURCE, BucketEstimates
 from planner.profilers.efficiency import default_params, engine_family
-from planner.profilers.power import gpu_draw
+from planner.profilers.power import capped, gpu_draw
 from planner.profilers.stages import held_to_physics, stage_provenance
 from planner.units import WattsPerReplica
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from planner.profilers.measured import Correction, MeasuredStore, MeasuredTable
     from planner.profilers.roofline import Array
     from planner.profilers.stages import Stage
+    from planner.units import WattsPerGpu
 
 PEAK_POWER_FRACTION = 1.0
 """Peak power of a replica as a share of its GPUs' TDP. 1 is on the safe side: inference rows peak at 0.79 of what is
@@ -62,9 +63,9 @@ class _Measurements:
     correction: Correction
 
 
-def peak_power_w(gpu: GpuSpec, config: EngineConfig) -> WattsPerReplica:
-    """Return the peak power of one replica's GPUs in W."""
-    return WattsPerReplica(gpu.tdp_w * config.gpus_per_replica * PEAK_POWER_FRACTION)
+def peak_power_w(gpu: GpuSpec, config: EngineConfig, cap_w: WattsPerGpu | None = None) -> WattsPerReplica:
+    """Return the peak power of one replica's GPUs in W, each with the power limit `cap_w` if there is one."""
+    return WattsPerReplica(min(gpu.tdp_w, cap_w or gpu.tdp_w) * config.gpus_per_replica * PEAK_POWER_FRACTION)
 
 
 def _sizes(buckets: Sequence[Bucket]) -> Array:
@@ -134,29 +135,33 @@ def profile_option(
     InputError: if a measurement that would be used is faster than physics allows.
     """
     params = params or default_params()
+    cap_w, config = config.power_cap_w, replace(config, power_cap_w=None)
     sizes = _sizes(buckets)
     names = (model.name, *aliases)
     found = _measurements(model, gpu, config, sizes=sizes, table=store.lookup(names, gpu.name, config), params=params)
     kv_bytes = roofline.kv_transfer_bytes(model, config, np.maximum(sizes[:, 0], 1.0))
 
-    def estimate(engine_config: EngineConfig, bounds: Sequence[Slo], kept: Array | None = None) -> BucketEstimates:
+    def estimate(
+        engine_config: EngineConfig, held: Sequence[Slo], kept: Array | None = None, on: GpuSpec = gpu
+    ) -> BucketEstimates:
         speed = None if found is None else found.correction.speed
         if kept is not None:
             speed = kept if speed is None else kept * speed
         return capacity.estimate_buckets(
             model,
-            gpu,
+            on,
             engine_config,
             input_tokens=sizes[:, 0],
             output_tokens=sizes[:, 1],
-            slos=bounds,
+            slos=held,
             params=params,
             speed=speed,
             role=Role.BOTH if stage is None else stage.role,
             handover_s=None if stage is None else kv_bytes / stage.bytes_per_s,
         )
 
-    estimates = estimate(config, slos if stage is None else stage.slos(slos))
+    bounds = slos if stage is None else stage.slos(slos)
+    estimates = estimate(config, bounds)
     rates = estimates.rate_rps.copy()
     if found is None:
         unfitted = "" if params.is_fitted(gpu) else gpu.architecture
@@ -174,21 +179,39 @@ def profile_option(
         rates, provenance = _within_physics(rates, provenance, model, gpu, config, sizes=sizes)
     draw = gpu_draw(gpu)
     if shortfall is not None:
-        slow = estimate(config, slos if stage is None else stage.slos(slos), 1 - shortfall).rate_rps
-        part = np.divide(slow, estimates.rate_rps, out=np.zeros(len(slow)), where=estimates.rate_rps > 0)
-        rates = rates * np.minimum(part, 1 - shortfall)
+        slow = estimate(config, bounds, 1 - shortfall)
+        rates = rates * np.minimum(_part_left(slow, estimates), 1 - shortfall)
     if stage is not None:
         provenance = tuple(stage_provenance(stage.role, origin) for origin in provenance)
+    limiting = estimates.limiting
+    if cap_w is not None:
+        slow = estimate(config, bounds, on=capped(gpu, cap_w))
+        part = np.minimum(_part_left(slow, estimates), 1.0)
+        rates, limiting = rates * part, slow.limiting
+        provenance = tuple(_under_cap(each, cap_w, left) for each, left in zip(provenance, part.tolist(), strict=True))
     return OptionProfile(
         throughput_rps=rates,
         provenance=_with_errors(provenance, is_fitted=params.is_fitted(gpu)),
-        limiting=estimates.limiting,
-        power_w=peak_power_w(gpu, config),
+        limiting=limiting,
+        power_w=peak_power_w(gpu, config, cap_w),
         idle_power_w=WattsPerReplica(draw.idle_w * config.gpus_per_replica),
-        busy_power_w=WattsPerReplica(draw.busy_w * config.gpus_per_replica),
+        busy_power_w=WattsPerReplica(min(draw.busy_w, cap_w or draw.busy_w) * config.gpus_per_replica),
         estimates=estimates,
         kv_bytes=kv_bytes,
     )
+
+
+def _part_left(slow: BucketEstimates, estimates: BucketEstimates) -> Array:
+    """Return the rate of every bucket as a part of what it would be, shape (buckets,)."""
+    zeros = np.zeros(len(estimates.rate_rps))
+    return np.divide(slow.rate_rps, estimates.rate_rps, out=zeros, where=estimates.rate_rps > 0)
+
+
+def _under_cap(origin: Provenance, cap_w: WattsPerGpu, part: float) -> Provenance:
+    """Return the origin of a rate that a power limit has lowered: no measurement any more."""
+    kind = ProvenanceKind.ESTIMATED if origin.kind is ProvenanceKind.ESTIMATED else ProvenanceKind.CALIBRATED
+    note = f"{origin.note}; x {part:.2f} at a power limit of {cap_w:g} W per GPU, as estimated"
+    return replace(origin, kind=kind, note=note.removeprefix("; "))
 
 
 def _with_errors(provenance: Sequence[Provenance], *, is_fitted: bool) -> tuple[Provenance, ...]:

@@ -439,7 +439,8 @@ def engine_text(row: Allocation) -> str:
     tensor = f"TP{row.tensor_parallel}" if is_known else ""
     pipeline = f"PP{row.pipeline_parallel}" if row.pipeline_parallel > 1 else ""
     role = "" if row.role is Role.BOTH else row.role.value
-    return " ".join(part for part in (role, tensor, pipeline, clean(row.precision)) if part)
+    cap = "" if row.power_cap_w is None else f"at {row.power_cap_w:.0f} W"
+    return " ".join(part for part in (role, tensor, pipeline, clean(row.precision), cap) if part)
 
 
 def _baseline_order(baseline: Baseline) -> tuple[bool, float, str]:

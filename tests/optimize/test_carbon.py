@@ -388,3 +388,44 @@ def test_prices_beside_changes_and_survival(make):
     assert used(plan) == {"coal": 2, "hydro": 2}
     # The clean ones do the work, the dirty ones wait: 0.02 x 1 kW + 0.8 x 0.2 kW.
     assert plan.carbon_kg_per_hour == pytest.approx(0.18, rel=1e-4)
+
+
+def test_the_factor_of_a_power_limit_counts_in_every_place(make):
+    """Two cards of 600 W count for 1.2 kW, times what a watt counts for."""
+    problem = coal_or_hydro(make)
+    for factor, fits in ((1.0, True), (1.3, False), (0.79, True)):
+        limit = replace(make.limit("power", "watts", 1300.0), factor=factor)
+        limited = replace(problem, limits=(limit,))
+        plan = solve(limited, settings=EXACT, assignment=FREE)
+        assert (plan.status is PlanStatus.OPTIMAL) is fits
+        if not fits:
+            (conflict,) = find_conflicts(limited, settings=EXACT)
+            assert conflict.relaxed == pytest.approx(1560.0)
+            unlimited = solve(problem, settings=EXACT, assignment=FREE)
+            with pytest.raises(SolverLiedError, match="limit power"):
+                verify_plan(limited, unlimited)
+    broken = replace(make.limit("power", "watts", 1.0), factor=0.0)
+    with pytest.raises(InputError, match="factor"):
+        solve(replace(problem, limits=(broken,)), settings=EXACT, assignment=FREE)
+
+
+def test_slower_and_frugal_options_of_one_offer_stay_where_power_or_energy_counts(make):
+    """A capped card of the same offer: half the watts, three quarters of the rate."""
+    card = make.offer("card", 1.0)
+    drawn = {"idle_power_w": 100.0}
+    whole = make.option(card, [10.0], config=make.config(), power_w=700.0, busy_power_w=700.0, **drawn)
+    capped = make.option(card, [7.5], config=make.config(power_cap_w=350.0), power_w=350.0, busy_power_w=350.0, **drawn)
+    energy = Energy(sites={("p", "r"): Site(carbon_g_per_kwh=(500.0,))})
+    problem = make.problem(make.demand([40.0]), [whole, capped], energy=energy)
+    assert len(prune(problem).options) == 1
+    for changes in (
+        {"limits": (make.limit("power", "watts", 2500.0),)},
+        {"energy": replace(energy, carbon_usd_per_kg=5.0)},
+        {"goal": Goal(stages=({ENERGY: 1.0},))},
+    ):
+        changed = replace(problem, **changes)
+        assert len(prune(changed).options) == 2
+        plan = solve(changed, settings=EXACT, assignment=FREE)
+        verify_plan(changed, plan)
+        assert any(row.power_cap_w == 350.0 for row in plan.allocation)
+        assert all(("350W" in row.option) is (row.power_cap_w == 350.0) for row in plan.allocation)

@@ -218,3 +218,53 @@ def test_hours_need_a_horizon_and_steps_take_their_mean(tmp_path):
     plan = planned(request(catalog=catalog, horizon={"periods": "4h", "step": "2h"}), base_dir=tmp_path)
     for period in plan.schedule:
         assert period.carbon_kg_per_hour == pytest.approx(period.mean_power_w / 1000 * 0.2)
+
+
+def service_with(**engine):
+    service = request()["services"][0] | {"engine": engine}
+    service["workload"] = service["workload"] | {"rate": "80 req/s"}
+    return [service]
+
+
+def test_power_limits_let_more_be_served_where_power_is_short(tmp_path):
+    tight = {"constraints": {"power": {"old-hall": "1.9kW", "new-hall": "0W"}}}
+    assert planned(request(services=service_with(), **tight)).status == "infeasible"
+    plan = planned(request(services=service_with(power_caps=["100%", "350W"]), **tight))
+    assert plan.status == "optimal"
+    assert {row.power_cap_w for row in plan.allocation} >= {350.0}
+    assert plan.power_w <= 1900
+    assert any("slows arithmetic" in text for text in plan.assumptions)
+    # Without a limit on power the slower machines are not worth having.
+    free = planned(request(services=service_with(power_caps=["100%", "50%"])))
+    assert {row.power_cap_w for row in free.allocation} == {None}
+    assert free.cost_usd_per_hour <= plan.cost_usd_per_hour
+
+
+def test_gpus_of_which_nothing_is_known_under_a_limit_are_said():
+    catalog = request()["catalog"]
+    catalog["owned"].append({"gpu": "L40S", "count": 4, "gpus_per_instance": 1, "region": "attic", "price": "1 USD/h"})
+    plan = planned(request(catalog=catalog, services=service_with(power_caps=["100%", "70%", "200W"])))
+    (text,) = [text for text in plan.assumptions if "Nothing is known of" in text]
+    assert "H100-80GB, L40S" in text
+
+
+@pytest.mark.parametrize("caps", [[], ["170%"], ["0%"], ["-5W"], ["70 kg"], [70]], ids=str)
+def test_wrong_power_limits_are_refused(caps):
+    with pytest.raises(InputError):
+        planned(request(services=service_with(power_caps=caps)))
+
+
+def test_a_watt_of_peak_can_count_for_more_or_less():
+    """Three H100 draw 2.1 kW at peak; with a PUE of 1.4 the meter sees 2.94 kW."""
+    for power, fits in (
+        ({"old-hall": "2.2kW"}, True),
+        ({"old-hall": {"max": "2.2kW", "factor": 1.4}}, False),
+        ({"old-hall": {"max": "3kW", "factor": 1.4}}, True),
+        ({"old-hall": {"max": "1.7kW", "factor": 0.79}}, True),
+        ({"max": "2.2kW", "factor": 1.4}, False),
+    ):
+        limited = {"power": power if "max" in power else power | {"new-hall": "0W"}}
+        plan = planned(request(services=service_with(), constraints=limited))
+        assert (plan.status == "optimal") is fits, power
+    with pytest.raises(InputError):
+        planned(request(constraints={"power": {"old-hall": {"max": "2kW", "factor": 0}}}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
@@ -96,17 +96,31 @@ Survivable = Annotated[
 WHOLE_FLEET = "fleet"
 """The site that a power limit without a region stands for."""
 
+
+class PowerLimit(Strict):
+    """Most power of a site, and what one watt of its GPUs' peak counts for in it."""
+
+    max: PowerW = Field(description="Most peak power.")
+    factor: float = Field(
+        default=1.0,
+        gt=0,
+        le=10,
+        description="Watts at the meter per watt of GPU peak: PUE and hosts raise it; that not all GPUs peak at once"
+        " lowers it (inference rows were seen to peak at 0.79 of what is provisioned: POLCA, arXiv 2308.12908).",
+    )
+
+
+def _power_by_site(value: Any) -> Any:  # noqa: ANN401 - whatever the document holds
+    """Return power limits by site: one limit without a site is that of the whole fleet, a bare power has no factor."""
+    sites = value if isinstance(value, dict) and "max" not in value else {WHOLE_FLEET: value}
+    return {name: limit if isinstance(limit, dict | PowerLimit) else {"max": limit} for name, limit in sites.items()}
+
+
+_POWER = {"anyOf": [{"type": "string", "examples": ["40kW"]}, PowerLimit.model_json_schema()]}
 PowerBySite = Annotated[
-    dict[str, PowerW],
-    BeforeValidator(lambda value: value if isinstance(value, dict) else {WHOLE_FLEET: value}),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "examples": ["40kW"]},
-                {"type": "object", "additionalProperties": {"type": "string", "examples": ["40kW"]}},
-            ]
-        }
-    ),
+    dict[str, PowerLimit],
+    BeforeValidator(_power_by_site),
+    WithJsonSchema({"anyOf": [*_POWER["anyOf"], {"type": "object", "additionalProperties": _POWER}]}),
 ]
 
 
@@ -115,7 +129,9 @@ class Constraints(Strict):
 
     budget: UsdPerHour | None = Field(default=None, description="Most dollars per hour.")
     power: PowerBySite = Field(
-        default={}, description="Most peak power: of the whole fleet, or by region ({dc1: 40kW})."
+        default={},
+        description="Most peak power: of the whole fleet, or by region ({dc1: 40kW}, or {dc1: {max: 40kW, factor: 1.3}}"
+        " where a watt of GPU peak counts for more or less, as PUE does).",
     )
     available: dict[str, Count] = Field(
         default={}, description="Most GPUs of a type, over all offers ({H100-80GB: 8})."

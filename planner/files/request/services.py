@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from planner.domain.hardware import PowerCap
 from planner.errors import InputError
 from planner.files.request.egress import Users
-from planner.files.schema import BytesPerS, Fraction, RateRps, Strict
+from planner.files.schema import BytesPerS, Fraction, PowerCapField, RateRps, Strict
 from planner.files.slo import SloField
 
 
@@ -32,6 +33,12 @@ class Engine(Strict):
     max_num_seqs: int = Field(default=256, ge=1, description="Most sequences in one batch (vLLM's --max-num-seqs).")
     max_num_batched_tokens: int = Field(
         default=8192, ge=1, description="Token budget of one step (vLLM's --max-num-batched-tokens)."
+    )
+    power_caps: Annotated[list[PowerCapField], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+        default=[PowerCap(tdp_fraction=1.0)],
+        description="Power limits per GPU that compete: parts of the TDP, or watts.",
+        examples=[["100%", "70%", "350W"]],
+        json_schema_extra={"default": ["100%"]},
     )
     kv_transfer: BytesPerS | None = Field(
         default=None,

@@ -46,7 +46,7 @@ def limit_coefficients(limit: Limit, fleet: FleetArrays) -> tuple[FloatArray, Fl
     """Return the coefficients of n (shape (options,)) and m (shape (pools,)) in the row of `limit`."""
     per_replica = np.zeros(len(fleet.options))
     if limit.resource is Resource.WATTS:
-        per_replica = np.array(
+        per_replica = limit.factor * np.array(
             [float(option.power_w or 0.0) if limit.scope.covers(option.offer) else 0.0 for option in fleet.options]
         )
     per_offer = np.array(
@@ -66,9 +66,9 @@ def define_limits(
 ) -> IntArray:
     """For every limit l:  sum_{p in scope} u[l, p] m[p] + sum_{j in scope} P[l, j] n[j] <= bound[l] (+ s[l]).
 
-    u is 1 for instances, G for GPUs, the vCPUs or the price of an instance; P is the peak power of a replica where the
-    limit counts watts, else 0. One family for availability, quotas, budgets and power, so that whatever limits a plan
-    is reported, relaxed and priced in the same way.
+    u is 1 for instances, G for GPUs, the vCPUs or the price of an instance; P is the peak power of a replica, times
+    the factor of the limit, where it counts watts, else 0. One family for availability, quotas, budgets and power, so
+    that whatever limits a plan is reported, relaxed and priced in the same way.
 
     With a horizon there is one such row for every period t, in which an instance that is started for a later period
     counts as soon as it is rented:  m[p,t] + sum_{k=1..ceil(start-up / step)} up[p,t+k]  in the place of m[p].
