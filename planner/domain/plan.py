@@ -58,6 +58,8 @@ class Allocation:
     """Peak, all replicas; None = not known."""
     utilization: float
     """Mean load per replica without headroom, 0..1."""
+    work_utilization: float = 0.0
+    """Mean load per replica of work with a deadline, on top."""
     provider: str = ""
     region: str = ""
     market: str = ""
@@ -222,6 +224,8 @@ class PeriodAllocation:
     """Mean load per replica without headroom, 0..1."""
     cost_usd_per_hour: float
     """Their share of what is rented in this period, as in `Allocation`; starting up included."""
+    work_utilization: float = 0.0
+    """As in `Allocation`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,6 +301,42 @@ class RedundancyPrice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobRun:
+    """What one option does of a job, in one period or in a steady state."""
+
+    period: int | None
+    """Position in `Plan.schedule`; None in a steady state."""
+    service: str
+    """Whose replicas they are: the job's own name, or the service beside whose requests the work is done."""
+    option: str
+    """As `Allocation.option`."""
+    amount: float
+    """In the job's unit; in a steady state over the whole window."""
+    busy_replicas: float
+    """Replicas that the work takes up on average while the job may run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPlan:
+    """When and where work with a deadline is done."""
+
+    job: str
+    amount: float
+    unit: str
+    release_s: float
+    deadline_s: float
+    finish_s: float
+    """End of the last period in which it runs; the deadline in a steady state. Counted like the deadline."""
+    harvested_fraction: float
+    """Part of the work that is done beside a service's requests."""
+    own_usd_per_hour: float
+    """Share of the cost that the job's own replicas bear."""
+    extra_usd_per_hour: float | None = None
+    """What the plan costs more than the cheapest one without this job; None = not known."""
+    runs: tuple[JobRun, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A verified plan, or the reason why there is none."""
 
@@ -348,3 +388,5 @@ class Plan:
     """Electricity and emissions at the prices that the request states; not in `cost_usd_per_hour`."""
     robustness: Robustness | None = None
     """The price of the scenarios that the request wants to survive; None where it has none."""
+    jobs: tuple[JobPlan, ...] = ()
+    """Work with a deadline; not in `rate_rps` and `routing`, nor in the utilisation of a service's replicas."""

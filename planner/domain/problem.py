@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from planner.domain.egress import Egress
     from planner.domain.energy import Energy
     from planner.domain.hardware import EngineConfig, Offer
+    from planner.domain.jobs import Job
     from planner.domain.provenance import Provenance
     from planner.domain.workload import Demand
     from planner.units import WattsPerReplica
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingOption:
-    """A column of the problem: one service served by replicas of one engine configuration on one offer."""
+    """A column of the problem: one service served by replicas of one engine configuration on one offer.
+
+    For a job's own replicas `service` is the job's name, and the throughput has one element: its units per second.
+    """
 
     service: str
     offer: Offer
@@ -64,6 +68,9 @@ class ServingOption:
         if self.handover is None:
             return None
         return (self.service, self.offer.provider, self.offer.region, self.handover.group)
+
+    job_rates: Mapping[str, float] = field(default_factory=dict)
+    """By job that may use what is left of a replica: its units per second on ONE replica with nothing else to do."""
 
 
 class Resource(StrEnum):
@@ -386,6 +393,11 @@ class Horizon:
         return len(next(iter(self.factors.values()), ()))
 
     @property
+    def length_s(self) -> float:
+        """Length of the whole horizon."""
+        return self.n_periods * self.step_s
+
+    @property
     def lease_periods(self) -> int:
         """Periods that an instance is kept at least; 1 = it may go after any period."""
         return max(1, math.ceil(self.minimum_lease_s / self.step_s - 1e-9))
@@ -425,3 +437,5 @@ class FleetProblem:
     """Where users are; None = nothing is said of it."""
     energy: Energy | None = None
     """Electricity of the places that offers stand in; None = not known."""
+    jobs: tuple[Job, ...] = ()
+    """Work with a deadline."""

@@ -14,6 +14,8 @@ from planner.domain.plan import (
     Baseline,
     Commitment,
     Conflict,
+    JobPlan,
+    JobRun,
     ObjectiveValue,
     Period,
     PeriodAllocation,
@@ -82,6 +84,7 @@ class AllocationDocument(_Part):
     )
     power_w: NonNegative | None = Field(None, description="Peak power of all these replicas in watts.")
     utilization: NonNegative = Field(description="Mean load per replica without headroom; 1 = saturated.")
+    work_utilization: NonNegative = Field(0.0, description="Mean load of work with a deadline per replica, on top.")
     provider: str = Field("", description='Cloud or owner; "" if the request gives prices without one.')
     region: str = Field("", description="Region as the provider names it.")
     market: str = Field("", description="on-demand, spot, reserved-1y, reserved-3y or owned.")
@@ -251,6 +254,7 @@ class PeriodAllocationDocument(_Part):
     replicas: Count = Field(description="Replicas to run in this period.")
     utilization: NonNegative = Field(description="Mean load per replica without headroom; 1 = saturated.")
     cost_usd_per_hour: NonNegative = Field(description="Their share of what is rented, starting up included.")
+    work_utilization: NonNegative = Field(0.0, description="Mean load of work with a deadline per replica, on top.")
 
 
 class PeriodRentalDocument(_Part):
@@ -318,6 +322,43 @@ class RedundancyPriceDocument(_Part):
     )
     extra_usd_per_hour: NonNegative | None = Field(description="What this plan costs more; null as before.")
     is_proven: bool = Field(description="False: the search was stopped, and it costs at least so much more.")
+
+
+class JobRunDocument(_Part):
+    """What one option does of a job, in one period or in a steady state."""
+
+    period: Count | None = Field(description="Position in `schedule`, from 0; null in a steady state.")
+    service: str = Field(
+        description="Whose replicas they are: the job's own name, or the service beside whose requests it is done."
+    )
+    option: str = Field(description="As `option` of the plan's `allocation`.")
+    amount: NonNegative = Field(description="In the job's unit; in a steady state over the whole window.")
+    busy_replicas: NonNegative = Field(description="Replicas that it takes up on average while the job may run.")
+
+
+class JobPlanDocument(_Part):
+    """When and where work with a deadline is done."""
+
+    job: str = Field(description="Name of the job.")
+    amount: NonNegative = Field(description="How much there is to do; once per horizon, if there is one.")
+    unit: str = Field(description="What `amount` counts: requests or tokens.")
+    release_s: NonNegative = Field(description="Not before; seconds from now or from the start of the horizon.")
+    deadline_s: NonNegative = Field(
+        description="All is done by then; counted alike. Not after `release_s`: the next round's."
+    )
+    finish_s: NonNegative = Field(
+        description="End of the last period in which it runs, counted alike; the deadline in a steady state."
+    )
+    harvested_fraction: NonNegative = Field(description="Part of the work that is done beside a service's requests.")
+    own_usd_per_hour: NonNegative = Field(description="Part of the cost that the job's own replicas bear.")
+    extra_usd_per_hour: float | None = Field(
+        None, description="What the plan costs more than the cheapest without this job; null if that is not known."
+    )
+    runs: list[JobRunDocument] = Field(default_factory=list, description="What is done where and when.")
+
+    def to_job_plan(self) -> JobPlan:
+        """Return the domain's plan of the job."""
+        return JobPlan(**(dict(self) | {"runs": tuple(JobRun(**dict(run)) for run in self.runs)}))
 
 
 class PlanDocument(_Part):
@@ -418,6 +459,12 @@ class PlanDocument(_Part):
         None, description="The price of the scenarios that the request wants to survive; null where it has none."
     )
 
+    jobs: list[JobPlanDocument] = Field(
+        default_factory=list,
+        description="Work with a deadline. It is not in `rate_rps`, `routing` or the utilisation of a service's"
+        " replicas; the tokens that it generates are in `output_tokens_per_s`.",
+    )
+
     @model_validator(mode="after")
     def _routes_lead_somewhere(self) -> "PlanDocument":
         known = {(row.service, row.option) for row in self.allocation}
@@ -449,6 +496,7 @@ class PlanDocument(_Part):
             "schedule": tuple(period.to_period() for period in self.schedule),
             "commitments": tuple(Commitment(**dict(row)) for row in self.commitments),
             "redundancy": tuple(RedundancyPrice(**dict(row)) for row in self.redundancy),
+            "jobs": tuple(job.to_job_plan() for job in self.jobs),
             "binding": tuple(self.binding),
             "assumptions": tuple(self.assumptions),
             "robustness": self.robustness and self.robustness.to_robustness(),

@@ -3,7 +3,7 @@
 from planner.optimize.backends.registry import BACK_ENDS
 from planner.optimize.baselines import savings_vs_best_single, single_gpu_baselines
 from planner.optimize.conflicts import find_conflicts, format_amount
-from planner.optimize.explain import GpuPrice, assignment_of, price_of_gpu, price_of_limits
+from planner.optimize.explain import GpuPrice, assignment_of, price_of_gpu, price_of_jobs, price_of_limits
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.redundancy_price import redundancy_prices
 from planner.optimize.robustness import robustness, unsurvived
@@ -26,6 +26,7 @@ __all__ = [
     "find_conflicts",
     "format_amount",
     "price_of_gpu",
+    "price_of_jobs",
     "price_of_limits",
     "redundancy_prices",
     "robustness",

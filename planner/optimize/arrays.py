@@ -24,7 +24,8 @@ from planner.domain.problem import (
 )
 from planner.errors import InputError
 from planner.optimize.egress import check_egress, egress_gb
-from planner.optimize.energy import check_energy_data, energy_arrays
+from planner.optimize.energy import check_energy_data, counts_energy, energy_arrays
+from planner.optimize.jobs import WorkArrays, check_jobs, sorted_jobs, work_arrays
 from planner.optimize.scenarios import in_scenario
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from planner.domain.hardware import Offer
+    from planner.domain.jobs import Job
     from planner.domain.problem import ChangeCost, FleetProblem, Horizon, Limit, Rule, ServingOption
     from planner.domain.workload import Bucket
     from planner.optimize.energy import EnergyArrays
@@ -123,6 +125,21 @@ class FleetArrays:
     """Shape (buckets,); empty where there is one steady state."""
     scenarios: tuple[ScenarioArrays, ...] = ()
     """Scenarios that ask for more than what is planned for."""
+    jobs: tuple[Job, ...] = ()
+    """By name."""
+    work: WorkArrays = field(default_factory=WorkArrays)
+
+    @property
+    def request_load(self) -> FloatArray:
+        """Replicas at the utilisation cap that the whole bucket keeps busy on average, without headroom."""
+        return self.pair_load / (1 + self.headroom_fraction)
+
+    def with_margin(self, margin: float) -> FleetArrays:
+        """Return the arrays with all loads larger by the fraction `margin`."""
+        if not margin:
+            return self
+        work = replace(self.work, load=self.work.load * (1 + margin))
+        return replace(self, pair_load=self.pair_load * (1 + margin), work=work)
 
     @property
     def n_periods(self) -> int:
@@ -156,6 +173,12 @@ class FleetArrays:
             served = set(part.pair_bucket.tolist())
             found += [bucket for index, bucket in enumerate(part.buckets) if index not in served]
         return tuple(found)
+
+    @property
+    def undone(self) -> tuple[Job, ...]:
+        """Jobs that no option can do."""
+        done = set(self.work.job.tolist())
+        return tuple(job for index, job in enumerate(self.jobs) if index not in done)
 
 
 def offer_gpus(offer: Offer) -> int:
@@ -220,11 +243,27 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
         is_sliced=assignment.slice_factor is not None,
     )
     whole = _with_scenarios(steady, problem) if problem.horizon is None else _over_periods(steady, problem.horizon)
+    if problem.jobs:
+        whole = _with_jobs(whole, problem, options)
     return replace(
         whole,
         energy=energy_arrays(problem, whole),
         egress_gb=egress_gb(problem, whole),
         egress_usd_per_gb=problem.egress.usd_per_gb if problem.egress is not None else 0.0,
+    )
+
+
+def _with_jobs(fleet: FleetArrays, problem: FleetProblem, options: tuple[ServingOption, ...]) -> FleetArrays:
+    """Return `fleet` with the problem's jobs; where one can run, more replicas can be worth having."""
+    work = work_arrays(problem, options)
+    requests = np.bincount(fleet.pair_option, weights=fleet.request_load, minlength=len(fleet.options))
+    together = np.ceil((requests + work.busy(np.ones(work.size), len(fleet.options))) * (1 + _ROUNDING))
+    can_work = np.bincount(work.option, minlength=len(fleet.options)) > 0
+    return replace(
+        fleet,
+        jobs=sorted_jobs(problem),
+        work=work,
+        replicas_upper=np.where(can_work, np.maximum(fleet.replicas_upper, together), fleet.replicas_upper),
     )
 
 
@@ -486,9 +525,10 @@ def _check(problem: FleetProblem) -> None:
     sizes = _check_demands(problem)
     if problem.horizon is not None:
         _check_horizon(problem.horizon, sizes)
+    check_jobs(problem, tuple(sizes))
     known: dict[str, Offer] = {}
     for option in problem.options:
-        _check_option(option, sizes)
+        _check_option(option, sizes | _own_sizes(problem))
         if known.setdefault(option.offer.name, option.offer) != option.offer:
             raise InputError(f"Two different offers are called {option.offer.name}.", hint="Offer names are unique.")
     for limit in problem.limits:
@@ -528,6 +568,16 @@ def _check_combinations(problem: FleetProblem) -> None:
             " replicas in a scenario is not modelled.",
             hint="Set disaggregate to never, or leave robust out.",
         )
+    if problem.shed is not None and problem.jobs:
+        raise InputError(
+            "Demand cannot be shed while there is work with a deadline: which of them should give way?",
+            hint="Set constraints.shed to never, or plan the deferrable work apart.",
+        )
+    if problem.jobs and counts_energy(problem):
+        raise InputError(
+            "Energy and carbon are counted of requests alone, and there is work with a deadline.",
+            hint="Leave budgets, prices and objectives of energy and carbon out, or plan the deferrable work apart.",
+        )
     is_priced = problem.change is not None and problem.change.is_priced
     has_shares = any(isinstance(rule, ShareCap) for rule in problem.rules)
     if problem.shed is not None and (has_shares or is_priced):
@@ -547,6 +597,11 @@ def _check_combinations(problem: FleetProblem) -> None:
         )
 
 
+def _own_sizes(problem: FleetProblem) -> dict[str, int]:
+    """Return the number of rates that an option of each job has: one."""
+    return dict.fromkeys((job.name for job in problem.jobs), 1)
+
+
 def _check_scenario(rule: Scenario, problem: FleetProblem, planned: Container[str]) -> None:
     """Refuse a scenario that says too little of what happens, or too much."""
     if sum(isinstance(other, Scenario) and other.name == rule.name for other in problem.rules) > 1:
@@ -557,7 +612,7 @@ def _check_scenario(rule: Scenario, problem: FleetProblem, planned: Container[st
     try:
         sizes = _check_demands(then)
         for option in then.options:
-            _check_option(option, sizes)
+            _check_option(option, sizes | _own_sizes(problem))
     except InputError as error:
         raise InputError(f"In the scenario {rule.name}: {error.message}", hint=error.hint) from error
     if any(service not in planned for service in sizes):

@@ -12,20 +12,22 @@ from planner.domain.plan import Allocation, Plan, PlanStatus, Rental, Route, Sol
 from planner.domain.problem import Resource
 from planner.domain.provenance import ProvenanceKind
 from planner.optimize.energy_report import with_energy, with_totals
-from planner.optimize.naming import option_keys
+from planner.optimize.job_plans import job_plans
+from planner.optimize.naming import option_keys, service_order
 from planner.optimize.periods import pairs_of, period_of, rented, slice_of
 from planner.optimize.rollout import change_cost, rollout
 from planner.optimize.rows.disaggregation import transfer_load
 from planner.optimize.rows.limits import all_limits, instance_usage, limit_usage
 from planner.optimize.rules import tight_rules
 from planner.optimize.schedule import Schedule, SteadyState, commitments, mean_state, schedule_periods
-from planner.optimize.search import price_bound
+from planner.optimize.search import occupied, price_bound
 from planner.optimize.termination import Termination
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from planner.domain.hardware import Offer
+    from planner.domain.jobs import Job
     from planner.domain.problem import FleetProblem, ServingOption
     from planner.domain.provenance import Provenance
     from planner.domain.workload import Bucket, Demand
@@ -59,13 +61,13 @@ def assemble(
     if keys is None:
         names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
         keys = [names[id(option)] for option in fleet.options]
-    order = {demand.service: index for index, demand in enumerate(problem.demands)}
+    order = service_order(problem)
     options = {(option.service, key): option for option, key in zip(fleet.options, keys, strict=True)}
     states = [
         SteadyState(
             allocation=with_energy(
                 sorted(
-                    _allocations(problem, alone, part, keys),
+                    _allocations(problem, alone, part, keys, done),
                     key=lambda item: (order[item.service], item.offer, item.option),
                 ),
                 options,
@@ -75,12 +77,13 @@ def assemble(
             rentals=_rentals(alone, part),
             routing=_routes(alone, part, keys, order),
         )
-        for period, (alone, part) in enumerate(_periods(fleet, chosen))
+        for period, (alone, part, done) in enumerate(_periods(fleet, chosen))
     ]
     schedule = Schedule(problem=problem, fleet=fleet, chosen=chosen, states=tuple(states))
     whole = states[0] if fleet.horizon is None else mean_state(schedule)
     power = [_power_w(state) for state in states]
     tokens = [_tokens_per_s(demand, problem) for demand in problem.demands]
+    tokens += [_job_tokens_per_s(job, problem) for job in problem.jobs]
     change = problem.change
     traffic = None if fleet.egress_gb is None else float(fleet.egress_gb @ chosen.shares) / fleet.n_periods
     cost = chosen.cost_usd_per_hour
@@ -102,6 +105,7 @@ def assemble(
         assumptions=assumptions,
         rate_rps=float(sum(demand.total_rate_rps * _mean_factor(demand, problem) for demand in problem.demands)),
         output_tokens_per_s=None if None in tokens else sum(value or 0.0 for value in tokens),
+        jobs=job_plans(problem, fleet, chosen, keys=keys, allocation=whole.allocation),
         power_w=None if None in power else max(value or 0.0 for value in power),
         schedule=() if fleet.horizon is None else schedule_periods(schedule),
         commitments=() if fleet.horizon is None else commitments(whole.rentals),
@@ -122,10 +126,11 @@ def _bound(result: SearchResult, chosen: Fleet) -> float | None:
     return price_bound(result.bound_usd_per_hour + traded, chosen.cost_usd_per_hour)
 
 
-def _periods(fleet: FleetArrays, chosen: Fleet) -> Iterator[tuple[FleetArrays, Fleet]]:
-    """Yield every period alone, with what it has of the fleet; a steady state as it is."""
+def _periods(fleet: FleetArrays, chosen: Fleet) -> Iterator[tuple[FleetArrays, Fleet, FloatArray]]:
+    """Yield every period alone, what it has of the fleet, and each option's mean load of work."""
+    done = fleet.work.done(chosen.work, len(fleet.options))
     if fleet.horizon is None:
-        yield fleet, chosen
+        yield fleet, chosen, done
         return
     n_options, n_pools = len(fleet.options) // fleet.n_periods, len(fleet.pool_offer) // fleet.n_periods
     for period in range(fleet.n_periods):
@@ -137,6 +142,7 @@ def _periods(fleet: FleetArrays, chosen: Fleet) -> Iterator[tuple[FleetArrays, F
                 instances=chosen.instances[slice_of(period, n_pools)],
                 shares=chosen.shares[pairs_of(fleet, period)],
             ),
+            done[slice_of(period, n_options)],
         )
 
 
@@ -154,6 +160,12 @@ def _mean_factor(demand: Demand, problem: FleetProblem) -> float:
 def _tokens_per_s(demand: Demand, problem: FleetProblem) -> float | None:
     tokens = demand.output_tokens_per_s
     return None if tokens is None else tokens * _mean_factor(demand, problem)
+
+
+def _job_tokens_per_s(job: Job, problem: FleetProblem) -> float | None:
+    """Return the tokens that a job generates per second on average."""
+    length_s = job.window_s(None) if problem.horizon is None else problem.horizon.length_s
+    return None if job.output_tokens_per_unit is None else job.output_tokens_per_unit * job.amount / length_s
 
 
 def plan_status(result: SearchResult) -> PlanStatus:
@@ -188,11 +200,12 @@ def solver_info(result: SearchResult, settings: SolverSettings) -> SolverInfo:
     )
 
 
-def _allocations(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet, keys: list[str]) -> list[Allocation]:
+def _allocations(
+    problem: FleetProblem, fleet: FleetArrays, chosen: Fleet, keys: list[str], done: FloatArray
+) -> list[Allocation]:
     instances = _instances_by_offer(fleet, chosen)
-    gpus_in_use = np.bincount(
-        fleet.option_offer, weights=fleet.option_gpus * _replicas(fleet, chosen), minlength=len(fleet.offers)
-    )
+    in_use = _replicas(fleet, chosen, done)
+    gpus_in_use = np.bincount(fleet.option_offer, weights=fleet.option_gpus * in_use, minlength=len(fleet.offers))
     rates = np.array([bucket.rate_rps for _, bucket in fleet.buckets])
     pressure = (1 + problem.headroom_fraction) / problem.utilization_cap
     loads = np.bincount(fleet.pair_option, weights=fleet.pair_load * chosen.shares, minlength=len(fleet.options))
@@ -200,7 +213,7 @@ def _allocations(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet, keys:
         fleet.pair_option, weights=rates[fleet.pair_bucket] * chosen.shares, minlength=len(fleet.options)
     )
     found = []
-    for j in np.flatnonzero(_replicas(fleet, chosen)).tolist():
+    for j in np.flatnonzero(in_use).tolist():
         option, replicas = fleet.options[j], int(chosen.replicas[j])
         offer_index = int(fleet.option_offer[j])
         shares = _bucket_shares(fleet, chosen, j)
@@ -213,6 +226,7 @@ def _allocations(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet, keys:
                 instances=instances[offer_index],
                 cost=part * float(option.offer.price_usd_per_hour) * instances[offer_index],
                 utilization=float(loads[j]) / pressure / replicas,
+                work_utilization=float(done[j]) / replicas,
                 rate_rps=float(served[j]),
                 shares=shares,
                 fleet=fleet,
@@ -229,12 +243,15 @@ def _allocation(
     instances: int,
     cost: float,
     utilization: float,
+    work_utilization: float,
     rate_rps: float,
     shares: dict[int, float],
     fleet: FleetArrays,
 ) -> Allocation:
     offer, config = option.offer, option.config
-    worst = _worst(_provenance(option, bucket, fleet) for bucket in sorted(shares))
+    # A replica without requests serves a job, or nothing.
+    origins = [_provenance(option, bucket, fleet) for bucket in sorted(shares)] or option.provenance[:1]
+    worst = _worst(origins)
     return Allocation(
         service=option.service,
         offer=offer.name,
@@ -245,6 +262,7 @@ def _allocation(
         cost_usd_per_hour=round(cost, COST_DIGITS),
         power_w=None if option.power_w is None else float(option.power_w) * replicas,
         utilization=utilization,
+        work_utilization=work_utilization,
         provider=offer.provider,
         region=offer.region,
         market=str(offer.market),
@@ -289,14 +307,14 @@ def _output_tokens(shares: dict[int, float], fleet: FleetArrays) -> float | None
     return float(total)
 
 
-def _replicas(fleet: FleetArrays, chosen: Fleet) -> FloatArray:
-    """Return replicas without those that serve nothing (spare GPUs of an instance can hold such at no cost).
+def _replicas(fleet: FleetArrays, chosen: Fleet, done: FloatArray) -> FloatArray:
+    """Return replicas without those that do nothing (spare GPUs of an instance can hold such at no cost).
 
     Where spares can be worth their keep, they stay.
     """
     if fleet.keeps_spares:
         return chosen.replicas.astype(np.float64)
-    used = np.bincount(fleet.pair_option, weights=chosen.shares, minlength=len(fleet.options)) > 0
+    used = np.bincount(fleet.pair_option, weights=chosen.shares, minlength=len(fleet.options)) + done > 0
     return np.where(used, chosen.replicas, 0).astype(np.float64)
 
 
@@ -413,9 +431,9 @@ def binding(fleet: FleetArrays, chosen: Fleet, keys: list[str]) -> tuple[str, ..
     """
     names = [limit.name for index, limit in enumerate(all_limits(fleet)) if _is_full(index, fleet, chosen)]
     names += tight_rules(fleet, chosen.instances, chosen.shares, replicas=chosen.replicas)
-    loads = np.bincount(fleet.pair_option, weights=fleet.pair_load * chosen.shares, minlength=len(fleet.options))
+    loads = occupied(fleet, chosen.shares, chosen.work)
     full = (loads > 0) & (loads >= chosen.replicas * (1 - BINDING_TOLERANCE))
-    several = len({service for service, _ in fleet.buckets}) > 1
+    several = len({service for service, _ in fleet.buckets}) + len(fleet.jobs) > 1
     names += [
         f"capacity {fleet.options[j].service} on {keys[j]}" if several else f"capacity {keys[j]}"
         for j in np.flatnonzero(full).tolist()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.settings import Assignment, SolverSettings
 
-_BUCKETS_NAMED = 2
+_LACKING_NAMED = 2
 NOT_SOLVED = "not solved within the time limit"
 
 
@@ -43,7 +43,9 @@ def single_gpu_baselines(
         gpu: replace(problem, options=tuple(option for option in problem.options if option.offer.gpu == gpu))
         for gpu in sorted({option.offer.gpu for option in problem.options})
     }
-    arrays = {gpu: fleet_arrays(replace(part, horizon=None), assignment) for gpu, part in alone.items()}
+    arrays = {  # jobs belong to periods; without them one steady state says what cannot be served
+        gpu: fleet_arrays(part if part.jobs else replace(part, horizon=None), assignment) for gpu, part in alone.items()
+    }
     order = sorted(alone, key=lambda gpu: (_least_cost(arrays[gpu]), gpu))
     found = {gpu: _baseline(gpu, alone[gpu], arrays[gpu], clock, assignment) for gpu in order}
     return tuple(found[gpu] for gpu in alone)
@@ -69,9 +71,11 @@ def savings_vs_best_single(plan: Plan, baselines: Iterable[Baseline]) -> float |
 
 
 def _baseline(gpu: str, alone: FleetProblem, fleet: FleetArrays, clock: Clock, assignment: Assignment) -> Baseline:
-    if fleet.unserved:
-        names = "; ".join(bucket_name(*bucket) for bucket in fleet.unserved[:_BUCKETS_NAMED])
-        more = len(fleet.unserved) - _BUCKETS_NAMED
+    lacking = [*(bucket_name(*bucket) for bucket in fleet.unserved), *(f"the job {job.name}" for job in fleet.undone)]
+    if lacking:
+        lacking = list(dict.fromkeys(lacking))  # in every period alike
+        names = "; ".join(lacking[:_LACKING_NAMED])
+        more = len(lacking) - _LACKING_NAMED
         return _infeasible(gpu, f"cannot serve {names}" + (f" and {more} more" if more > 0 else ""))
     if clock.is_over:
         return _infeasible(gpu, NOT_SOLVED)

@@ -15,6 +15,7 @@ import numpy as np
 from planner.domain.plan import Conflict
 from planner.domain.problem import Resource
 from planner.optimize.arrays import fleet_arrays
+from planner.optimize.job_conflicts import job_conflicts
 from planner.optimize.model import Objective, build_model
 from planner.optimize.periods import rented
 from planner.optimize.prune import prune
@@ -74,6 +75,7 @@ def find_conflicts(
     found, is_feasible = _limit_conflicts(fleet, clock)
     if is_feasible:
         return found
+    found += tuple(job_conflicts(problem, fleet, chosen, clock.settings))
     if fleet.rules:
         alone = tuple(conflict for conflict in found if conflict.relaxed is not None)
         alone += tuple(rule_conflicts(fleet, clock.settings))

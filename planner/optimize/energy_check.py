@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from planner.domain.problem import EnergyBudget, Measure
 from planner.errors import SolverLiedError
+from planner.optimize.job_check import work_loads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -88,8 +89,12 @@ def _draws(
         for part in plan.schedule or (plan,)
     ]
     found = []
+    work = work_loads(problem, plan, by_key)
     for period, (running, routing) in enumerate(rows):
         loads: dict[tuple[str, str], float] = defaultdict(float)
+        for (at_period, *place), load in work.items():
+            if at_period == period:
+                loads[place[0], place[1]] += load
         for route in routing:
             at = index[route.service, route.row, route.column]
             for key, weight in route.shares.items():

@@ -32,7 +32,7 @@ def _with_energy(item: Allocation, option: ServingOption, energy: Energy | None,
     site = energy.site(option.offer) if energy is not None else None
     if site is None or option.idle_power_w is None or option.busy_power_w is None:
         return item
-    load = item.utilization * item.replicas
+    load = (item.utilization + item.work_utilization) * item.replicas
     watts = site.pue * (option.idle_power_w * item.replicas + (option.busy_power_w - option.idle_power_w) * load)
     carbon = site.carbon_in(period)
     emitted = None if carbon is None else watts / WATTS_PER_KW * carbon / GRAMS_PER_KG

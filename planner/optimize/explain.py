@@ -19,7 +19,8 @@ from planner.optimize.rows.changes import change_usd_per_hour
 from planner.optimize.rows.limits import availability_limits
 from planner.optimize.rules import rule_text, without_rule
 from planner.optimize.search import exact_cost, run, search
-from planner.optimize.settings import Assignment
+from planner.optimize.settings import Assignment, Clock
+from planner.optimize.termination import Termination
 from planner.optimize.verify import verify
 from planner.units import format_usd
 
@@ -70,6 +71,38 @@ def price_of_limits(
             if saving > settings.relative_gap * plan.cost_usd_per_hour:
                 prices[limit.name] = saving
     return prices
+
+
+def price_of_jobs(
+    problem: FleetProblem, plan: Plan, settings: SolverSettings, *, assignment: Assignment | None = None
+) -> Mapping[str, float]:
+    """Return for each job the USD/h that the plan would cost less without it, everything else kept.
+
+    All of them share one time limit; a job is left out where it ends before the price is proven, and all are where the
+    cost is not what was minimised.
+    """
+    if plan.cost_usd_per_hour is None or problem.goal is not None:
+        return {}
+    clock = Clock(settings)
+    prices: dict[str, float] = {}
+    for job in problem.jobs:
+        if clock.is_over:
+            break
+        rest = prune(without_job(problem, job.name))
+        result = search(fleet_arrays(rest, assignment or assignment_of(plan)), clock.settings())
+        if result.fleet is not None and result.termination is Termination.OPTIMAL:
+            prices[job.name] = max(0.0, total_usd_per_hour(problem, plan) - result.fleet.total_usd_per_hour)
+    return prices
+
+
+def without_job(problem: FleetProblem, name: str) -> FleetProblem:
+    """Return `problem` without the job `name` and the options that only it has."""
+    options = (
+        replace(option, job_rates={job: rate for job, rate in option.job_rates.items() if job != name})
+        for option in problem.options
+        if option.service != name
+    )
+    return replace(problem, options=tuple(options), jobs=tuple(job for job in problem.jobs if job.name != name))
 
 
 def assignment_of(plan: Plan) -> Assignment:

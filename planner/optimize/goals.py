@@ -156,7 +156,7 @@ def search_goal(fleet: FleetArrays, goal: Goal, settings: SolverSettings) -> Goa
 def _stages(fleet: FleetArrays, goal: Goal, settings: SolverSettings, margin: float) -> GoalResult | None:
     """Return the result of all programmes; None if a fleet does not hold the demand exactly."""
     deadline = time.monotonic() + settings.time_limit_s
-    padded = replace(fleet, pair_load=fleet.pair_load * (1 + margin)) if margin else fleet
+    padded = fleet.with_margin(margin)
     stages = stages_of(goal)
     objectives = [stage_objective(stage, fleet) for stage in stages]
     kept: list[tuple[Objective, float]] = []

@@ -7,7 +7,7 @@ With a horizon, buckets, options and pools are repeated per period, and the obje
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from planner.optimize.milp import MilpBuilder
 from planner.optimize.rows.capacity import define_capacity
 from planner.optimize.rows.changes import define_changes
 from planner.optimize.rows.coverage import define_coverage
+from planner.optimize.rows.deferrable import define_work
 from planner.optimize.rows.disaggregation import define_handovers, define_transfers
 from planner.optimize.rows.energy import define_energy_budgets
 from planner.optimize.rows.limits import all_limits, define_limits
@@ -63,6 +64,8 @@ class FleetModel:
     """Columns by which rules are missed, by the rule's position; only in an elastic model."""
     u: IntArray | None = None
     """Columns of unserved shares, shape (buckets,); only where demand may be shed."""
+    short: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Columns of the parts of jobs that are not done, shape (jobs,); only in an elastic model."""
 
     def freeze(self) -> Milp:
         """Return the programme as it stands."""
@@ -117,6 +120,7 @@ def build_model(
     slack_upper: FloatArray | None = None,
     unserved_cost: FloatArray | None = None,
     relaxed_rules: Mapping[int, float] | None = None,
+    short_cost: FloatArray | None = None,
 ) -> FleetModel:
     """Return the model of `fleet`, minimising its cost unless another `objective` is given.
 
@@ -126,6 +130,7 @@ def build_model(
         (limits,).
     unserved_cost : lets buckets be left unserved, at this price for all of a bucket, shape (buckets,).
     relaxed_rules : make rules elastic: the price of missing a rule by 1 by its position.
+    short_cost : lets jobs be left undone, at this price for all of a job, shape (jobs,); inf = not this one.
     """
     builder = MilpBuilder()
     aim = objective or cost_objective(fleet)
@@ -181,9 +186,20 @@ def build_model(
     define_survival(builder, fleet, n, slack=relaxations)
     define_scenarios(builder, fleet, n, slack=relaxations)
     define_energy_budgets(builder, fleet, x, n, slack=relaxations)
+    short = define_work(builder, fleet, x, n, short_cost=short_cost) if fleet.jobs else np.zeros(0, dtype=np.int64)
     changes = define_changes(builder, fleet, n, is_priced=objective is None)
     return FleetModel(
-        fleet=fleet, builder=builder, x=x, n=n, m=m, up=up, slack=slack, changes=changes, relaxations=relaxations, u=u
+        fleet=fleet,
+        builder=builder,
+        x=x,
+        n=n,
+        m=m,
+        up=up,
+        slack=slack,
+        changes=changes,
+        relaxations=relaxations,
+        u=u,
+        short=short,
     )
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from planner.domain.hardware import EngineConfig
-    from planner.domain.problem import ServingOption
+    from planner.domain.problem import FleetProblem, ServingOption
     from planner.domain.workload import Bucket
 
 _DETAILS: tuple[Callable[[EngineConfig], str], ...] = (
@@ -71,6 +71,12 @@ def _numbered(options: Sequence[ServingOption], keys: list[str]) -> list[str]:
             seen[place] += 1
             result[index] = f"{keys[index]}#{seen[place]}"
     return result
+
+
+def service_order(problem: FleetProblem) -> dict[str, int]:
+    """Return in which order services and then jobs stand, as the request has them."""
+    names = [*(demand.service for demand in problem.demands), *(job.name for job in problem.jobs)]
+    return {name: index for index, name in enumerate(names)}
 
 
 def bucket_name(service: str, bucket: Bucket) -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.optimize.jobs import WorkArrays
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -88,7 +90,7 @@ def _extended(runs: NDArray[np.bool_], lease: int) -> IntArray:
 
 
 def period_of(fleet: FleetArrays, period: int) -> FleetArrays:
-    """Return the arrays of one period alone, as a steady state."""
+    """Return the arrays of one period alone, as a steady state, without the jobs: those belong to no one period."""
     n_options, n_pools = len(fleet.options) // fleet.n_periods, len(fleet.pool_offer) // fleet.n_periods
     options, pools = slice_of(period, n_options), slice_of(period, n_pools)
     buckets = np.flatnonzero(fleet.bucket_period == period)
@@ -113,6 +115,8 @@ def period_of(fleet: FleetArrays, period: int) -> FleetArrays:
         energy=None if fleet.energy is None else _energy_of(fleet.energy, options, pairs),
         horizon=None,
         bucket_period=np.zeros(0, dtype=np.int64),
+        jobs=(),
+        work=WorkArrays(),
     )
 
 

@@ -17,6 +17,7 @@ from planner.optimize.arrays import chains
 from planner.optimize.egress_check import check_egress_of
 from planner.optimize.energy_check import check_energy
 from planner.optimize.handover_check import check_handovers
+from planner.optimize.job_check import check_jobs
 from planner.optimize.naming import bucket_name, option_keys
 from planner.optimize.robust_check import check_robustness
 from planner.optimize.rule_check import check_period_rules, check_rules
@@ -56,12 +57,14 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     check_rules(problem, plan, by_key)
     if problem.horizon is not None:
         _check_schedule(problem, problem.horizon, plan, by_key)
+        check_jobs(problem, plan, by_key)
         return
     _check_loads(problem, plan, by_key, used)
     check_handovers(problem, plan, by_key)
     _check_instances(plan, by_key)
     _check_limits(problem, plan, by_key)
     check_robustness(problem, plan, by_key)
+    check_jobs(problem, plan, by_key)
     _check_cost(problem, plan)
     _check_objectives(problem, plan, by_key)
 

@@ -1,9 +1,9 @@
 """Leaves out what no cheapest plan needs: dominated options and dominated offers. Exact: the optimal cost stays.
 
 An option is dominated by another one of the same service on the same offer if it needs at least as many GPUs (a
-multiple, so that replicas still pack), serves no bucket faster, in no scenario either, and draws no less power where
-watts are limited or minimised, and no less energy where that is counted. Prefill and decode options are dominated by
-options of the same role and meeting point alone.
+multiple, so that replicas still pack), serves no bucket faster, in no scenario either, does no job's work faster, and
+draws no less power where watts are limited or minimised, and no less energy where that is counted. Prefill and decode
+options are dominated by options of the same role and meeting point alone.
 
 An offer b is dominated by an offer a of which any number can be had if everything that runs on one instance of b also
 runs on r = G_b / G_a instances of a, for no more money and no more of anything that is limited. Real catalogs list the
@@ -174,6 +174,13 @@ def _serves_as_well(better: ServingOption, worse: ServingOption, *, watts: bool,
     if watts and (better.power_w or 0.0) > (worse.power_w or 0.0):
         return False
     if energy and not _draws_no_more(better, worse):
+        return False
+    return _is_as_fast(better, worse)
+
+
+def _is_as_fast(better: ServingOption, worse: ServingOption) -> bool:
+    """Return whether `better` serves every bucket at least as fast, in every scenario too, and does every job so."""
+    if any(better.job_rates.get(job, 0.0) < rate for job, rate in worse.job_rates.items()):
         return False
     scenarios = better.scenario_rps.keys() | worse.scenario_rps.keys()
     return bool(np.all(better.throughput_rps >= worse.throughput_rps)) and all(

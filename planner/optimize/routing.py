@@ -5,6 +5,7 @@
 
 The most loaded option is as little loaded as possible. The solution is a vertex, so few buckets are split. Where
 serving a bucket here or there costs something (energy, carbon), the least of that comes first, with t <= 1.
+Work with a deadline is laid out before (`planner.optimize.work`); the requests then leave it the room that it takes.
 """
 
 from __future__ import annotations
@@ -63,7 +64,12 @@ NO_WISHES = ShareWishes()
 
 
 def balanced_shares(
-    fleet: FleetArrays, replicas: IntArray, assigned: FloatArray, wishes: ShareWishes = NO_WISHES
+    fleet: FleetArrays,
+    replicas: IntArray,
+    assigned: FloatArray,
+    wishes: ShareWishes = NO_WISHES,
+    *,
+    busy: FloatArray | None = None,
 ) -> FloatArray | None:
     """Return shares (shape (pairs,)) that these replicas serve, least utilisation first; None if there are none.
 
@@ -72,17 +78,23 @@ def balanced_shares(
     replicas : n, shape (options,).
     assigned : the search's shares; used as they are where buckets are sliced, and as a fallback.
     wishes : what the shares must keep, and what comes before an even load.
+    busy : replicas that work with a deadline keeps busy, shape (options,); None = there is none.
     """
     if fleet.is_sliced:
-        exact = np.round(assigned * fleet.units_per_bucket) / fleet.units_per_bucket
-        return exact if holds(fleet, replicas, exact) and wishes.hold(exact) else None
-    solved = _solve(fleet, replicas, wishes)
+        exact = exact_slices(fleet, assigned)
+        return exact if holds(fleet, replicas, exact, busy=busy) and wishes.hold(exact) else None
+    solved = _solve(fleet, replicas, wishes, busy)
     for shares in (solved, assigned):
         if shares is not None:
             clean = _normalised(fleet, shares)
-            if holds(fleet, replicas, clean) and wishes.hold(clean):
+            if holds(fleet, replicas, clean, busy=busy) and wishes.hold(clean):
                 return clean
     return None
+
+
+def exact_slices(fleet: FleetArrays, assigned: FloatArray) -> FloatArray:
+    """Return shares as whole numbers of slices."""
+    return np.asarray(np.round(assigned * fleet.units_per_bucket) / fleet.units_per_bucket, dtype=np.float64)
 
 
 def option_load(fleet: FleetArrays, shares: FloatArray) -> FloatArray:
@@ -91,10 +103,14 @@ def option_load(fleet: FleetArrays, shares: FloatArray) -> FloatArray:
     return np.maximum(busy.astype(np.float64), transfer_load(fleet, shares))
 
 
-def holds(fleet: FleetArrays, replicas: IntArray, shares: FloatArray) -> bool:
+def holds(fleet: FleetArrays, replicas: IntArray, shares: FloatArray, *, busy: FloatArray | None = None) -> bool:
     """Return whether replicas serve every bucket, none overfull, within 1e-9, and caps on shares are kept."""
     if np.any(replicas[fleet.pair_option[shares > 0]] < 1):
         return False  # whatever its load
+    if busy is not None:
+        beside = busy + option_load(fleet, shares) / (1 + fleet.headroom_fraction)
+        if np.any(beside[busy > 0] > replicas[busy > 0] * (1 + PLAN_TOLERANCE)):
+            return False
     covering = np.where(fleet.pair_covers, shares, 0.0)
     served = np.bincount(fleet.pair_bucket, weights=covering, minlength=len(fleet.buckets))
     return bool(
@@ -105,39 +121,42 @@ def holds(fleet: FleetArrays, replicas: IntArray, shares: FloatArray) -> bool:
     )
 
 
-def _solve(fleet: FleetArrays, replicas: IntArray, wishes: ShareWishes) -> FloatArray | None:
+def _solve(fleet: FleetArrays, replicas: IntArray, wishes: ShareWishes, busy: FloatArray | None) -> FloatArray | None:
     """Return the shares of the linear programme, or None if these replicas cannot serve everything at any load.
 
     Where no row joins them, periods have nothing to do with each other here: each has a programme of its own.
     """
     if fleet.horizon is None or wishes.rows:
-        return _solve_steady(fleet, replicas, wishes)
+        return _solve_steady(fleet, replicas, wishes, busy)
     shares = np.zeros(len(fleet.pair_bucket))
     n_options = len(fleet.options) // fleet.n_periods
     for period in range(fleet.n_periods):
         alone = period_of(fleet, period)
         part = wishes.of_period(pairs_of(fleet, period))
-        now = replicas[slice_of(period, n_options)]
-        found = _solve_steady(alone, now, part) if alone.buckets else np.zeros(0)
+        mine = slice_of(period, n_options)
+        taken = None if busy is None else busy[mine]
+        found = _solve_steady(alone, replicas[mine], part, taken) if alone.buckets else np.zeros(0)
         if found is None:
             return None
         shares[pairs_of(fleet, period)] = found
     return shares
 
 
-def _solve_steady(fleet: FleetArrays, replicas: IntArray, wishes: ShareWishes) -> FloatArray | None:
+def _solve_steady(
+    fleet: FleetArrays, replicas: IntArray, wishes: ShareWishes, busy: FloatArray | None
+) -> FloatArray | None:
     live = np.flatnonzero(replicas[fleet.pair_option] > 0)
     if len(np.unique(fleet.pair_bucket[live])) < len(fleet.buckets):
         return None
     scale = 0.0 if wishes.cost is None else float(np.abs(wishes.cost[live]).max(initial=0.0))
     rows = wishes.rows
     if wishes.cost is not None and scale > 0:
-        cheapest = _solve_live(fleet, replicas, live, wishes.cost[live] / scale, rows)
+        cheapest = _solve_live(fleet, replicas, live, cost=wishes.cost[live] / scale, rows=rows, busy=busy)
         if cheapest is None:
             return None
         # What it costs is kept while the loads are made even.
         rows = (*rows, (wishes.cost, float(wishes.cost @ cheapest) + DUST * scale))
-    even = _solve_live(fleet, replicas, live, None, rows)
+    even = _solve_live(fleet, replicas, live, cost=None, rows=rows, busy=busy)
     return cheapest if even is None and scale > 0 else even
 
 
@@ -145,8 +164,10 @@ def _solve_live(
     fleet: FleetArrays,
     replicas: IntArray,
     live: IntArray,
+    *,
     cost: FloatArray | None,
     rows: tuple[tuple[FloatArray, float], ...],
+    busy: FloatArray | None,
 ) -> FloatArray | None:
     """Return the shares of the `live` pairs that cost least, or with even loads where they cost nothing."""
     n_buckets, n_options = len(fleet.buckets), len(fleet.options)
@@ -168,15 +189,16 @@ def _solve_live(
     )
     position = np.full(len(fleet.pair_bucket), -1, dtype=np.int64)
     position[live] = x
-    _define_handovers(builder, fleet, replicas, position)
-    for row in share_rows(fleet):
-        mine = position[row.pairs] >= 0
+    add_handovers(builder, fleet, replicas, position)
+    add_share_caps(builder, fleet, position)
+    if busy is not None and np.any(busy > 0):
+        room = np.where(busy > 0, np.maximum(replicas - busy, 0.0), np.inf) + LP_TOLERANCE
         builder.add_rows(
-            "share",
-            rows=np.zeros(int(mine.sum()), dtype=np.int64),
-            columns=position[row.pairs][mine],
-            values=row.parts[mine],
-            upper=[row.bound + SHARE_TOLERANCE / 2],
+            "beside work",
+            rows=options,
+            columns=x,
+            values=fleet.pair_load[live] / (1 + fleet.headroom_fraction),
+            upper=room,
         )
     for coefficients, most in rows:
         size = _size(coefficients, most) or 1.0
@@ -196,7 +218,7 @@ def _solve_live(
     return shares
 
 
-def _define_handovers(builder: MilpBuilder, fleet: FleetArrays, replicas: IntArray, position: IntArray) -> None:
+def add_handovers(builder: MilpBuilder, fleet: FleetArrays, replicas: IntArray, position: IntArray) -> None:
     """What the replicas that there are hand over is taken over, and their network carries it; `position`: columns."""
     if not fleet.is_disaggregated:
         return
@@ -209,6 +231,19 @@ def _define_handovers(builder: MilpBuilder, fleet: FleetArrays, replicas: IntArr
         values=(fleet.pair_load * fleet.pair_transfer)[live],
         upper=replicas * (1 + PLAN_TOLERANCE / 2),
     )
+
+
+def add_share_caps(builder: MilpBuilder, fleet: FleetArrays, position: IntArray) -> None:
+    """Add the caps on shares; `position`: columns of the pairs, -1 where there is none."""
+    for row in share_rows(fleet):
+        mine = position[row.pairs] >= 0
+        builder.add_rows(
+            "share",
+            rows=np.zeros(int(mine.sum()), dtype=np.int64),
+            columns=position[row.pairs][mine],
+            values=row.parts[mine],
+            upper=[row.bound + SHARE_TOLERANCE / 2],
+        )
 
 
 def _normalised(fleet: FleetArrays, shares: FloatArray) -> FloatArray:

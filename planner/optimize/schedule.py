@@ -11,6 +11,7 @@ import numpy as np
 from planner.domain.plan import Commitment, Period, PeriodAllocation, PeriodRental, PeriodRoute
 from planner.domain.problem import COMMITTED_MARKETS
 from planner.optimize.energy_report import period_totals, with_mean_energy
+from planner.optimize.naming import service_order
 from planner.optimize.periods import starts
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _period(
                 option=item.option,
                 replicas=item.replicas,
                 utilization=item.utilization,
+                work_utilization=item.work_utilization,
                 cost_usd_per_hour=_with_start(item, extra[item.offer], gpus[item.offer]),
             )
             for item in state.allocation
@@ -176,7 +178,7 @@ def _whole_allocations(schedule: Schedule, rentals: Sequence[Rental]) -> tuple[A
     for state in schedule.states:
         for item in state.allocation:
             rows[item.service, item.option].append(item)
-    order = {demand.service: index for index, demand in enumerate(schedule.problem.demands)}
+    order = service_order(schedule.problem)
     ranked = sorted(rows, key=lambda key: (order[key[0]], rows[key][0].offer, key[1]))
     offers = {item.offer: item for item in rentals}
     used = _gpus_in_use([item for items in rows.values() for item in items])
@@ -198,6 +200,7 @@ def _whole_allocation(
         instances=rental.instances,
         cost_usd_per_hour=round(rental.cost_usd_per_hour * part, COST_DIGITS),
         utilization=sum(item.utilization * item.replicas for item in items) / replicas,
+        work_utilization=sum(item.work_utilization * item.replicas for item in items) / replicas,
         rate_rps=sum(item.rate_rps for item in items) / n_periods,
         output_tokens_per_s=None if None in tokens else sum(value or 0.0 for value in tokens) / n_periods,
         transfer_bytes_per_s=None if busiest.transfer_bytes_per_s is None else sum(transfers) / n_periods,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from planner.optimize.decompose import can_be_cut, decomposed_fleet
 from planner.optimize.energy import running_usd_per_hour
 from planner.optimize.model import build_model
 from planner.optimize.periods import instance_periods, kept_long_enough, starts, without_spare
-from planner.optimize.routing import balanced_shares, option_load
+from planner.optimize.routing import option_load
 from planner.optimize.rows.changes import change_usd_per_hour
 from planner.optimize.rows.minimums import is_counted, kept_instances
 from planner.optimize.rows.packing import instances_needed
@@ -24,6 +24,7 @@ from planner.optimize.settings import SolverSettings
 from planner.optimize.termination import Termination
 from planner.optimize.verify import PLAN_TOLERANCE, verify
 from planner.optimize.wishes import share_wishes
+from planner.optimize.work import laid_out, shares_and_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,6 +68,8 @@ class Fleet:
     """Of the changes to today's fleet."""
     running_usd_per_hour: float = 0.0
     """Of electricity, emissions and egress at their prices; the objective is the sum of all three."""
+    work: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """y, the part of its job that each pair of job and option does, shape (work pairs,); each job's sum to 1."""
 
     @property
     def beside_usd_per_hour(self) -> float:
@@ -124,8 +127,7 @@ def _search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
     seconds = 0.0
     margin = 0.0
     for _ in range(_STRICT_TRIES + 1):
-        padded = replace(fleet, pair_load=fleet.pair_load * (1 + margin)) if margin else fleet
-        model = build_model(padded)
+        model = build_model(fleet.with_margin(margin))
         milp = model.freeze()
         raw = run_by_class(model, milp, settings)
         if raw.values is None and raw.termination is Termination.INTERRUPTED:
@@ -328,22 +330,26 @@ def settle(
     aim, kept : what shares should have little of, and objectives that must not get worse, as in `share_wishes`.
     """
 
-    def routed(replicas: IntArray, assigned: FloatArray) -> FloatArray | None:
+    def routed(replicas: IntArray, assigned: FloatArray) -> tuple[FloatArray, FloatArray] | None:
         wishes = share_wishes(fleet, replicas=replicas, instances=instances, aim=aim, kept=kept)
-        return balanced_shares(fleet, replicas, assigned, wishes)
+        return shares_and_work(fleet, replicas, assigned, wishes)
 
-    by_load = np.ceil(option_load(fleet, assigned) - _SEARCH_SLACK).astype(np.int64)
-    in_use = _replicas_in_use(fleet, np.where(assigned > _SEARCH_SLACK, assigned, 0.0))  # however little the load is
+    work = laid_out(fleet, replicas, assigned)
+    if work is None:
+        return None
+    by_load = np.ceil(occupied(fleet, assigned, work) - _SEARCH_SLACK).astype(np.int64)
+    # However little the load is:
+    in_use = _replicas_in_use(fleet, np.where(assigned > _SEARCH_SLACK, assigned, 0.0), work)
     fewest = (by_load, np.maximum(by_load, np.minimum(in_use, 1)), replicas)
     for wanted in fewest if not fleet.keeps_spares else (replicas,):
         needed = np.minimum(replicas, wanted)
-        shares = routed(needed, assigned)
-        if shares is not None:
+        found = routed(needed, assigned)
+        if found is not None:
             break
     else:
         return None
     if not fleet.keeps_spares:
-        needed, shares = _without_spares(fleet, needed, shares, routed)
+        needed, found = _without_spares(fleet, needed, found, routed)
     holding = instances_needed(fleet, needed)
     if fleet.horizon is None:
         packed = kept_instances(fleet, instances, holding)
@@ -352,32 +358,43 @@ def settle(
     return Fleet(
         replicas=needed,
         instances=packed,
-        shares=shares,
+        shares=found[0],
         cost_usd_per_hour=exact_cost(fleet, packed),
         change_usd_per_hour=change_usd_per_hour(fleet, needed),
-        running_usd_per_hour=running_usd_per_hour(fleet, needed, shares),
+        running_usd_per_hour=running_usd_per_hour(fleet, needed, found[0]),
+        work=found[1],
     )
 
 
 def _without_spares(
     fleet: FleetArrays,
     replicas: IntArray,
-    shares: FloatArray,
-    routed: Callable[[IntArray, FloatArray], FloatArray | None],
-) -> tuple[IntArray, FloatArray]:
-    """Return replicas without those that nothing needs, and shares for what is left, as `routed` finds them."""
+    found: tuple[FloatArray, FloatArray],
+    routed: Callable[[IntArray, FloatArray], tuple[FloatArray, FloatArray] | None],
+) -> tuple[IntArray, tuple[FloatArray, FloatArray]]:
+    """Return replicas without those that nothing needs, and what is left does, as `routed` finds it."""
     needed = replicas
     for _ in range(_DROP_ROUNDS):
-        fewer = np.minimum(needed, _replicas_in_use(fleet, shares))
-        again = routed(fewer, shares) if np.any(fewer < needed) else None
+        fewer = np.minimum(needed, _replicas_in_use(fleet, *found))
+        again = routed(fewer, found[0]) if np.any(fewer < needed) else None
         if again is None:
             break
-        needed, shares = fewer, again
-    return np.where(_replicas_in_use(fleet, shares) > 0, needed, 0), shares
+        needed, found = fewer, again
+    return np.where(_replicas_in_use(fleet, *found) > 0, needed, 0), found
 
 
-def _replicas_in_use(fleet: FleetArrays, shares: FloatArray) -> IntArray:
-    """Return the replicas that `shares` fill, at least one wherever there is any share, shape (options,)."""
-    full = np.ceil(option_load(fleet, shares) - PLAN_TOLERANCE).astype(np.int64)
+def occupied(fleet: FleetArrays, shares: FloatArray, work: FloatArray) -> FloatArray:
+    """Return the replicas that requests with their headroom need, or requests and work without it if that is more."""
+    requests = option_load(fleet, shares)
+    if not fleet.jobs:
+        return requests
+    beside = requests / (1 + fleet.headroom_fraction) + fleet.work.busy(work, len(fleet.options))
+    return np.asarray(np.maximum(requests, beside), dtype=np.float64)
+
+
+def _replicas_in_use(fleet: FleetArrays, shares: FloatArray, work: FloatArray) -> IntArray:
+    """Return the replicas that shares and work fill, at least one wherever there is any, shape (options,)."""
+    full = np.ceil(occupied(fleet, shares, work) - PLAN_TOLERANCE).astype(np.int64)
     is_used = np.bincount(fleet.pair_option, weights=shares, minlength=len(fleet.options)) > 0
+    is_used |= fleet.work.busy(work, len(fleet.options)) > 0
     return np.maximum(full, is_used)

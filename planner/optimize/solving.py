@@ -47,7 +47,7 @@ def solve(problem: FleetProblem, *, settings: SolverSettings, assignment: Assign
     find_back_end(settings.solver)
     check_goal(problem)
     whole = fleet_arrays(problem, assignment)
-    if whole.unserved:
+    if whole.unserved or whole.undone:
         return no_plan(settings, conflicts=unserved_conflicts(problem))
     _check_size(whole)
     pruned = prune(problem)

@@ -1,4 +1,4 @@
-"""Buckets that no option can serve: the first thing that makes a request infeasible."""
+"""Buckets that no option can serve, and jobs that none can do: the first thing that makes a request infeasible."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from planner.optimize.scenarios import in_scenario, scenarios_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from planner.domain.jobs import Job
     from planner.domain.problem import FleetProblem, ServingOption
     from planner.domain.workload import Demand
 
@@ -22,18 +23,37 @@ _REASONS_SHOWN = 3
 
 
 def unserved_conflicts(problem: FleetProblem) -> tuple[Conflict, ...]:
-    """Return one conflict for every bucket that no option serves at any rate, in the order of the request."""
+    """Return one conflict for every bucket that no option serves, and every job that none does, in their order."""
     cases = [("", problem)]
     cases += [
         (f"in the scenario {each.name}, ", in_scenario(problem, each))
         for each in scenarios_of(problem)
         if each.bound > 0
     ]
-    return tuple(
+    buckets = tuple(
         _conflict(when, demand, index, [option for option in then.options if option.service == demand.service])
         for when, then in cases
         for demand in then.demands
         for index in unserved_positions(demand, then)
+    )
+    return buckets + tuple(_undone(job, problem) for job in problem.jobs if not _can_be_done(job, problem))
+
+
+def _can_be_done(job: Job, problem: FleetProblem) -> bool:
+    return any(
+        np.any(option.throughput_rps > 0) and (option.service == job.name or option.job_rates.get(job.name, 0.0) > 0)
+        for option in problem.options
+    )
+
+
+def _undone(job: Job, problem: FleetProblem) -> Conflict:
+    options = [option for option in problem.options if option.service == job.name]
+    return Conflict(
+        requirement=f"{job.name}: {job.amount:.6g} {job.unit}",
+        explanation=f"None of the {len(options)} options of {job.name} can do it.{_because(options, 0)}"
+        if options
+        else f"There is no option at all for {job.name}.",
+        suggestion="Allow larger or more GPUs, providers or engine configurations, or leave the job out.",
     )
 
 
@@ -64,14 +84,18 @@ def _conflict(when: str, demand: Demand, index: int, options: list[ServingOption
             explanation=f"There is no option at all for {demand.service}.",
             suggestion="Allow more GPUs, providers or engine configurations.",
         )
+    return Conflict(
+        requirement=name,
+        explanation=f"None of the {len(options)} options of {demand.service} can serve it within its objectives."
+        f"{_because(options, index)}",
+        suggestion="Loosen the service's objectives, allow larger or more GPUs, or leave such requests out.",
+    )
+
+
+def _because(options: list[ServingOption], index: int) -> str:
+    """Return in words what bounds options at a bucket, the most frequent first; empty if that is not known."""
     reasons = Counter(option.limiting[index] for option in options if option.limiting)
     shown = reasons.most_common(_REASONS_SHOWN)
     words = ", ".join(f"{reason} ({count})" for reason, count in shown if reason)
     others = f", and {len(reasons) - len(shown)} more reasons" if len(reasons) > len(shown) else ""
-    because = f" What bounds them: {words}{others}." if words else ""
-    return Conflict(
-        requirement=name,
-        explanation=f"None of the {len(options)} options of {demand.service} can serve it within its objectives."
-        f"{because}",
-        suggestion="Loosen the service's objectives, allow larger or more GPUs, or leave such requests out.",
-    )
+    return f" What bounds them: {words}{others}." if words else ""

@@ -19,6 +19,7 @@ from planner.optimize import (
     Assignment,
     SolverSettings,
     find_conflicts,
+    price_of_jobs,
     redundancy_prices,
     robustness,
     savings_vs_best_single,
@@ -116,6 +117,10 @@ def answer(question: Question, *, settings: SolverSettings, assignment: Assignme
     prices = redundancy_prices(question.problem, found, settings=settings, assignment=assignment)
     found = replace(found, redundancy=prices)
     found = _with_robustness(found, question, settings, assignment)
+    if found.jobs:
+        extra = price_of_jobs(question.problem, found, settings, assignment=assignment)
+        jobs = (replace(job, extra_usd_per_hour=extra.get(job.job)) for job in found.jobs)
+        found = replace(found, jobs=tuple(jobs))
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
     return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
 

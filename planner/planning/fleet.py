@@ -25,6 +25,7 @@ from planner.errors import InputError
 from planner.files.bundled import bundled_sha256
 from planner.files.request.constraints import LARGEST_INSTANCES
 from planner.planning.catalog import owned_offers, read_catalog
+from planner.planning.deferrable import PreparedJob, job_assumptions, own_options, prepare_jobs
 from planner.planning.disaggregation import check_engines, disaggregation_assumptions, handover_of, stages
 from planner.planning.egress import egress_assumptions, egress_of, slos_from
 from planner.planning.energy import (
@@ -115,6 +116,7 @@ class Prepared:
     """What the fleet must survive."""
     network_factor: float = 1.0
     """How many times as fast as stated networks are taken to be."""
+    jobs: tuple[PreparedJob, ...] = ()
 
     def problem(self, slos: Mapping[str, Sequence[Slo]]) -> FleetProblem:
         """Return the problem in which each service has the objectives `slos[its name]`."""
@@ -123,7 +125,7 @@ class Prepared:
         )
         return FleetProblem(
             demands=tuple(service.demand for service in self.services),
-            options=options,
+            options=options + tuple(own_options(self.jobs, self.offers, self.availability, self.gpus)),
             limits=self.limits,
             headroom_fraction=self.headroom_fraction,
             shed=self.shed,
@@ -133,6 +135,7 @@ class Prepared:
             horizon=self.horizon,
             energy=self.energy,
             egress=self.egress,
+            jobs=tuple(item.job for item in self.jobs),
         )
 
     def _options(self, service: PreparedService, slos: Sequence[Slo]) -> Iterator[ServingOption]:
@@ -165,6 +168,7 @@ class Prepared:
                     scenario_rps={name: rates * self._availability(offer) for name, rates in scenarios[key].items()},
                     role=Role.BOTH if stage is None else stage.role,
                     handover=handover_of(stage, config, profile),
+                    job_rates={} if stage is not None else self._job_rates(service, offer, config),
                 )
 
     def _scenario_rps(
@@ -196,6 +200,11 @@ class Prepared:
             if config.gpus_per_replica <= offer.gpus_per_instance:
                 for stage in stages(service.request, offer, config, slos, network_factor=self.network_factor):
                     yield config, stage
+
+    def _job_rates(self, service: PreparedService, offer: Offer, config: EngineConfig) -> dict[str, float]:
+        """Return how fast an idle replica of `service` does the jobs that may use it, units per second by job."""
+        rates = (pair for job in self.jobs for pair in job.harvested_rates(service, offer.gpu, config))
+        return {name: rate * self._availability(offer) for name, rate in rates}
 
     def _availability(self, offer: Offer) -> float:
         """Return the part of the time that a replica on `offer` runs."""
@@ -267,11 +276,12 @@ def fleet_question(
         for index, service in enumerate(request.services)
     )
     rhythms = {service.request.name: service.rhythm for service in services if service.rhythm is not None}
+    store = _measured(request, measurements)
     prepared = Prepared(
         services=services,
         offers=offers,
         gpus=gpus,
-        store=_measured(request, measurements),
+        store=store,
         limits=limits,
         headroom_fraction=request.constraints.headroom,
         shed=_shedding(request),
@@ -283,8 +293,9 @@ def fleet_question(
         egress=egress_of(request),
         round_trip_s=(request.catalog.egress.round_trip or 0.0) if request.catalog.egress is not None else 0.0,
         prospects=_prospects(request, services, offers, base_dir),
+        jobs=prepare_jobs(request, services, offers, gpus=gpus, store=store, base_dir=base_dir),
     )
-    files = _hashes(request, services, base_dir)
+    files = _hashes(request, services, base_dir) | dict(job.file for job in prepared.jobs if job.file is not None)
     for prospect in prepared.prospects:
         files |= prospect.files
     running = _running(request, current, base_dir=base_dir)
@@ -300,7 +311,10 @@ def fleet_question(
         + uncounted
         + unknown_intensity
         + tuple(warning for service in services for warning in service.demand.warnings),
-        assumptions=tuple(_assumptions(request, services, offers)),
+        assumptions=(
+            *_assumptions(request, services, offers),
+            *job_assumptions(prepared.jobs, services, request.horizon),
+        ),
         unchecked_gpus=_unchecked_gpus(prepared),
         inputs={"files": files, "bundled": bundled_sha256("catalogs", "profiles")},
         relaxations=tuple(_relaxations(prepared, slos)),

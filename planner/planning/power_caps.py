@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from planner.domain.hardware import EngineConfig, GpuSpec
+    from planner.planning.deferrable import PreparedJob
     from planner.planning.services import PreparedService
     from planner.units import WattsPerGpu
 
 MAX_GPUS_NAMED = 5
 
 
-def power_caps_w(service: PreparedService, gpu: GpuSpec) -> tuple[list[WattsPerGpu | None], list[WattsPerGpu]]:
+def power_caps_w(
+    service: PreparedService | PreparedJob, gpu: GpuSpec
+) -> tuple[list[WattsPerGpu | None], list[WattsPerGpu]]:
     """Return the limits that compete on `gpu`, highest first (None = its own), and those of which nothing is known."""
     lowest = lowest_cap_w(gpu)
     asked = sorted({cap.watts_of(gpu) for cap in service.request.engine.power_caps}, reverse=True)
@@ -27,8 +30,8 @@ def power_caps_w(service: PreparedService, gpu: GpuSpec) -> tuple[list[WattsPerG
     return own + known, [cap for cap in below if cap not in known]
 
 
-def capped_configs(service: PreparedService, gpu: GpuSpec) -> Iterator[EngineConfig]:
-    """Yield the engine configurations of `service` that compete on `gpu`, those without a power limit first."""
+def capped_configs(service: PreparedService | PreparedJob, gpu: GpuSpec) -> Iterator[EngineConfig]:
+    """Yield the engine configurations of a service or a job that compete on `gpu`, those without a power limit first."""
     caps, _ = power_caps_w(service, gpu)
     for config in service.configs:
         for cap in caps:

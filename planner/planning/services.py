@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from planner.domain.model import ModelArchitecture
     from planner.domain.workload import Demand
+    from planner.files.request.deferrable import Deferrable
     from planner.files.request.horizon import HorizonChoice
     from planner.files.request.services import Service
 
@@ -63,8 +64,8 @@ def prepare_service(service: Service, index: int, *, base_dir: Path, horizon: Ho
     )
 
 
-def engine_configs(service: Service, model: ModelArchitecture) -> Iterator[EngineConfig]:
-    """Yield the engine configurations that compete for `service`.
+def engine_configs(service: Service | Deferrable, model: ModelArchitecture) -> Iterator[EngineConfig]:
+    """Yield the engine configurations that compete for `service`, or for a job's own replicas.
 
     A tensor-parallel degree must divide the model's query heads; others are left out, as engines refuse them.
     """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.report.jobs import busy_by_period
 from planner.report.wording import clean, number, plural, usd
 from planner.units import format_duration
 
@@ -40,7 +41,7 @@ class ScheduleView:
 
     title: str
     lines: tuple[ScheduleLine, ...]
-    """The demand first, then what is emitted where that is known, then every offer's instances."""
+    """The demand first, then what is emitted where that is known, then every offer's instances, then what jobs take."""
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -80,7 +81,8 @@ def schedule_view(plan: Plan) -> ScheduleView | None:
     emitted = [period.carbon_kg_per_hour for period in plan.schedule if period.carbon_kg_per_hour is not None]
     carbon = [_line("kg CO2e/h", emitted, is_committed=False)] if len(emitted) == len(plan.schedule) else []
     offers = (_line(name, counts[name], is_committed=name in committed) for name in ranked)
-    return ScheduleView(title=title, lines=(demand, *carbon, *offers))
+    jobs = (_line(f"{job.job} (busy)", busy_by_period(plan, job), is_committed=False) for job in plan.jobs)
+    return ScheduleView(title=title, lines=(demand, *carbon, *offers, *jobs))
 
 
 def _line(name: str, values: Sequence[float], *, is_committed: bool) -> ScheduleLine:

@@ -16,6 +16,7 @@ from planner.domain.plan import PlanStatus, Rental, RolloutAction
 from planner.domain.provenance import ProvenanceKind
 from planner.report.disaggregation import disaggregation_text
 from planner.report.energy import carbon_text, energy_text
+from planner.report.jobs import job_texts
 from planner.report.robustness import RobustnessView, robustness_text, robustness_view
 from planner.report.schedule import ScheduleView, schedule_view
 from planner.report.serves import ServesIndex
@@ -253,6 +254,7 @@ def _period_rows(plan: Plan, period: Period) -> Iterator[AllocationRow]:
             replicas=item.replicas,
             instances=instances.get(base.offer, 0),
             utilization=item.utilization,
+            work_utilization=item.work_utilization,
             cost_usd_per_hour=item.cost_usd_per_hour,
             power_w=None if base.power_w is None else base.power_w / base.replicas * item.replicas,
             rate_rps=rate,
@@ -287,7 +289,7 @@ def _allocation_row(row: Allocation, index: ServesIndex) -> AllocationRow:
         pipeline_parallel=row.pipeline_parallel,
         serves=index.text(row.service, row.option),
         request_share_fraction=index.request_share(row.service, row.option),
-        utilization_fraction=row.utilization,
+        utilization_fraction=row.utilization + row.work_utilization,
         rate_rps=row.rate_rps,
         output_tokens_per_s=row.output_tokens_per_s,
         power_w=row.power_w,
@@ -425,7 +427,7 @@ def _serving_view(row: Allocation, index: ServesIndex) -> ServingView:
         replicas=row.replicas,
         engine=engine_text(row),
         serves=index.text(row.service, row.option),
-        busy=f"{100 * row.utilization:.0f}%",
+        busy=f"{100 * (row.utilization + row.work_utilization):.0f}%",
         origin=row.provenance.value,
         origin_note=clean(row.provenance_note),
         usd_per_hour=usd(row.cost_usd_per_hour),
@@ -488,6 +490,7 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
             ("Unserved", unserved_text(plan)),
             ("Objective", objective_text(plan)),
             ("Robust", robustness_text(plan)),
+            *(("Work", text) for text in job_texts(plan)),
             ("Saving", saving_text(plan)),
             ("SLO", SLO_NOTE if plan.allocation else ""),
             ("Binding", binding_text(plan)),

@@ -10,6 +10,7 @@ from planner.domain.problem import Measure
 from planner.errors import InputError
 from planner.files.request.catalog import CatalogChoice, ProfileChoice
 from planner.files.request.constraints import Constraints
+from planner.files.request.deferrable import Deferrable
 from planner.files.request.horizon import HorizonChoice
 from planner.files.request.objective import Objective, name_alone
 from planner.files.request.robust import RobustChoice
@@ -24,6 +25,7 @@ class PlanRequest(Strict):
     kind: Literal["PlanRequest"] = Field(description="What this document is.")
     name: str = Field(default="", description="Your name for the plan.")
     services: list[Service] = Field(min_length=1, description="What the fleet must serve.")
+    deferrable: list[Deferrable] = Field(default=[], description="Work with a deadline, beside the services.")
     catalog: CatalogChoice = Field(default=CatalogChoice(), description="What may be rented.")
     profiles: ProfileChoice = Field(default=ProfileChoice(), description="Where throughput comes from.")
     constraints: Constraints = Field(default=Constraints(), description="Limits on the whole fleet.")
@@ -56,8 +58,9 @@ class PlanRequest(Strict):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> PlanRequest:
-        names = [service.name for service in self.services]
+        names = [service.name for service in self.services] + [job.name for job in self.deferrable]
         for name in names:
             if names.count(name) > 1:
-                raise InputError(f"Two services are called {name!r}.", hint="Give each its own name.")
+                what = "services or jobs" if self.deferrable else "services"
+                raise InputError(f"Two {what} are called {name!r}.", hint="Give each its own name.")
         return self

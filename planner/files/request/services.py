@@ -13,7 +13,8 @@ from planner.files.schema import BytesPerS, Fraction, PowerCapField, RateRps, St
 from planner.files.slo import SloField
 
 
-def _as_list(value: Any) -> Any:  # noqa: ANN401 - whatever the document holds
+def as_list(value: Any) -> Any:  # noqa: ANN401 - whatever the document holds
+    """Return a lone name or number as a list of one."""
     return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
@@ -34,7 +35,7 @@ class Engine(Strict):
     max_num_batched_tokens: int = Field(
         default=8192, ge=1, description="Token budget of one step (vLLM's --max-num-batched-tokens)."
     )
-    power_caps: Annotated[list[PowerCapField], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+    power_caps: Annotated[list[PowerCapField], BeforeValidator(as_list), Field(min_length=1)] = Field(
         default=[PowerCap(tdp_fraction=1.0)],
         description="Power limits per GPU that compete: parts of the TDP, or watts.",
         examples=[["100%", "70%", "350W"]],
@@ -50,10 +51,10 @@ class Engine(Strict):
 class Parallelism(Strict):
     """How one replica may be spread over the GPUs of one instance; all given degrees compete."""
 
-    tp: Annotated[list[Degree], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+    tp: Annotated[list[Degree], BeforeValidator(as_list), Field(min_length=1)] = Field(
         default=[1, 2, 4, 8], description="Tensor-parallel degrees to consider."
     )
-    pp: Annotated[list[Degree], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+    pp: Annotated[list[Degree], BeforeValidator(as_list), Field(min_length=1)] = Field(
         default=[1], description="Pipeline-parallel degrees to consider."
     )
 
@@ -163,7 +164,7 @@ class Service(Strict):
     model: str = Field(
         min_length=1, description="A name in the model library (`gpuplan models list`), or the path of a config.json."
     )
-    precision: Annotated[list[Precision], BeforeValidator(_as_list), Field(min_length=1)] | None = Field(
+    precision: Annotated[list[Precision], BeforeValidator(as_list), Field(min_length=1)] | None = Field(
         default=None,
         description="Number formats of the weights that compete; default: the one the model is published in.",
     )
