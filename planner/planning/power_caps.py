@@ -31,7 +31,7 @@ def power_caps_w(
 
 
 def capped_configs(service: PreparedService | PreparedJob, gpu: GpuSpec) -> Iterator[EngineConfig]:
-    """Yield the engine configurations of a service or a job that compete on `gpu`, those without a power limit first."""
+    """Yield the engine configurations of a service or a job that compete on `gpu`, without a power limit first."""
     caps, _ = power_caps_w(service, gpu)
     for config in service.configs:
         for cap in caps:
