@@ -121,6 +121,8 @@ class FleetArrays:
     egress_usd_per_gb: float = 0.0
     energy: EnergyArrays | None = None
     """What replicas draw and emit; None where nothing limits, prices or minimises it."""
+    today: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Shape (options,): replicas of each option that run today, whatever changes cost; empty if nothing is said."""
     bucket_period: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """Shape (buckets,); empty where there is one steady state."""
     scenarios: tuple[ScenarioArrays, ...] = ()
@@ -239,6 +241,7 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
         change=change,
         headroom_fraction=problem.headroom_fraction,
         running=running,
+        today=np.array([problem.change.replicas_of(option) for option in options] if problem.change else [], dtype=int),
         units_per_bucket=assignment.units_per_bucket,
         is_sliced=assignment.slice_factor is not None,
     )
@@ -325,6 +328,7 @@ def _over_periods(steady: FleetArrays, horizon: Horizon) -> FleetArrays:
         pool_offer=np.tile(steady.pool_offer, n_periods),
         replicas_upper=np.ceil(whole_load * (1 + _ROUNDING)) + np.where(whole_load > 0, spares, 0),
         running=np.tile(steady.running, n_periods),
+        today=np.tile(steady.today, n_periods),
         horizon=horizon,
         bucket_period=np.argwhere(is_asked)[:, 0],
     )

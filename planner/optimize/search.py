@@ -23,6 +23,7 @@ from planner.optimize.scenario_search import is_large, search_in_rounds
 from planner.optimize.settings import SolverSettings
 from planner.optimize.termination import Termination
 from planner.optimize.verify import PLAN_TOLERANCE, verify
+from planner.optimize.warm_start import warm_start
 from planner.optimize.wishes import share_wishes
 from planner.optimize.work import laid_out, shares_and_work
 
@@ -128,7 +129,7 @@ def _search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
     margin = 0.0
     for _ in range(_STRICT_TRIES + 1):
         model = build_model(fleet.with_margin(margin))
-        milp = model.freeze()
+        milp = warm_start(model, model.freeze(), settings)
         raw = run_by_class(model, milp, settings)
         if raw.values is None and raw.termination is Termination.INTERRUPTED:
             raw = _searched_again(model, milp, raw, settings)
@@ -174,17 +175,22 @@ def _or_rounded_up(
     found: Fleet | None,
     settings: SolverSettings,
 ) -> tuple[RawSolution, Fleet | None]:
-    """Return a stopped search's answer with the cheaper of its fleet and the rounded-up relaxation, the better bound.
+    """Return a stopped search's answer with the cheapest of its fleet, the rounded-up relaxation and today's fleet.
 
-    The first fleets of a search that is stopped early can cost several times what the relaxation says.
+    The first fleets of a search that is stopped early can cost several times what the relaxation says. The bound is the
+    better one.
     """
     is_hurried = found is not None or stopped.termination is Termination.INTERRUPTED
     limit_s = min(settings.time_limit_s, INTERRUPTED_TIME_LIMIT_S) if is_hurried else settings.time_limit_s
     rounded = _rounded_relaxation(model, milp, stopped, limit_s=limit_s)
     bounds = [bound for bound in (stopped.bound, rounded.bound) if bound is not None]
-    other = _fleet(fleet, model, milp, rounded)
-    if other is not None and (found is None or other.total_usd_per_hour < found.total_usd_per_hour):
-        stopped, found = rounded, other
+    others = [rounded]
+    if milp.start is not None and np.all(np.isfinite(milp.start)):
+        others.append(replace(stopped, values=milp.start, objective=None, bound=None))
+    for raw in others:
+        other = _fleet(fleet, model, milp, raw)
+        if other is not None and (found is None or other.total_usd_per_hour < found.total_usd_per_hour):
+            stopped, found = raw, other
     return replace(stopped, bound=max(bounds, default=None), seconds=rounded.seconds), found
 
 

@@ -1,8 +1,9 @@
 """The steps of a large search, each of which leaves a plan no worse and a bound no lower than it found them.
 
 1. The linear relaxation, by columns: a bound, and prices of everything shared (`relaxation`).
-2. That solution rounded: a plan at once (`rounding`).
-3. What is shared dealt out, block by block, whole replicas: a good plan (`sharing`).
+2. The fleet that runs today, where the request names one, with what it lacks; that solution rounded: a plan at once
+   (`rounding`).
+3. Where neither is near the bound, what is shared dealt out, block by block, whole replicas: a good plan (`sharing`).
 4. Every service on its own at those prices, whole replicas: a better bound, and other choices (`priced`), which are
    taken over where they fit; without a plan so far they are put together and repaired (`neighbours.repair`).
 5. Services solved anew, alone and in twos and threes, in what the others leave (`neighbours.improve`).
@@ -25,7 +26,7 @@ from planner.optimize.decompose.neighbours import Neighbourhood, improve, repair
 from planner.optimize.decompose.parts import cut
 from planner.optimize.decompose.priced import NODE_LIMIT, Priced, linear_terms, price_services, total_bound
 from planner.optimize.decompose.relaxation import Relaxation, relax, repriced
-from planner.optimize.decompose.rounding import rounded
+from planner.optimize.decompose.rounding import from_today, rounded
 from planner.optimize.decompose.sharing import share_out
 from planner.optimize.decompose.state import option_scores, state_of
 from planner.optimize.routing import balanced_shares
@@ -44,6 +45,8 @@ ROUNDS = 3
 """How often prices are moved at most."""
 GROUP_SIZES = (1, 3, 4, 4, 5)
 """Services that are solved together, one pass over all of them each."""
+NEAR = 0.03
+"""Relative to the bound: today's fleet is a first plan no dearer than sharing out gives."""
 STEP = 0.5
 """Of Polyak's step for the prices."""
 GROUP_GAP = 0.1
@@ -137,8 +140,10 @@ class _Hunt:
     def run(self) -> None:
         """Improve plan and bound until there is nothing left to do or no time."""
         prices = self._linear
-        self._offer(rounded(self._cut, prices, self._budget))
-        self._offer(share_out(self._near(prices), [None] * len(self._cut.parts), gap=self._gap / 2))
+        self._offer(from_today(self._cut, prices, self._budget))
+        if not self._is_near():
+            self._offer(rounded(self._cut, prices, self._budget))
+            self._offer(share_out(self._near(prices), [None] * len(self._cut.parts), gap=self._gap / 2))
         for _ in range(ROUNDS):
             known = linear_terms(self._cut, prices)
             known = self._price(prices, known, self._budget.part(PRICING_FRACTION))
@@ -151,6 +156,10 @@ class _Hunt:
             if moved is None:
                 return
             prices = moved
+
+    def _is_near(self) -> bool:
+        """Whether there is a plan that only needs improving: services solved anew then do more than sharing anew."""
+        return self.state is not None and self.state.cost <= (1 + NEAR) * self.bound
 
     def _price(self, prices: Relaxation, known: list[Priced], budget: Budget) -> list[Priced]:
         """Solve every service that is not known yet on its own, and better the bound by them."""

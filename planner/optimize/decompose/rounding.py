@@ -26,6 +26,22 @@ _WHOLE = 1e-7
 """A replica count this close to a whole number is one."""
 
 
+def from_today(cut: Cut, prices: Relaxation, budget: Budget) -> State | None:
+    """Return the fleet that runs today, with what it lacks beside it; None if there is none or the limits forbid it."""
+    today = cut.fleet.today
+    if not today.any():
+        return None
+    lower = cut.milp.col_lower.copy()
+    lower[cut.merged.n] = np.minimum(today, cut.milp.col_upper[cut.merged.n])
+    held = replace(cut, milp=replace(cut.milp, col_lower=lower))
+    classes = cut.merged.classes
+    runs = np.bincount(cut.merged.option_class, weights=today, minlength=len(classes.options)) > 0
+    found = relax(held, budget, live=prices.live | runs[classes.pair_option], rounds=ROUNDS)
+    if not isinstance(found, Relaxation) or found.short:
+        return None
+    return state_of(cut, np.ceil(found.replicas - _WHOLE))
+
+
 def rounded(cut: Cut, prices: Relaxation, budget: Budget) -> State | None:
     """Return a plan that keeps all limits, or None if rounding finds none."""
     use = option_use(cut)
