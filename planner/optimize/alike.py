@@ -89,6 +89,10 @@ def merged(model: FleetModel, milp: Milp) -> Merged | None:
     first_option = np.unique(option_class, return_index=True)[1]
     keys = fleet.pair_bucket * max(len(first_option), 1) + option_class[fleet.pair_option]
     _, first_pair, pair_class = np.unique(keys, return_index=True, return_inverse=True)
+    n_pairs = np.bincount(fleet.pair_option, minlength=len(fleet.options))
+    are_alike = np.array_equal(fleet.pair_load, fleet.pair_load[first_pair][pair_class])
+    if not are_alike or not np.array_equal(n_pairs, n_pairs[first_option][option_class]):
+        return None  # something beside the throughput tells the members apart
     stands_for = np.arange(milp.n_rows)
     for block in milp.row_blocks:
         inside = slice(block.start, block.start + block.size)

@@ -90,6 +90,9 @@ def test_rules_that_tell_regions_apart_and_slices_are_left_as_they_are(make):
     problem = two_regions(make, 3)
     assert both(problem)[2] is not None
     assert both(replace(problem, rules=(cap,)))[2] is None
+    fleet = fleet_arrays(problem, FRACTIONAL)
+    model = build_model(replace(fleet, pair_load=fleet.pair_load * np.linspace(1, 2, len(fleet.pair_load))))
+    assert merged(model, model.freeze()) is None
     model = build_model(fleet_arrays(problem, Assignment.sliced(2)))
     assert merged(model, model.freeze()) is None
 
