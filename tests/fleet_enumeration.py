@@ -103,20 +103,23 @@ class Service:
         self.pairs = sorted(self.bare)
         self.pressure = 1 + exact(problem.headroom_fraction)
         self.losses = list(self._losses(problem.rules, demand.service))
-        self.scenarios = list(self._scenarios(problem, demand.service)) if self.rates else []
+        self.scenarios = list(self._scenarios(problem, demand.service, exact(factor))) if self.rates else []
         self._build(problem.rules, demand.service)
         self._cuts = []
         self._enough = []
         self._known = {}
 
-    def _scenarios(self, problem, name):
+    def _scenarios(self, problem, name, factor):
         """Yield (fraction to serve, number of buckets, replicas that each pair keeps busy) of every scenario."""
         for rule in problem.rules:
             if isinstance(rule, Scenario) and rule.bound > 0:
                 (demand,) = [each for each in rule.demands if each.service == name]
                 pressure = (1 + exact(rule.headroom_fraction)) / exact(problem.utilization_cap)
                 loads = {
-                    (b, j): exact(bucket.rate_rps) * pressure / exact(float(option.throughput_in(rule.name)[b]))
+                    (b, j): exact(bucket.rate_rps)
+                    * factor
+                    * pressure
+                    / exact(float(option.throughput_in(rule.name)[b]))
                     for b, bucket in enumerate(demand.buckets)
                     for j, option in enumerate(self.options)
                     if option.throughput_in(rule.name)[b] > 0

@@ -365,7 +365,7 @@ FAMILIES: dict[str, tuple[float, Family]] = {
 """How often each family is drawn, and what adds it."""
 
 REFUSED: tuple[set[str], ...] = (
-    *({"horizon", other} for other in ("shedding", "goals", "changes", "scenarios")),
+    *({"horizon", other} for other in ("shedding", "goals", "changes")),
     *(
         {"shedding", other}
         for other in (

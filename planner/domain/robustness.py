@@ -19,6 +19,8 @@ class FleetReplicas:
     service: str
     option: str
     replicas: int
+    period: int | None = None
+    """Of the horizon, from 0; None where there is one steady state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,7 @@ class Outcome:
 
     scenario: str
     unserved_rps: float
-    """Requests per second that it cannot serve within the objectives, however they are routed."""
+    """Requests per second that it cannot serve within the objectives, however they are routed; mean over periods."""
     regret_usd_per_hour: float | None
     """What the fleet costs more than the one for this scenario alone; None where that one is not known."""
 

@@ -19,6 +19,9 @@ class FleetReplicasDocument(_Part):
     service: str = Field(description="The service that these replicas serve.")
     option: str = Field(description="The offer, with the engine configuration where it could have several.")
     replicas: int = Field(ge=0, description="Replicas.")
+    period: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Period of the horizon, from 0; null where there is one steady state."
+    )
 
 
 class OutcomeDocument(_Part):
@@ -27,7 +30,7 @@ class OutcomeDocument(_Part):
     scenario: str = Field(description="Name of the scenario, as in `scenarios`.")
     unserved_rps: NonNegative = Field(
         description="Requests per second that it cannot serve within the objectives, however they are routed; without"
-        " headroom."
+        " headroom, and the mean over a horizon."
     )
     regret_usd_per_hour: float | None = Field(
         description="What the fleet costs more than the cheapest one for this scenario alone; null = that is not known."

@@ -245,7 +245,8 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
         units_per_bucket=assignment.units_per_bucket,
         is_sliced=assignment.slice_factor is not None,
     )
-    whole = _with_scenarios(steady, problem) if problem.horizon is None else _over_periods(steady, problem.horizon)
+    steady = _with_scenarios(steady, problem)
+    whole = steady if problem.horizon is None else _over_periods(steady, problem.horizon)
     if problem.jobs:
         whole = _with_jobs(whole, problem, options)
     return replace(
@@ -307,6 +308,8 @@ def _over_periods(steady: FleetArrays, horizon: Horizon) -> FleetArrays:
     whole_load = _whole_load(pair_option, pair_load, pair_transfer, n_options * n_periods)
     spares = np.tile(_spares(steady.rules, steady.options), n_periods)
     shift = np.repeat(np.arange(n_periods), n_options) * n_pools
+    upper = np.ceil(whole_load * (1 + _ROUNDING)) + np.where(whole_load > 0, spares, 0)
+    scenarios = tuple(_scenario_over_periods(each, horizon, n_options) for each in steady.scenarios)
     return replace(
         steady,
         options=steady.options * n_periods,
@@ -326,7 +329,8 @@ def _over_periods(steady: FleetArrays, horizon: Horizon) -> FleetArrays:
         option_gpus=np.tile(steady.option_gpus, n_periods),
         option_pool=np.tile(steady.option_pool, n_periods) + shift,
         pool_offer=np.tile(steady.pool_offer, n_periods),
-        replicas_upper=np.ceil(whole_load * (1 + _ROUNDING)) + np.where(whole_load > 0, spares, 0),
+        replicas_upper=_upper_with(scenarios, upper),
+        scenarios=scenarios,
         running=np.tile(steady.running, n_periods),
         today=np.tile(steady.today, n_periods),
         horizon=horizon,
@@ -374,15 +378,38 @@ def _is_implied(scenario: ScenarioArrays, planned: FleetArrays) -> bool:
     )
 
 
+def _scenario_over_periods(steady: ScenarioArrays, horizon: Horizon, n_options: int) -> ScenarioArrays:
+    """Return a scenario once per period, its demand times the period's factor."""
+    n_periods, n_buckets = horizon.n_periods, len(steady.buckets)
+    factors = np.array([horizon.factors[service] for service, _ in steady.buckets]).reshape(n_buckets, n_periods).T
+    is_asked = factors > 0
+    position = np.cumsum(is_asked).reshape(is_asked.shape) - 1
+    period, pair = np.nonzero(is_asked[:, steady.pair_bucket])
+    bucket = steady.pair_bucket[pair]
+    n_classes = int(steady.option_class.max(initial=-1)) + 1
+    return replace(
+        steady,
+        buckets=tuple(steady.buckets[b] for _, b in np.argwhere(is_asked).tolist()),
+        pair_bucket=position[period, bucket],
+        pair_option=steady.pair_option[pair] + period * n_options,
+        pair_load=steady.pair_load[pair] * factors[period, bucket],
+        option_class=np.tile(steady.option_class, n_periods) + np.repeat(np.arange(n_periods), n_options) * n_classes,
+    )
+
+
 def _with_scenarios(planned: FleetArrays, problem: FleetProblem) -> FleetArrays:
     """Return `planned` with the scenarios of `problem`, and room for the replicas that they can need."""
     scenarios = tuple(_scenarios(problem, planned))
-    upper = planned.replicas_upper
+    return replace(planned, scenarios=scenarios, replicas_upper=_upper_with(scenarios, planned.replicas_upper))
+
+
+def _upper_with(scenarios: Iterable[ScenarioArrays], upper: FloatArray) -> FloatArray:
+    """Return the replicas that no plan needs more of, shape (options,), where scenarios may need more than `upper`."""
     for part in scenarios:
-        whole = np.bincount(part.pair_option, weights=part.pair_load, minlength=len(planned.options))
-        is_able = np.bincount(part.pair_option, minlength=len(planned.options)) > 0
+        whole = np.bincount(part.pair_option, weights=part.pair_load, minlength=len(upper))
+        is_able = np.bincount(part.pair_option, minlength=len(upper)) > 0
         upper = np.maximum(upper, np.maximum(np.ceil(whole * (1 + _ROUNDING)), is_able))
-    return replace(planned, scenarios=scenarios, replicas_upper=upper)
+    return upper
 
 
 def _buckets(problem: FleetProblem) -> tuple[tuple[str, Bucket], ...]:
@@ -556,11 +583,6 @@ def _check_combinations(problem: FleetProblem) -> None:
             hint="Leave the horizon out, or shedding, other objectives and a plan that runs today.",
         )
     survives = any(isinstance(rule, Scenario) for rule in problem.rules)
-    if survives and problem.horizon is not None:
-        raise InputError(
-            "Scenarios are survived by a steady fleet, not by a schedule over periods.",
-            hint="Leave the horizon or robust out; workload.peak plans for a busy window without a horizon.",
-        )
     if survives and problem.shed is not None:
         raise InputError(
             "Demand cannot be shed by a fleet that must survive scenarios (what is shed in which of them?).",
@@ -608,6 +630,12 @@ def _own_sizes(problem: FleetProblem) -> dict[str, int]:
 
 def _check_scenario(rule: Scenario, problem: FleetProblem, planned: Container[str]) -> None:
     """Refuse a scenario that says too little of what happens, or too much."""
+    if problem.jobs:
+        raise InputError(
+            "Scenarios are survived by a fleet for requests alone: whether work with a deadline can wait in one is not"
+            " modelled.",
+            hint="Plan the deferrable work apart, or leave robust out.",
+        )
     if sum(isinstance(other, Scenario) and other.name == rule.name for other in problem.rules) > 1:
         raise InputError(f"Two scenarios are called {rule.name!r}.", hint="Give each its own name.")
     if not rule.headroom_fraction >= 0:

@@ -55,6 +55,7 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     check_energy(problem, plan, by_key)
     check_egress_of(problem, plan, by_key)
     check_rules(problem, plan, by_key)
+    check_robustness(problem, plan, by_key)
     if problem.horizon is not None:
         _check_schedule(problem, problem.horizon, plan, by_key)
         check_jobs(problem, plan, by_key)
@@ -63,7 +64,6 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     check_handovers(problem, plan, by_key)
     _check_instances(plan, by_key)
     _check_limits(problem, plan, by_key)
-    check_robustness(problem, plan, by_key)
     check_jobs(problem, plan, by_key)
     _check_cost(problem, plan)
     _check_objectives(problem, plan, by_key)

@@ -17,7 +17,7 @@ from planner.optimize.milp import MilpBuilder
 from planner.optimize.settings import SolverSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from planner.domain.plan import Plan
     from planner.domain.problem import FleetProblem, ServingOption
@@ -45,17 +45,34 @@ def check_robustness(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[st
     if sorted([*names, *found.unaffected]) != sorted([PLANNED, *scenarios]):
         _fail(f"the scenarios are {sorted(scenarios)}, and it tells of {names}")
     rows = {row.fleet: row for row in found.fleets}
+    n_periods = 1 if problem.horizon is None else problem.horizon.n_periods
     _check_price(plan, found, rows)
     for row in found.fleets:
-        fleet: Replicas = [(by_key[item.service, item.option], item.replicas) for item in row.replicas]
         if [item.scenario for item in row.outcomes] != names:
             _fail(f"the row of {row.fleet} is not about {names}")
         for item in row.outcomes:
-            demands = problem.demands if item.scenario == PLANNED else scenarios[item.scenario].demands
-            asked = sum(demand.total_rate_rps for demand in demands)
-            left = asked - sum(_served_rps(demand, fleet, item.scenario, problem.utilization_cap) for demand in demands)
-            if abs(left - item.unserved_rps) > 5 * TOLERANCE * max(asked, 1.0):
+            asked = list(_asked(problem, scenarios.get(item.scenario), row, by_key))
+            total = sum(demand.total_rate_rps for demand, _ in asked)
+            left = (total - _served_rps(asked, item.scenario, problem.utilization_cap)) / n_periods
+            if abs(left - item.unserved_rps) > 5 * TOLERANCE * max(total, 1.0):
                 _fail(f"{row.fleet} leaves {left!r} req/s in {item.scenario}, not {item.unserved_rps!r}")
+
+
+def _asked(
+    problem: FleetProblem,
+    scenario: Scenario | None,
+    row: FleetOutcomes,
+    by_key: Mapping[tuple[str, str], ServingOption],
+) -> Iterator[tuple[Demand, Replicas]]:
+    """Yield each demand of each period, what is planned or a scenario's, with the replicas that the row has then."""
+    horizon = problem.horizon
+    for period in range(1 if horizon is None else horizon.n_periods):
+        now = [item for item in row.replicas if item.period in {None, period}]
+        fleet: Replicas = [(by_key[item.service, item.option], item.replicas) for item in now]
+        for demand in problem.demands if scenario is None else scenario.demands:
+            factor = 1.0 if horizon is None else horizon.factors[demand.service][period]
+            rates = (replace(bucket, rate_rps=bucket.rate_rps * factor) for bucket in demand.buckets)
+            yield replace(demand, buckets=tuple(rates) if factor else ()), fleet
 
 
 def check_scenario(
@@ -83,8 +100,9 @@ def _check_price(plan: Plan, found: Robustness, rows: Mapping[str, FleetOutcomes
     """The robust fleet is the plan's, and price and regrets are differences between the stated costs."""
     robust, plain = rows.get(ROBUST), rows.get(PLAIN)
     cost = plan.cost_usd_per_hour or 0.0
-    mine = {(item.service, item.option): item.replicas for item in plan.allocation}
-    if robust is None or {(item.service, item.option): item.replicas for item in robust.replicas} != mine:
+    periods = enumerate(plan.schedule) if plan.schedule else [(None, plan)]
+    mine = {(at, item.service, item.option): item.replicas for at, now in periods for item in now.allocation}
+    if robust is None or {(i.period, i.service, i.option): i.replicas for i in robust.replicas} != mine:
         _fail("the robust fleet is not its own")
         return
     if not _is_near(robust.cost_usd_per_hour, cost):
@@ -112,29 +130,31 @@ def _is_near(one: float, other: float) -> bool:
     return abs(one - other) <= TOLERANCE * max(abs(one), 1.0)
 
 
-def _served_rps(demand: Demand, fleet: Replicas, scenario: str, cap: float) -> float:
-    """Return the most req/s of `demand` that `fleet` serves in a scenario: a flow from buckets to options, in req/s."""
+def _served_rps(asked: Sequence[tuple[Demand, Replicas]], scenario: str, cap: float) -> float:
+    """Return the most req/s that is served in a scenario: a flow from buckets to options, in req/s.
+
+    asked : demands, each with the replicas that are there for it; the sum over all.
+    """
     builder = MilpBuilder()
-    by_bucket: dict[int, list[int]] = defaultdict(list)
-    by_option: list[tuple[list[int], list[float], float]] = []
-    for option, count in fleet:
-        if option.service != demand.service:
-            continue
-        speed = option.throughput_in(scenario)
-        able = np.flatnonzero(speed > 0).tolist()
-        flow = builder.add_columns("flow", len(able), cost=-1.0).tolist()
-        for bucket, column in zip(able, flow, strict=True):
-            by_bucket[bucket].append(column)
-        by_option.append((flow, [1.0 / float(speed[bucket]) for bucket in able], cap * count))
-    if not by_bucket:
+    for demand, fleet in asked:
+        by_bucket: dict[int, list[int]] = defaultdict(list)
+        for option, count in fleet:
+            if option.service != demand.service or not demand.buckets:
+                continue
+            speed = option.throughput_in(scenario)
+            able = np.flatnonzero(speed > 0).tolist()
+            flow = builder.add_columns("flow", len(able), cost=-1.0).tolist()
+            for bucket, column in zip(able, flow, strict=True):
+                by_bucket[bucket].append(column)
+            seconds = [1.0 / float(speed[bucket]) for bucket in able]
+            builder.add_rows("busy", rows=[0] * len(able), columns=flow, values=seconds, upper=[cap * count])
+        for bucket, columns in by_bucket.items():
+            most = [demand.buckets[bucket].rate_rps]
+            builder.add_rows("asked", rows=[0] * len(columns), columns=columns, values=1.0, upper=most)
+    milp = builder.freeze()
+    if not milp.n_columns:
         return 0.0
-    for bucket, columns in by_bucket.items():
-        size = len(columns)
-        asked = [demand.buckets[bucket].rate_rps]
-        builder.add_rows("asked", rows=[0] * size, columns=columns, values=[1.0] * size, upper=asked)
-    for columns, seconds, replicas in by_option:
-        builder.add_rows("busy", rows=[0] * len(columns), columns=columns, values=seconds, upper=[replicas])
-    raw = solve_milp(builder.freeze(), SolverSettings())
+    raw = solve_milp(milp, SolverSettings())
     return 0.0 if raw.objective is None else -float(raw.objective)
 
 

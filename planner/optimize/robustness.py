@@ -26,12 +26,11 @@ from planner.optimize.settings import Clock, SolverSettings
 from planner.optimize.solving import solve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from planner.domain.plan import Plan
     from planner.domain.problem import FleetProblem, Scenario, ServingOption
     from planner.domain.workload import Demand
-    from planner.optimize.milp import FloatArray
     from planner.optimize.settings import Assignment
 
 NOTHING_RPS = 1e-6
@@ -54,8 +53,8 @@ class _Candidate:
 
     name: str
     cost_usd_per_hour: float
-    replicas: tuple[int, ...]
-    """Of each option of the problem."""
+    replicas: tuple[tuple[int, ...], ...]
+    """By period, of each option of the problem; one period for a steady state."""
 
 
 def robustness(
@@ -97,7 +96,7 @@ def _touches(scenario: Scenario, problem: FleetProblem, compared: Sequence[_Cand
     """Return whether a scenario changes demand, or the speed of anything that one of the fleets has."""
     if scenario.demands != problem.demands:
         return True
-    used = {index for fleet in compared for index, count in enumerate(fleet.replicas) if count}
+    used = {index for fleet in compared for now in fleet.replicas for index, count in enumerate(now) if count}
     return any(scenario.name in problem.options[index].scenario_rps for index in used)
 
 
@@ -110,12 +109,13 @@ def _candidate(name: str, case: _Case, clock: Clock, assignment: Assignment) -> 
 
 
 def _as_candidate(name: str, plan: Plan, problem: FleetProblem) -> _Candidate:
-    counts = {(item.service, item.option): item.replicas for item in plan.allocation}
-    keys = option_keys(problem.options)
+    keys = [(o.service, key) for o, key in zip(problem.options, option_keys(problem.options), strict=True)]
+    periods = [period.allocation for period in plan.schedule] if plan.schedule else [plan.allocation]
+    counts = [{(item.service, item.option): item.replicas for item in allocation} for allocation in periods]
     return _Candidate(
         name=name,
         cost_usd_per_hour=plan.cost_usd_per_hour or 0.0,
-        replicas=tuple(counts.get((o.service, key), 0) for o, key in zip(problem.options, keys, strict=True)),
+        replicas=tuple(tuple(now.get(key, 0) for key in keys) for now in counts),
     )
 
 
@@ -124,7 +124,9 @@ def _view(case: _Case, least: float | None) -> ScenarioCase:
     return ScenarioCase(
         name=case.name,
         description="" if case.scenario is None else case.scenario.description,
-        rate_rps=sum(demand.total_rate_rps for demand in demands),
+        rate_rps=sum(
+            demand.total_rate_rps * float(np.mean(_factors(case.problem, demand.service))) for demand in demands
+        ),
         least_usd_per_hour=least,
         probability=None if case.scenario is None else case.scenario.probability,
     )
@@ -138,8 +140,14 @@ def _outcomes(candidate: _Candidate, cases: Sequence[_Case], least: dict[str, fl
         fleet=candidate.name,
         cost_usd_per_hour=candidate.cost_usd_per_hour,
         replicas=tuple(
-            FleetReplicas(service=option.service, option=key, replicas=count)
-            for option, key, count in zip(options, keys, candidate.replicas, strict=True)
+            FleetReplicas(
+                service=option.service,
+                option=key,
+                replicas=count,
+                period=None if cases[0].problem.horizon is None else period,
+            )
+            for period, now in enumerate(candidate.replicas)
+            for option, key, count in zip(options, keys, now, strict=True)
             if count
         ),
         outcomes=outcomes,
@@ -159,7 +167,16 @@ def _expected(cases: Sequence[_Case], outcomes: Sequence[Outcome]) -> float | No
 
 def _outcome(candidate: _Candidate, case: _Case, least: float | None) -> Outcome:
     demands = case.problem.demands if case.scenario is None else case.scenario.demands
-    left = unserved_rps(demands, case.problem.options, candidate.replicas, case.problem.utilization_cap)
+    left = sum(
+        unserved_rps(
+            demand,
+            case.problem.options,
+            candidate.replicas,
+            factors=_factors(case.problem, demand.service),
+            utilization_cap=case.problem.utilization_cap,
+        )
+        for demand in demands
+    )
     return Outcome(
         scenario=case.name,
         unserved_rps=left,
@@ -167,51 +184,54 @@ def _outcome(candidate: _Candidate, case: _Case, least: float | None) -> Outcome
     )
 
 
+def _factors(problem: FleetProblem, service: str) -> tuple[float, ...]:
+    """Return what a service's demand is multiplied by in each period; 1 in a steady state."""
+    return (1.0,) if problem.horizon is None else problem.horizon.factors[service]
+
+
 def unserved_rps(
-    demands: Iterable[Demand], options: Sequence[ServingOption], replicas: Sequence[int], utilization_cap: float
+    demand: Demand,
+    options: Sequence[ServingOption],
+    replicas: Sequence[Sequence[int]],
+    *,
+    factors: Sequence[float] = (1.0,),
+    utilization_cap: float = 1.0,
 ) -> float:
     """Return the least req/s that these replicas leave unserved, all requests alike and without headroom.
 
         maximise  sum_{b,j} lam[b] x[b,j]   with   sum_j x[b,j] <= 1,   sum_b lam[b] / (U X[j,b]) x[b,j] <= n[j]
 
-    Examples
-    --------
-    >>> unserved_rps((), (), (), 1.0)
-    0.0
+    in every period; the mean over the periods.
+
+    Parameters
+    ----------
+    replicas : by period, of each of `options`.
+    factors : by period, what the demand is multiplied by.
     """
-    return sum(
-        _service_unserved_rps(demand, list(_running(demand, options, replicas)), utilization_cap) for demand in demands
+    n_buckets = len(demand.buckets)
+    mine = [index for index, option in enumerate(options) if option.service == demand.service]
+    bare = np.array([bucket.rate_rps for bucket in demand.buckets])
+    rates = np.concatenate([bare * factor for factor in factors])
+    speed = np.array([options[index].throughput_rps for index in mine]).reshape(len(mine), n_buckets)
+    counts = np.array([[float(now[index]) for index in mine] for now in replicas]).reshape(len(factors), len(mine))
+    period, option, bucket = np.nonzero(
+        (counts > 0)[:, :, None] & (speed > 0)[None, :, :] & (np.array(factors) > 0)[:, None, None]
     )
-
-
-def _running(
-    demand: Demand, options: Sequence[ServingOption], replicas: Sequence[int]
-) -> Iterator[tuple[FloatArray, int]]:
-    """Yield throughput and replicas of every option of a service that has any."""
-    for option, count in zip(options, replicas, strict=True):
-        if option.service == demand.service and count:
-            yield option.throughput_rps, count
-
-
-def _service_unserved_rps(demand: Demand, running: list[tuple[FloatArray, int]], cap: float) -> float:
-    rates = np.array([bucket.rate_rps for bucket in demand.buckets])
-    able = np.array([rate > 0 for rate, _ in running]).reshape(len(running), len(rates))
-    option, bucket = np.nonzero(able)
-    if not len(option):
-        return float(rates.sum())
-    speed = np.array([rate for rate, _ in running])[option, bucket]
+    if not len(period):
+        return float(rates.sum()) / len(factors)
+    row = period * n_buckets + bucket
     builder = MilpBuilder()
-    x = builder.add_columns("x", len(option), upper=1.0, cost=-rates[bucket])
-    builder.add_rows("whole", rows=bucket, columns=x, values=1.0, upper=np.ones(len(rates)))
+    x = builder.add_columns("x", len(row), upper=1.0, cost=-rates[row])
+    builder.add_rows("whole", rows=row, columns=x, values=1.0, upper=np.ones(len(rates)))
     builder.add_rows(
         "capacity",
-        rows=option,
+        rows=period * len(mine) + option,
         columns=x,
-        values=rates[bucket] / (speed * cap),
-        upper=np.array([float(count) for _, count in running]),
+        values=rates[row] / (speed[option, bucket] * utilization_cap),
+        upper=counts.ravel(),
     )
     raw = solve_milp(builder.freeze(), SolverSettings(feasibility_tolerance=LP_TOLERANCE))
     if raw.values is None:
         raise SolverError(f"What a fleet leaves unserved could not be computed: {raw.termination.value!r}.")
-    left = float(rates.sum() - rates[bucket] @ raw.values[x])
-    return 0.0 if left <= NOTHING_RPS * float(rates.sum()) else left
+    left = float(rates.sum() - rates[row] @ raw.values[x])
+    return 0.0 if left <= NOTHING_RPS * float(rates.sum()) else left / len(factors)

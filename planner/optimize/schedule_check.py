@@ -11,6 +11,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from planner.domain.plan import Allocation, Plan, Rental, Route
+from planner.domain.problem import Scenario
 from planner.errors import SolverLiedError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from planner.domain.hardware import Offer
     from planner.domain.plan import Period
-    from planner.domain.problem import FleetProblem, Horizon
+    from planner.domain.problem import FleetProblem, Horizon, Rule
 
 ROUNDS = 3
 PAID_ALL_ALONG = ("reserved-1y", "reserved-3y")
@@ -109,7 +110,20 @@ def period_problem(problem: FleetProblem, horizon: Horizon, period: int) -> Flee
             silent.add(demand.service)
         demands.append(replace(demand, buckets=buckets if factor else ()))
     options = tuple(option for option in problem.options if option.service not in silent)
-    return replace(problem, demands=tuple(demands), options=options, horizon=None)
+    rules = tuple(_rule_in(rule, horizon, period) for rule in problem.rules)
+    return replace(problem, demands=tuple(demands), options=options, rules=rules, horizon=None)
+
+
+def _rule_in(rule: Rule, horizon: Horizon, period: int) -> Rule:
+    """Return what a rule asks for in one period: a scenario's demand changes as the planned one does."""
+    if not isinstance(rule, Scenario):
+        return rule
+    demands = []
+    for demand in rule.demands:
+        factor = horizon.factors[demand.service][period]
+        rates = (replace(bucket, rate_rps=bucket.rate_rps * factor) for bucket in demand.buckets)
+        demands.append(replace(demand, buckets=tuple(rates) if factor else ()))
+    return replace(rule, demands=tuple(demands))
 
 
 def period_plan(plan: Plan, period: Period, offers: Mapping[str, Offer]) -> Plan:

@@ -13,11 +13,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.domain.plan import PlanStatus
-from planner.domain.problem import Facet, Goal, Measure, Minimum, Resource, Scenario, ShareCap, Shedding, Survival
+from planner.domain.problem import (
+    Facet,
+    Goal,
+    Horizon,
+    Measure,
+    Minimum,
+    Resource,
+    Scenario,
+    ShareCap,
+    Shedding,
+    Survival,
+)
 from planner.errors import InputError, SolverLiedError
 from planner.optimize import Assignment, SolverSettings, find_conflicts, price_of_limits, solve, verify_plan
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.prune import prune
+from planner.optimize.robustness import robustness
 from planner.optimize.scenario_search import is_large, is_missed, search_in_rounds
 from planner.optimize.search import search
 from planner.optimize.termination import Termination
@@ -424,3 +436,39 @@ def test_rounds_without_any_fleet_search_everything_at_once(make):
     found = search_in_rounds(fleet, EXACT, stopped)
     assert calls == [0, len(fleet.scenarios)]
     assert found.fleet.cost_usd_per_hour == cost(robust)
+
+
+def test_over_periods_a_scenario_is_survived_in_each_of_them(make):
+    """Two requests/s by day and none by night, twice as many if it is busy; a slow GPU is slow all day."""
+    cheap = make.offer("A", 1.0)
+    horizon = Horizon(step_s=3600.0, factors={"default": (1.0, 0.0, 2.0)})
+    plain = make.problem(make.demand([2.0]), [make.option(cheap, [1.0])], horizon=horizon)
+    assert cost(plain) == pytest.approx((2 + 0 + 4) / 3)
+    busy = with_scenarios(plain, times(plain, {"default": 2}))
+    plan = plan_of(busy)
+    assert [period.rentals[0].instances if period.rentals else 0 for period in plan.schedule] == [4, 0, 8]
+    slower = slow(plain, "A", 0.5)
+    assert cost(slower) == pytest.approx(4.0)
+    table = robustness(busy, plan, settings=EXACT, assignment=FRACTIONAL)
+    rows = {row.fleet: row for row in table.fleets}
+    assert table.price_usd_per_hour == pytest.approx(2.0)
+    assert [item.unserved_rps for item in rows["plain"].outcomes] == [0, pytest.approx(2.0)]
+    verify_plan(busy, replace(plan, robustness=table))
+    less = tuple(replace(item, replicas=item.replicas - 1) for item in rows["robust"].replicas)
+    wrong = tuple(replace(row, replicas=less) if row.fleet == "robust" else row for row in table.fleets)
+    with pytest.raises(SolverLiedError, match="not its own"):
+        verify_plan(busy, replace(plan, robustness=replace(table, fleets=wrong)))
+    idle = tuple(replace(row, replicas=less) if row.fleet == "busy" else row for row in table.fleets)
+    with pytest.raises(SolverLiedError, match="busy leaves"):
+        verify_plan(busy, replace(plan, robustness=replace(table, fleets=idle)))
+
+
+def test_the_check_finds_a_schedule_that_does_not_survive_one_period(make):
+    horizon = Horizon(step_s=3600.0, factors={"default": (1.0, 2.0)})
+    plain = make.problem(make.demand([2.0]), [make.option(make.offer("A", 1.0), [1.0])], horizon=horizon)
+    other = Scenario(name="other", demands=(make.demand([1.0, 2.0]),))
+    options = tuple(replace(each, scenario_rps={"other": np.array([1.0, 1.0])}) for each in plain.options)
+    robust = with_scenarios(replace(plain, options=options), other)
+    assert cost(robust) == pytest.approx((3 + 6) / 2)
+    with pytest.raises(SolverLiedError, match=r"period 0: .*in the scenario other"):
+        verify_plan(robust, plan_of(plain))

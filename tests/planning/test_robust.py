@@ -240,8 +240,40 @@ def test_what_makes_no_sense_is_refused_in_words(robust, message):
 def test_what_cannot_be_combined_is_refused():
     with pytest.raises(InputError, match="cannot be shed"):
         plan(request({"scenarios": [LAUNCH]}, constraints={"shed": "allowed", "budget": "1 USD/h"}))
-    with pytest.raises(InputError, match="not by a schedule over periods"):
-        plan(request({"scenarios": [LAUNCH]}, horizon={"periods": "2h"}))
+    job = {
+        "name": "evaluation",
+        "model": "meta-llama/Llama-3.1-8B",
+        "workload": {"constant": {"input_tokens": 1000, "output_tokens": 300}},
+        "requests": 1000.0,
+        "deadline": "10h",
+    }
+    with pytest.raises(InputError, match="work with a deadline"):
+        plan(request({"scenarios": [LAUNCH]}, deferrable=[job]))
+
+
+def test_a_schedule_survives_scenarios_in_every_period():
+    by_hour = REPO / "examples" / "demand" / "servegen_m_large.csv"
+
+    def asked(robust=None, **horizon):
+        made = request(robust, horizon={"periods": "4h", "step": "1h", **horizon})
+        for service in made["services"]:
+            service["workload"]["by_hour"] = str(by_hour)
+        return made
+
+    plain = plan(asked()).plan
+    found = plan(asked({"scenarios": [LAUNCH], "throughput_error": {"size": "20%", "per": "fleet"}})).plan
+    table = found.robustness
+    assert table.price_usd_per_hour == pytest.approx(found.cost_usd_per_hour - plain.cost_usd_per_hour)
+    assert table.price_usd_per_hour > 0
+    assert [case.name for case in table.scenarios] == ["planned", "launch", "all GPUs slow"]
+    assert table.scenarios[1].rate_rps == pytest.approx(1.5 * table.scenarios[0].rate_rps)
+    assert table.scenarios[0].rate_rps == pytest.approx(found.rate_rps)
+    rows = {row.fleet: row for row in table.fleets}
+    assert rows["plain"].outcomes[1].unserved_rps > 0
+    assert all(item.unserved_rps == 0 for item in rows["robust"].outcomes)
+    assert {item.period for item in rows["robust"].replicas} == {0, 1, 2, 3}
+    document = json.loads(json.dumps(planner.files.plan_document.plan_to_document(found)))
+    assert plan_from_document(parse_document(json.dumps(document).encode(), name="plan.json")).robustness is not None
 
 
 def test_requests_that_only_slow_gpus_cannot_serve_are_named():
