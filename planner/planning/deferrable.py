@@ -17,8 +17,10 @@ from planner.planning.located import at, inside
 from planner.planning.power_caps import capped_configs
 from planner.planning.services import engine_configs
 from planner.profilers.efficiency import default_params
-from planner.profilers.options import profile_option
-from planner.units import format_duration
+from planner.profilers.options import peak_power_w, profile_option
+from planner.profilers.power import gpu_draw
+from planner.profilers.training import TRAINING_FORMAT, Training, training_estimate
+from planner.units import WattsPerReplica, format_duration
 from planner.workload.buckets import constant_demand
 from planner.workload.histogram import demand_from_histogram, read_histogram
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from planner.catalog.gpus import GpuCatalog
-    from planner.domain.hardware import EngineConfig, Offer
+    from planner.domain.hardware import EngineConfig, GpuSpec, Offer
     from planner.domain.model import ModelArchitecture
     from planner.domain.provenance import Provenance
     from planner.domain.workload import Demand
@@ -37,8 +39,9 @@ if TYPE_CHECKING:
     from planner.planning.services import PreparedService
     from planner.profilers.measured import MeasuredStore
     from planner.profilers.options import OptionProfile
-    from planner.units import WattsPerReplica
 
+FINE_TUNING = "fine-tuning"
+"""What plans call the engine of replicas that train."""
 _LEAST_CERTAIN = tuple(reversed(ProvenanceKind))
 
 
@@ -78,7 +81,7 @@ class PreparedJob:
     def may_use(self, service: PreparedService, config: EngineConfig) -> bool:
         """Return whether the job may use what requests leave of a replica: the same model in a format it allows."""
         formats = {own.precision for own in self.configs}
-        is_allowed = self.request.harvest == "allowed" and config.precision in formats
+        is_allowed = self.request.may_harvest and config.precision in formats
         return is_allowed and service.model.name == self.model.name
 
     def has_host(self, service: PreparedService) -> bool:
@@ -109,34 +112,23 @@ def prepare_jobs(
         _check_times(item, request.horizon, where)
         with inside(f"{where}.model"):
             record = load_record(item.model, base_dir=base_dir)
-        with inside(f"{where}.workload"):
-            demand, file = _sizes(item, base_dir)
         with inside(f"{where}.parallelism"):
             configs = tuple(engine_configs(item, record.architecture))
-        per_request = 1.0 if item.requests is not None else _tokens_per_request(demand)
+        if item.kind == "fine-tune":
+            configs = tuple(replace(each, engine=FINE_TUNING, precision=TRAINING_FORMAT) for each in configs)
+        with inside(f"{where}.workload"):
+            demand, file = _sizes(item, base_dir)
         job = PreparedJob(
             request=item,
-            job=_job(item, demand, per_request),
+            job=_job(item, demand),
             model=record.architecture,
-            configs=configs,
+            configs=tuple(dict.fromkeys(configs)),
             rates={},
             file=file,
         )
         users: list[PreparedService | PreparedJob] = [job, *(each for each in services if job.has_host(each))]
         rates = {
-            (gpu, config): _work_rate(
-                profile_option(
-                    record.architecture,
-                    gpus.get(gpu),
-                    config,
-                    demand.buckets,
-                    (),
-                    store=store,
-                    aliases=tuple(record.aliases),
-                ),
-                demand,
-                per_request,
-            )
+            (gpu, config): _rate(job, gpus.get(gpu), config, demand=demand, names=record.aliases, store=store)
             for gpu in types
             for config in dict.fromkeys(config for user in users for config in capped_configs(user, gpus.get(gpu)))
         }
@@ -188,6 +180,11 @@ def job_assumptions(
             else f"{start}by {format_duration(job.deadline_s)} of every {format_duration(horizon.periods)}"
         )
         yield f"{job.name}: {job.amount:.6g} {job.unit} {when}; {_host_text(job, hosts[job.name])}."
+        if item.request.kind == "fine-tune":
+            yield (
+                f"{job.name}: {item.request.method} on sequences of {item.request.sequence_tokens:,} tokens; replicas "
+                "divide the tokens among them, and what they exchange is not counted."
+            )
     if any(hosts.values()):
         yield "Work beside requests uses the headroom as well, and waits while requests need it."
 
@@ -223,10 +220,12 @@ def _check_times(item: Deferrable, horizon: HorizonChoice | None, where: str) ->
         )
 
 
-def _sizes(item: Deferrable, base_dir: Path) -> tuple[Demand, tuple[str, str] | None]:
-    """Return the job's requests as a demand of 1 req/s, and the file that they were read from."""
+def _sizes(item: Deferrable, base_dir: Path) -> tuple[Demand | None, tuple[str, str] | None]:
+    """Return the job's requests as a demand of 1 req/s, None without any, and the file that they were read from."""
     workload = item.workload
-    if workload.histogram is None and workload.constant is not None:
+    if workload is None:
+        return None, None
+    if workload.constant is not None:
         return constant_demand(item.name, 1.0, workload.constant.input_tokens, workload.constant.output_tokens), None
     name = workload.histogram or ""
     path = base_dir / name
@@ -234,25 +233,63 @@ def _sizes(item: Deferrable, base_dir: Path) -> tuple[Demand, tuple[str, str] | 
     return demand, (name, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def _tokens_per_request(demand: Demand) -> float:
+def _units_per_request(item: Deferrable, demand: Demand) -> float:
+    """Return how many of the job's units a request is: 1, or its tokens."""
+    if item.requests is not None:
+        return 1.0
     return sum(
         bucket.rate_rps * ((bucket.input_tokens or 0.0) + (bucket.output_tokens or 0.0)) for bucket in demand.buckets
     )
 
 
-def _job(item: Deferrable, demand: Demand, units_per_request: float) -> Job:
-    amount = item.requests if item.requests is not None else item.tokens
+def _job(item: Deferrable, demand: Demand | None) -> Job:
     efficiency = item.efficiency
     if efficiency is None:
         efficiency = default_params().value("harvest_efficiency", item.kind)
+    output = None if demand is None else (demand.output_tokens_per_s or 0.0) / _units_per_request(item, demand)
     return Job(
         name=item.name,
-        amount=amount or 0.0,
+        amount=item.requests or item.tokens or 0.0,
         unit="tokens" if item.requests is None else "requests",
         release_s=0.0 if item.start is None else item.start.seconds,
         deadline_s=item.deadline.seconds,
         harvest_efficiency=efficiency,
-        output_tokens_per_unit=(demand.output_tokens_per_s or 0.0) / units_per_request,
+        output_tokens_per_unit=output,
+    )
+
+
+def _rate(
+    job: PreparedJob,
+    gpu: GpuSpec,
+    config: EngineConfig,
+    *,
+    demand: Demand | None,
+    names: Sequence[str],
+    store: MeasuredStore,
+) -> WorkRate:
+    """Return how fast a replica does the job; `names` are other names under which its model was measured."""
+    if demand is None:
+        return _training_rate(job, gpu, config)
+    profile = profile_option(job.model, gpu, config, demand.buckets, (), store=store, aliases=tuple(names))
+    return _work_rate(profile, demand, _units_per_request(job.request, demand))
+
+
+def _training_rate(job: PreparedJob, gpu: GpuSpec, config: EngineConfig) -> WorkRate:
+    """Return how fast a replica fine-tunes: its own, or beside the requests of a service."""
+    is_own = config.engine == FINE_TUNING
+    training = Training(
+        method=job.request.method, sequence_tokens=job.request.sequence_tokens, shares_weights=not is_own
+    )
+    found = training_estimate(job.model, gpu, config.gpus_per_replica, training, default_params())
+    is_capped = config.power_cap_w is not None  # nothing is known of training under a power limit
+    draw = gpu_draw(gpu)
+    return WorkRate(
+        units_per_s=0.0 if is_capped else found.tokens_per_s,
+        provenance=found.provenance,
+        limiting=found.limiting,
+        power_w=peak_power_w(gpu, config),
+        idle_power_w=WattsPerReplica(draw.idle_w * config.gpus_per_replica),
+        busy_power_w=WattsPerReplica(draw.busy_w * config.gpus_per_replica),
     )
 
 

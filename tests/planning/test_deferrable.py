@@ -125,6 +125,49 @@ def test_a_mix_of_sizes_takes_as_long_as_its_parts_one_after_the_other(tmp_path)
     assert mixed == pytest.approx(short + long, rel=1e-9)
 
 
+def tuning(**given):
+    base = {"name": "tune", "kind": "fine-tune", "model": "meta-llama/Llama-3.1-8B", "tokens": 1e7, "deadline": "8h"}
+    return base | given
+
+
+def test_fine_tuning_runs_on_gpus_of_its_own_unless_it_may_share():
+    alone = planned(tuning())
+    assert alone.jobs[0].harvested_fraction == 0.0
+    (own,) = [item for item in alone.allocation if item.service == "tune"]
+    assert (own.engine, own.precision) == ("fine-tuning", "bf16")
+    assert alone.output_tokens_per_s is None
+    shared = planned(tuning(harvest="allowed"))
+    assert shared.jobs[0].harvested_fraction == 1.0
+    assert shared.cost_usd_per_hour < alone.cost_usd_per_hour
+    assert any("beside chat it reaches 0.76" in text for text in shared.assumptions)
+    full = planned(tuning(method="full", parallelism={"tp": [1, 8]}))
+    assert [item.gpus_per_replica for item in full.allocation if item.service == "tune"] == [8]
+    assert full.cost_usd_per_hour >= alone.cost_usd_per_hour
+
+
+def test_the_example_of_fine_tuning_uses_what_chat_leaves(gpuplan, tmp_path):
+    ran = gpuplan("plan", REPO / "examples" / "finetune.yaml", "--as-of", "2026-11-21", "--json")
+    assert ran.code == 0
+    (job,) = ran.json["jobs"]
+    assert 0 < job["harvested_fraction"] < 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"requests": 10}, "requests belongs to the other one"),
+        ({"workload": SIZES}, "workload belongs to the other one"),
+        ({"tokens": None}, "exactly one of requests and tokens"),
+        ({"method": "full", "harvest": "allowed"}, "cannot share a service's"),
+        ({"kind": "offline", "method": "lora", "workload": SIZES}, "method belongs to the other one"),
+        ({"kind": "offline"}, "how large the requests"),
+    ],
+)
+def test_wrong_fine_tuning_is_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        planned(tuning(**given))
+
+
 def test_a_job_that_limits_do_not_hold_is_named():
     plan = planned(job(requests=1e8), constraints={"budget": "60 USD/h"})
     assert plan.status is PlanStatus.INFEASIBLE

@@ -61,6 +61,9 @@ MomentField = Annotated[
     ),
 ]
 
+DEFAULT_SEQUENCE_TOKENS = 2048
+"""Length of training sequences where nothing is said; longer ones cost more attention and memory."""
+
 Amount = Annotated[float, Field(gt=0)]
 
 
@@ -84,7 +87,10 @@ class Deferrable(Strict):
     """Work with a deadline and no latency objective: on GPUs of its own, or in what services leave of theirs."""
 
     name: str = Field(min_length=1, description="Your name for it.")
-    kind: Literal["offline"] = Field(default="offline", description="offline: a batch of requests to answer.")
+    kind: Literal["offline", "fine-tune"] = Field(
+        default="offline",
+        description="offline: a batch of requests to answer; fine-tune: tokens to train the model on.",
+    )
     model: str = Field(
         min_length=1, description="A name in the model library (`gpuplan models list`), or the path of a config.json."
     )
@@ -94,10 +100,21 @@ class Deferrable(Strict):
     )
     engine: Engine = Field(default=Engine(), description="The engine on GPUs of its own.")
     parallelism: Parallelism = Field(default=Parallelism(), description="How a replica of its own may be spread.")
-    workload: JobSizes = Field(description="How large its requests are.")
+    workload: JobSizes | None = Field(default=None, description="How large its requests are; needed if it is offline.")
+    method: Literal["lora", "full"] = Field(
+        default="lora", description="What learns: adapters beside frozen weights, or all weights. For fine-tune alone."
+    )
+    sequence_tokens: int = Field(
+        default=DEFAULT_SEQUENCE_TOKENS,
+        ge=1,
+        strict=True,
+        description="Length of a training sequence. For fine-tune alone.",
+    )
     requests: Amount | None = Field(default=None, description="How many requests there are; or give `tokens`.")
     tokens: Amount | None = Field(
-        default=None, description="How many tokens there are, prompts and answers together; or give `requests`."
+        default=None,
+        description="How many tokens there are, prompts and answers together; or give `requests`. To fine-tune: tokens"
+        " of all epochs.",
     )
     start: MomentField | None = Field(
         default=None, description="Not before; default: now, or the start of the horizon."
@@ -106,10 +123,11 @@ class Deferrable(Strict):
         description="All of it is done by then. With a horizon it is done once per horizon, and a deadline that is not"
         " after the start is the next round's; without one it becomes a steady rate."
     )
-    harvest: Literal["allowed", "never"] = Field(
-        default="allowed",
+    harvest: Literal["allowed", "never"] | None = Field(
+        default=None,
         description="Whether it may use what requests leave of a service's replicas with the same model and number"
-        " format; requests come first there.",
+        " format; requests come first there. Default: allowed for offline, never for fine-tune, which needs an engine"
+        " that trains adapters beside requests.",
     )
     efficiency: Fraction | None = Field(
         default=None,
@@ -118,6 +136,32 @@ class Deferrable(Strict):
         description="What it reaches beside requests, of the rate that the same GPU time gives it alone; default: the"
         " row harvest_efficiency of profiles/efficiency.csv.",
     )
+
+    @property
+    def may_harvest(self) -> bool:
+        """Whether it may use a service's replicas."""
+        return (self.harvest or ("allowed" if self.kind == "offline" else "never")) == "allowed"
+
+    @model_validator(mode="after")
+    def _fields_of_its_kind(self) -> Deferrable:
+        training = {"method", "sequence_tokens"} & self.model_fields_set
+        serving = {"workload", "requests", "precision", "engine"} & self.model_fields_set
+        wrong = sorted(training if self.kind == "offline" else serving)
+        if wrong:
+            raise InputError(
+                f"The job {self.name!r} is of the kind {self.kind}, and {wrong[0]} belongs to the other one.",
+                hint="Leave it out, or set kind to offline or fine-tune.",
+            )
+        if self.kind == "offline" and self.workload is None:
+            raise InputError(
+                f"Nothing says how large the requests of {self.name!r} are.",
+                hint="workload: {constant: {input_tokens: 1000, output_tokens: 200}}",
+            )
+        if self.kind == "fine-tune" and self.method == "full" and self.may_harvest:
+            raise InputError(
+                f"All weights of {self.name!r} learn, so it cannot share a service's.", hint="method: lora"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_amount(self) -> Deferrable:
