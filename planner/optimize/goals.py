@@ -203,10 +203,11 @@ def _at_most(objective: Objective, value: float) -> float:
 def values_reached(
     reached: Sequence[ObjectiveValue], kept: Sequence[tuple[Objective, float]], found: Fleet
 ) -> list[ObjectiveValue]:
-    """Return `reached` with what `found` comes to."""
+    """Return `reached` with what `found` comes to; what the noise of an earlier objective buys is under no bound."""
+    values = [objective_value(objective, found) for objective, _ in kept]
     return [
-        replace(item, value=objective_value(objective, found))
-        for item, (objective, _) in zip(reached, kept, strict=True)
+        replace(item, value=value, bound=None if item.bound is None else min(item.bound, value))
+        for item, value in zip(reached, values, strict=True)
     ]
 
 
