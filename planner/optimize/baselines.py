@@ -11,11 +11,10 @@ from planner.domain.hardware import replica_price
 from planner.domain.plan import Baseline
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.naming import bucket_name
-from planner.optimize.prune import prune
 from planner.optimize.rows.limits import availability_limits
 from planner.optimize.rules import rule_text
-from planner.optimize.search import search
 from planner.optimize.settings import Clock
+from planner.optimize.spread import cheapest
 from planner.optimize.termination import Termination
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def _baseline(gpu: str, alone: FleetProblem, fleet: FleetArrays, clock: Clock, a
         return _infeasible(gpu, f"cannot serve {names}" + (f" and {more} more" if more > 0 else ""))
     if clock.is_over:
         return _infeasible(gpu, NOT_SOLVED)
-    result = search(fleet_arrays(prune(alone), assignment), clock.settings())
+    result = cheapest(alone, clock.settings(), assignment)[1]
     if result.fleet is None:
         if result.termination is Termination.INFEASIBLE:
             return _infeasible(gpu, f"the limits leave too little of it: {_limit_names(alone)}")

@@ -20,6 +20,7 @@ from planner.optimize.rows.limits import availability_limits
 from planner.optimize.rules import rule_text, without_rule
 from planner.optimize.search import exact_cost, run, search
 from planner.optimize.settings import Assignment, Clock
+from planner.optimize.spread import cheapest
 from planner.optimize.termination import Termination
 from planner.optimize.verify import verify
 from planner.units import format_usd
@@ -112,7 +113,7 @@ def assignment_of(plan: Plan) -> Assignment:
 
 
 def _saving(problem: FleetProblem, plan: Plan, settings: SolverSettings, assignment: Assignment) -> float:
-    found = search(fleet_arrays(prune(problem), assignment), settings).fleet
+    found = cheapest(problem, settings, assignment)[1].fleet
     if found is None or plan.cost_usd_per_hour is None:
         return 0.0
     return max(0.0, total_usd_per_hour(problem, plan) - found.total_usd_per_hour)

@@ -72,6 +72,42 @@ def prune(problem: FleetProblem, *, keep_apart: str | None = None) -> FleetProbl
     ----------
     keep_apart : a GPU that offers of other GPUs must not replace (nor be replaced by), for questions about this GPU.
     """
+    kept: list[_OfferGroup] = []
+    over_time = problem.horizon is not None
+    for group in _ranked_groups(problem, keep_apart):
+        rivals = (better for better in kept if not over_time or _as_flexible(better.offer, group.offer))
+        if not any(_replaces(better, group, problem) for better in rivals):
+            kept.append(group)
+    options = tuple(option for group in kept for option in group.options)
+    return replace(problem, options=options)
+
+
+def stand_ins(problem: FleetProblem, facet: Facet) -> dict[str, int]:
+    """Return for every offer how many other groups of `facet` have an offer that can take all of its place.
+
+    Only offers of the same GPU that come before it in the order of pruning are counted, so that offers that give way to
+    each other one after the other come to an end.
+    """
+    ranked = _ranked_groups(problem, None)
+    found = {}
+    for index, group in enumerate(ranked):
+        own = facet.of(group.offer)
+        rivals = (better for better in ranked[:index] if better.offer.gpu == group.offer.gpu)
+        others = {
+            facet.of(better.offer)
+            for better in rivals
+            if facet.of(better.offer) != own and _replaces(better, group, problem)
+        }
+        found[group.offer.name] = len(others)
+    return found
+
+
+def _ranked_groups(problem: FleetProblem, keep_apart: str | None) -> list[_OfferGroup]:
+    """Return the offers with their undominated options, each before those that it can take the place of.
+
+    Cheapest per GPU first, small instances before large ones, then by name: among equals the first name stays, which is
+    also the tie-break between plans.
+    """
     by_offer: dict[str, list[ServingOption]] = {}
     for option in sorted(problem.options, key=option_sort_key):
         rates = (option.throughput_rps, *option.scenario_rps.values())
@@ -91,17 +127,7 @@ def prune(problem: FleetProblem, *, keep_apart: str | None = None) -> FleetProbl
         )
         for options in by_offer.values()
     ]
-    # Cheapest per GPU first, small instances before large ones, then by name: what is kept stands before what it
-    # replaces, and among equals the first name stays (which is also the tie-break between plans).
-    groups.sort(key=lambda group: (group.offer.price_usd_per_hour / group.gpus, group.gpus, group.offer.name))
-    kept: list[_OfferGroup] = []
-    over_time = problem.horizon is not None
-    for group in groups:
-        rivals = (better for better in kept if not over_time or _as_flexible(better.offer, group.offer))
-        if not any(_replaces(better, group, problem) for better in rivals):
-            kept.append(group)
-    options = tuple(option for group in kept for option in group.options)
-    return replace(problem, options=options)
+    return sorted(groups, key=lambda group: (group.offer.price_usd_per_hour / group.gpus, group.gpus, group.offer.name))
 
 
 def _aims_at_power(problem: FleetProblem) -> bool:

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 from planner.domain.plan import RedundancyPrice
 from planner.domain.problem import Redundancy
-from planner.optimize.arrays import fleet_arrays
 from planner.optimize.explain import total_usd_per_hour
-from planner.optimize.prune import prune
 from planner.optimize.rules import rule_text
-from planner.optimize.search import search
 from planner.optimize.settings import Clock
+from planner.optimize.spread import cheapest
 from planner.optimize.termination import Termination
 
 if TYPE_CHECKING:
@@ -44,8 +42,7 @@ def redundancy_prices(
         asked.append((ALL_TOGETHER, rules))
     total = total_usd_per_hour(problem, plan)
     return tuple(
-        _price(name, search(fleet_arrays(prune(_without(problem, some)), assignment), clock.settings()), total)
-        for name, some in asked
+        _price(name, cheapest(_without(problem, some), clock.settings(), assignment)[1], total) for name, some in asked
     )
 
 

@@ -16,8 +16,8 @@ from planner.optimize.goals import check_goal, goal_gap, search_goal, values_rea
 from planner.optimize.naming import bucket_name, option_keys
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.prune import prune
-from planner.optimize.search import search
 from planner.optimize.shed import serve_most, unserved_buckets, unserved_warning
+from planner.optimize.spread import cheapest
 from planner.optimize.termination import Termination
 from planner.optimize.tiebreak import Broken, break_ties
 from planner.optimize.unserved import unserved_conflicts
@@ -50,13 +50,11 @@ def solve(problem: FleetProblem, *, settings: SolverSettings, assignment: Assign
     if whole.unserved or whole.undone:
         return no_plan(settings, conflicts=unserved_conflicts(problem))
     _check_size(whole)
-    pruned = prune(problem)
-    fleet = fleet_arrays(pruned, assignment)
     if problem.goal is not None:
-        return _goal_plan(problem, fleet, settings)
-    result = search(fleet, settings)
+        return _goal_plan(problem, fleet_arrays(prune(problem), assignment), settings)
+    fleet, result = cheapest(problem, settings, assignment)
     if result.fleet is None and problem.shed is not None:
-        served = serve_most(pruned, settings, assignment)
+        served = serve_most(prune(problem), settings, assignment)
         if served is not None:
             return _partial_plan(problem, served, settings)
     if result.fleet is None:
