@@ -313,9 +313,8 @@ def test_each_loss_has_its_price_and_all_together_theirs(make, monkeypatch):
     assert redundancy_prices(replace(problem, rules=()), plan, settings=EXACT, assignment=FRACTIONAL) == ()
     stopped = search(fleet_arrays(replace(problem, rules=()), FRACTIONAL), EXACT)
     for result, extra in ((stopped, pytest.approx(1.4)), (replace(stopped, fleet=None), None)):
-        monkeypatch.setattr(
-            redundancy_price, "search", lambda *_, found=result: replace(found, termination=Termination.TIME_LIMIT)
-        )
+        late_result = replace(result, termination=Termination.TIME_LIMIT)
+        monkeypatch.setattr(redundancy_price, "cheapest", lambda *_, found=late_result: (None, found))
         late = redundancy_prices(problem, plan, settings=EXACT, assignment=FRACTIONAL)
         assert [(item.extra_usd_per_hour, item.is_proven) for item in late] == [(extra, False)] * 3
 
