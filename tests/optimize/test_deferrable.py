@@ -117,12 +117,21 @@ def most_work(problem, counts, factor, seconds):
     return (beside * job.harvest_efficiency + own) * seconds
 
 
+def window(job, n_hours):
+    """The seconds of every hour in which the job may run, counted minute by minute round the horizon."""
+    seconds = [0.0] * n_hours
+    minutes = round((job.deadline_s - job.release_s) / 60) % (60 * n_hours) or 60 * n_hours
+    for minute in range(round(job.release_s / 60), round(job.release_s / 60) + minutes):
+        seconds[minute // 60 % n_hours] += 60.0
+    return seconds
+
+
 def brute_force(problem, most):
     """The least cost over all counts of four options up to `most` in every period."""
     (job,), horizon = problem.jobs, problem.horizon
     prices = [problem.options[0].offer.price_usd_per_hour, problem.options[1].offer.price_usd_per_hour]
     factors = (1.0,) if horizon is None else horizon.factors["chat"]
-    seconds = job.seconds_by_period(horizon)
+    seconds = [job.deadline_s - job.release_s] if horizon is None else window(job, len(factors))
     share = 0.0 if horizon is None else horizon.start_up_s / horizon.step_s
     states = []
     for factor, length in zip(factors, seconds, strict=True):
@@ -500,8 +509,21 @@ def test_replicas_with_more_work_than_requests_leave_are_found(make):
     more = with_job(problem, amount=1500.0)
     (run,) = plan.jobs[0].runs
     grown = replace(run, amount=1500.0, busy_replicas=run.busy_replicas * 1500 / 1440)
-    with pytest.raises(SolverLiedError, match="replicas' work"):
+    with pytest.raises(SolverLiedError, match=r"has 2\.0.* replicas' work, and 2"):
         verify_plan(more, tampered(plan, amount=1500.0, runs=(grown,)))
+
+
+def test_pruning_keeps_an_option_that_serves_less_and_works_more(make):
+    offered = make.offer("A", 1.0)
+    fast = make.option(offered, [3.0], service="chat", config=make.config("fp8"), job_rates={"batch": 0.5})
+    slow = make.option(offered, [2.0], service="chat", config=make.config("bf16"), job_rates={"batch": 5.0})
+    problem = replace(
+        make.problem(make.demand([1.0], service="chat"), [fast, slow]),
+        jobs=(batch(10_000.0, deadline_s=HOUR, harvest_efficiency=1.0),),
+    )
+    assert len(prune(problem).options) == 2
+    assert cost(problem) == 2.0  # with the fast one alone it would take six replicas
+    assert len(prune(replace(problem, options=(fast, replace(slow, job_rates={})))).options) == 1
 
 
 @pytest.mark.parametrize(
