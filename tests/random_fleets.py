@@ -365,7 +365,7 @@ FAMILIES: dict[str, tuple[float, Family]] = {
 """How often each family is drawn, and what adds it."""
 
 REFUSED: tuple[set[str], ...] = (
-    *({"horizon", other} for other in ("shedding", "goals", "changes")),
+    *({"horizon", other} for other in ("shedding", "changes")),
     *(
         {"shedding", other}
         for other in (
@@ -380,6 +380,5 @@ REFUSED: tuple[set[str], ...] = (
             SLICED,
         )
     ),
-    {"goals", "changes"},
 )
 """Pairs that the planner refuses to plan for (docs/explanation/limits.md)."""

@@ -576,11 +576,10 @@ def _check(problem: FleetProblem) -> None:
 
 def _check_combinations(problem: FleetProblem) -> None:
     """Refuse what cannot be planned for together."""
-    others = (problem.shed, problem.goal, problem.change)
-    if problem.horizon is not None and any(other is not None for other in others):
+    if problem.horizon is not None and (problem.shed is not None or problem.change is not None):
         raise InputError(
-            "Over a horizon all demand is served at the least cost, whatever runs today.",
-            hint="Leave the horizon out, or shedding, other objectives and a plan that runs today.",
+            "Over a horizon all demand is served, whatever runs today.",
+            hint="Leave the horizon out, or shedding and a plan that runs today.",
         )
     survives = any(isinstance(rule, Scenario) for rule in problem.rules)
     if survives and problem.shed is not None:
@@ -615,11 +614,6 @@ def _check_combinations(problem: FleetProblem) -> None:
         raise InputError(
             "Demand cannot be shed by a fleet that is to survive a loss: what it must serve then is not fixed.",
             hint="Set constraints.shed to never, or leave survive and spare_replicas out.",
-        )
-    if problem.goal is not None and is_priced:
-        raise InputError(
-            "Changes have a price, and the objective is not the cost alone.",
-            hint="Leave constraints.change_cost or the objective out.",
         )
 
 

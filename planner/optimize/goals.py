@@ -19,6 +19,7 @@ from planner.errors import InputError, SolverError
 from planner.optimize.arrays import offer_gpus
 from planner.optimize.energy import ENERGY_MEASURES, measure_coefficients, price_coefficients
 from planner.optimize.model import Objective, build_model, pool_prices
+from planner.optimize.rows.changes import change_rates
 from planner.optimize.rows.goals import define_kept_goals
 from planner.optimize.search import STRICT_MARGIN, SearchResult, run, settle
 from planner.optimize.termination import Termination
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from planner.domain.problem import FleetProblem, Goal
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.backends import RawSolution
-    from planner.optimize.milp import FloatArray
+    from planner.optimize.milp import FloatArray, IntArray
+    from planner.optimize.model import FleetModel
     from planner.optimize.search import Fleet
     from planner.optimize.settings import SolverSettings
 
@@ -104,12 +106,13 @@ def check_goal(problem: FleetProblem) -> None:
 
 
 def stage_objective(stage: Mapping[Measure, float], fleet: FleetArrays) -> Objective:
-    """Return the coefficients of an objective: of each replica, and of each instance."""
+    """Return the coefficients of an objective; over a horizon each measure is the mean over the periods."""
     per_replica, per_instance = np.zeros(len(fleet.options)), np.zeros(len(fleet.pool_offer))
     per_pair = np.zeros(len(fleet.pair_bucket))
     for measure, weight in stage.items():
+        each_period = weight / fleet.n_periods
         if measure is Measure.COST:
-            per_instance = per_instance + weight * pool_prices(fleet)
+            per_instance = per_instance + each_period * pool_prices(fleet)
             price = price_coefficients(fleet)
             if price is not None:
                 per_replica, per_pair = per_replica + weight * price[0], per_pair + weight * price[1]
@@ -117,20 +120,23 @@ def stage_objective(stage: Mapping[Measure, float], fleet: FleetArrays) -> Objec
             each = measure_coefficients(measure, fleet)
             per_replica, per_pair = per_replica + weight * each[0], per_pair + weight * each[1]
         elif measure is Measure.GPUS:
-            per_instance = per_instance + weight * np.array(
+            per_instance = per_instance + each_period * np.array(
                 [offer_gpus(fleet.offers[offer]) for offer in fleet.pool_offer.tolist()], dtype=np.float64
             )
         else:
             watts = np.array([float(option.power_w or 0.0) for option in fleet.options])
-            per_replica = per_replica + weight * watts / WATTS_PER_KW
-    if not np.any(per_pair):
-        return Objective(per_replica=per_replica, per_instance=per_instance)
-    return Objective(per_replica=per_replica, per_instance=per_instance, per_pair=per_pair)
+            per_replica = per_replica + each_period * watts / WATTS_PER_KW
+    return Objective(
+        per_replica=per_replica,
+        per_instance=per_instance,
+        per_pair=per_pair if np.any(per_pair) else None,
+        per_change=stage.get(Measure.COST, 0.0),
+    )
 
 
-def objective_value(objective: Objective, found: Fleet) -> float:
+def objective_value(objective: Objective, fleet: FleetArrays, found: Fleet) -> float:
     """Return what a fleet comes to."""
-    value = float(objective.per_replica @ found.replicas + objective.per_instance @ found.instances)
+    value = objective.without_shares(fleet, found.replicas, found.instances)
     return value if objective.per_pair is None else value + float(objective.per_pair @ found.shares)
 
 
@@ -174,7 +180,7 @@ def _stages(fleet: FleetArrays, goal: Goal, settings: SolverSettings, margin: fl
         if found is None:
             return None
         best = found
-        value = objective_value(objective, best)
+        value = objective_value(objective, fleet, best)
         kept.append((objective, _at_most(objective, value * (1 + goal.within))))
         bound = None if raw.bound is None else min(max(raw.bound, 0.0), value)
         reached.append(ObjectiveValue(minimise=stage_name(stage), value=value, bound=bound, unit=stage_unit(stage)))
@@ -182,8 +188,8 @@ def _stages(fleet: FleetArrays, goal: Goal, settings: SolverSettings, margin: fl
         return None
     if best is not None:
         # What an earlier objective may be missed by was for the later ones to use, not for ties.
-        kept = [(objective, _at_most(objective, objective_value(objective, best))) for objective, _ in kept]
-        reached = values_reached(reached, kept, best)
+        kept = [(objective, _at_most(objective, objective_value(objective, fleet, best))) for objective, _ in kept]
+        reached = values_reached(reached, kept, fleet, best)
     result = SearchResult(
         fleet=best,
         bound_usd_per_hour=None,
@@ -201,10 +207,10 @@ def _at_most(objective: Objective, value: float) -> float:
 
 
 def values_reached(
-    reached: Sequence[ObjectiveValue], kept: Sequence[tuple[Objective, float]], found: Fleet
+    reached: Sequence[ObjectiveValue], kept: Sequence[tuple[Objective, float]], fleet: FleetArrays, found: Fleet
 ) -> list[ObjectiveValue]:
     """Return `reached` with what `found` comes to; what the noise of an earlier objective buys is under no bound."""
-    values = [objective_value(objective, found) for objective, _ in kept]
+    values = [objective_value(objective, fleet, found) for objective, _ in kept]
     return [
         replace(item, value=value, bound=None if item.bound is None else min(item.bound, value))
         for item, value in zip(reached, values, strict=True)
@@ -221,10 +227,9 @@ def _one(
     """Return a solver's answer to one programme, and the fleet in it if that holds the demand exactly."""
     scale = _scale(objective)
     model = build_model(padded, _scaled(objective, scale))
-    columns = np.concatenate([model.n, model.m, model.x])
     if kept:
-        rows = [_coefficients(_scaled(item, _scale(item)), fleet) for item, _ in kept]
-        define_kept_goals(model.builder, columns, rows, [most * _scale(item) for item, most in kept])
+        rows = [_coefficients(_scaled(item, _scale(item)), model) for item, _ in kept]
+        define_kept_goals(model.builder, _counted(model), rows, [most * _scale(item) for item, most in kept])
     milp = model.freeze()
     raw = run(milp, settings)
     if raw.values is None:
@@ -257,13 +262,30 @@ def _scaled(objective: Objective, factor: float) -> Objective:
         per_replica=objective.per_replica * factor,
         per_instance=objective.per_instance * factor,
         per_pair=per_pair,
+        per_change=objective.per_change * factor,
     )
 
 
-def _coefficients(objective: Objective, fleet: FleetArrays) -> FloatArray:
-    """Return an objective's coefficients of replicas, instances and shares, one after the other."""
+def _counted(model: FleetModel) -> IntArray:
+    """Return the columns that objectives count: replicas, instances, shares, changes and starts."""
+    return np.concatenate([model.n, model.m, model.x, model.changes, _starts(model)])
+
+
+def _starts(model: FleetModel) -> IntArray:
+    return np.zeros(0, dtype=np.int64) if model.up is None else model.up[model.up >= 0]
+
+
+def _coefficients(objective: Objective, model: FleetModel) -> FloatArray:
+    """Return an objective's coefficients of the columns of `_counted`."""
+    fleet = model.fleet
     per_pair = np.zeros(len(fleet.pair_bucket)) if objective.per_pair is None else objective.per_pair
-    return np.concatenate([objective.per_replica, objective.per_instance, per_pair / fleet.units_per_bucket])
+    changes = objective.per_change * np.repeat(change_rates(fleet), len(model.changes) // 2)
+    starts = np.zeros(0)
+    if model.up is not None and fleet.horizon is not None:
+        starts = objective.per_instance[model.up >= 0] * fleet.horizon.start_up_s / fleet.horizon.step_s
+    return np.concatenate(
+        [objective.per_replica, objective.per_instance, per_pair / fleet.units_per_bucket, changes, starts]
+    )
 
 
 def goal_gap(reached: Sequence[ObjectiveValue]) -> float | None:

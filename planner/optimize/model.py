@@ -15,8 +15,9 @@ import numpy as np
 from planner.optimize.arrays import offer_gpus
 from planner.optimize.energy import price_coefficients
 from planner.optimize.milp import MilpBuilder
+from planner.optimize.periods import instance_periods
 from planner.optimize.rows.capacity import define_capacity
-from planner.optimize.rows.changes import define_changes
+from planner.optimize.rows.changes import change_usd_per_hour, define_changes
 from planner.optimize.rows.coverage import define_coverage
 from planner.optimize.rows.deferrable import define_work
 from planner.optimize.rows.disaggregation import define_handovers, define_transfers
@@ -96,6 +97,16 @@ class Objective:
     per_instance: FloatArray
     per_pair: FloatArray | None = None
     """Of a whole bucket served; None = nothing."""
+    per_change: float = 0.0
+    """Of a USD/h that changes to today's fleet cost."""
+
+    def without_shares(self, fleet: FleetArrays, replicas: IntArray, instances: IntArray) -> float:
+        """Return what replicas (shape (options,)) and instances (pools,) come to, with their starts and changes."""
+        return float(
+            self.per_replica @ replicas
+            + self.per_instance @ instance_periods(fleet, instances)
+            + self.per_change * change_usd_per_hour(fleet, replicas)
+        )
 
 
 def pool_prices(fleet: FleetArrays) -> FloatArray:
@@ -104,12 +115,12 @@ def pool_prices(fleet: FleetArrays) -> FloatArray:
 
 
 def cost_objective(fleet: FleetArrays) -> Objective:
-    """Return the objective of the model: what is rented and priced energy, in USD/h; the mean over the periods."""
+    """Return the objective of the model: what is rented, priced energy and changes, in USD/h; mean over the periods."""
     per_instance = pool_prices(fleet) / fleet.n_periods
     energy = price_coefficients(fleet)
     if energy is None:
-        return Objective(per_replica=np.zeros(len(fleet.options)), per_instance=per_instance)
-    return Objective(per_replica=energy[0], per_instance=per_instance, per_pair=energy[1])
+        return Objective(per_replica=np.zeros(len(fleet.options)), per_instance=per_instance, per_change=1.0)
+    return Objective(per_replica=energy[0], per_instance=per_instance, per_pair=energy[1], per_change=1.0)
 
 
 def build_model(
@@ -187,7 +198,7 @@ def build_model(
     define_scenarios(builder, fleet, n, slack=relaxations)
     define_energy_budgets(builder, fleet, x, n, slack=relaxations)
     short = define_work(builder, fleet, x, n, short_cost=short_cost) if fleet.jobs else np.zeros(0, dtype=np.int64)
-    changes = define_changes(builder, fleet, n, is_priced=objective is None)
+    changes = define_changes(builder, fleet, n, weight=aim.per_change)
     return FleetModel(
         fleet=fleet,
         builder=builder,

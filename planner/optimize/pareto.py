@@ -75,12 +75,14 @@ def pareto_front(
 
     Raises
     ------
-    InputError: if the measures are the same, or fewer than two points are asked for.
+    InputError: if the measures are the same, fewer than two points are asked for, or there are several periods or
+        a price of changes.
     """
     if measures[0] is measures[1]:
         raise InputError(f"A front needs two measures; both are {measures[0]}.", hint="Use e.g. cost,power.")
     if n_points < 2:
         raise InputError(f"A front has at least two points, not {n_points}.", hint="Use --points 8.")
+    _check_front(problem)
     first, second = measures
     has_prices = is_priced(problem.egress) or (problem.energy is not None and problem.energy.is_priced)
     if second is Measure.COST and has_prices:
@@ -99,6 +101,15 @@ def pareto_front(
     )
     plans = [ends[0], *(plan for plan in between if plan.cost_usd_per_hour is not None), ends[1]]
     return _undominated(plans, first, second)
+
+
+def _check_front(problem: FleetProblem) -> None:
+    """Refuse what a bound on an objective cannot be said as a limit of: means over periods, and prices of changes."""
+    if problem.horizon is not None or (problem.change is not None and problem.change.is_priced):
+        raise InputError(
+            "A front is of steady states, with changes left aside.",
+            hint="Leave horizon and constraints.change_cost out, or give `objective` a list or weights.",
+        )
 
 
 def _goal(first: Measure, second: Measure) -> Goal:

@@ -59,6 +59,7 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     if problem.horizon is not None:
         _check_schedule(problem, problem.horizon, plan, by_key)
         check_jobs(problem, plan, by_key)
+        _check_objectives(problem, plan, by_key)
         return
     _check_loads(problem, plan, by_key, used)
     check_handovers(problem, plan, by_key)
@@ -76,13 +77,12 @@ def _check_objectives(problem: FleetProblem, plan: Plan, by_key: dict[tuple[str,
         if plan.objectives:
             _fail("it states objectives that the request does not have")
         return
-    watts = sum(float(by_key[row.service, row.option].power_w or 0.0) * row.replicas for row in plan.allocation)
+    watts, gpus = _watts_and_gpus(problem, plan, by_key)
+    paid = (plan.cost_usd_per_hour, plan.energy_usd_per_hour, plan.egress_usd_per_hour, plan.change_usd_per_hour)
     totals = {
-        Measure.COST: sum(
-            paid or 0.0 for paid in (plan.cost_usd_per_hour, plan.energy_usd_per_hour, plan.egress_usd_per_hour)
-        ),
+        Measure.COST: sum(part or 0.0 for part in paid),
         Measure.POWER: watts / 1000,
-        Measure.GPUS: sum(rental.gpus_per_instance * rental.instances for rental in plan.rentals),
+        Measure.GPUS: gpus,
         Measure.ENERGY: (plan.mean_power_w or 0.0) / 1000,  # these two were just counted by `check_energy`
         Measure.CARBON: plan.carbon_kg_per_hour or 0.0,
     }
@@ -92,6 +92,23 @@ def _check_objectives(problem: FleetProblem, plan: Plan, by_key: dict[tuple[str,
             _fail(f"it comes to {value!r} in {stated.minimise}, and says {stated.value!r}")
         if stated.bound is not None and stated.bound > stated.value + LIMIT_TOLERANCE * max(value, 1.0):
             _fail(f"it claims that nothing comes to less than {stated.bound!r} in {stated.minimise}")
+
+
+def _watts_and_gpus(
+    problem: FleetProblem, plan: Plan, by_key: dict[tuple[str, str], ServingOption]
+) -> tuple[float, float]:
+    """Return the peak watts of all replicas and the rented GPUs, over a schedule the means of its periods."""
+    gpus = {option.offer.name: option.offer.gpus_per_instance for option in problem.options}
+    if problem.horizon is None:
+        running = [(item.service, item.option, item.replicas) for item in plan.allocation]
+        rented: list[tuple[str, float]] = [(rental.offer, rental.instances) for rental in plan.rentals]
+    else:
+        running = [(item.service, item.option, item.replicas) for now in plan.schedule for item in now.allocation]
+        history = History.of(plan, problem.horizon)
+        rented = [pair for index in range(len(plan.schedule)) for pair in history.paid(index, problem.horizon)]
+    n_periods = max(len(plan.schedule), 1)
+    watts = sum(float(by_key[service, option].power_w or 0.0) * count for service, option, count in running)
+    return watts / n_periods, sum(gpus[name] * count for name, count in rented) / n_periods
 
 
 def _check_schedule(

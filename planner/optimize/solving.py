@@ -89,7 +89,7 @@ def _goal_plan(problem: FleetProblem, fleet: FleetArrays, settings: SolverSettin
     if found.result.termination is Termination.OPTIMAL:
         chosen = break_ties(fleet, chosen.fleet, settings, kept=found.kept)
     plan = assemble(problem, fleet, chosen.fleet, found.result, settings=settings, assumptions=chosen.assumptions)
-    reached = tuple(values_reached(found.reached, found.kept, chosen.fleet))
+    reached = tuple(values_reached(found.reached, found.kept, fleet, chosen.fleet))
     plan = replace(plan, objectives=reached, gap=goal_gap(reached))
     verify_plan(problem, plan)
     return plan

@@ -60,12 +60,13 @@ class _Rule:
     per_instance: FloatArray
     per_offer: float = 0.0
     per_pair: FloatArray | None = None
+    per_change: float = 0.0
 
     def value(self, fleet: FleetArrays, chosen: Fleet) -> float:
         distinct = len(np.unique(fleet.pool_offer[chosen.instances > 0]))
         by_shares = 0.0 if self.per_pair is None else float(self.per_pair @ chosen.shares)
         counted = self.per_replica @ chosen.replicas + self.per_instance @ chosen.instances + self.per_offer * distinct
-        return float(counted) + by_shares
+        return float(counted) + by_shares + self.per_change * chosen.change_usd_per_hour
 
 
 def break_ties(
@@ -101,7 +102,12 @@ def _staged(
     best = found
     held = [
         (
-            _Rule(per_replica=objective.per_replica, per_instance=objective.per_instance, per_pair=objective.per_pair),
+            _Rule(
+                per_replica=objective.per_replica,
+                per_instance=objective.per_instance,
+                per_pair=objective.per_pair,
+                per_change=objective.per_change,
+            ),
             most,
         )
         for objective, most in kept
@@ -225,8 +231,9 @@ def _hold_cost(model: FleetModel, cost_usd_per_hour: float) -> None:
 def _hold(model: FleetModel, y: IntArray, rule: _Rule, value: float) -> None:
     """An earlier rule's sum stays at most at its best value."""
     per_pair = np.zeros(len(model.x)) if rule.per_pair is None else rule.per_pair / model.fleet.units_per_bucket
-    columns = np.concatenate([model.n, model.m, model.x, y])
-    values = np.concatenate([rule.per_replica, rule.per_instance, per_pair, np.full(len(y), rule.per_offer)])
+    columns = np.concatenate([model.n, model.m, model.x, y, model.changes])
+    changes = rule.per_change * np.repeat(change_rates(model.fleet), len(model.changes) // 2)
+    values = np.concatenate([rule.per_replica, rule.per_instance, per_pair, np.full(len(y), rule.per_offer), changes])
     scale = float(values.max(initial=0.0)) if rule.per_pair is not None else 1.0
     model.builder.add_rows(
         "rule",

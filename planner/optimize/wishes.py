@@ -43,5 +43,4 @@ def _rows(
         yield row.per_pair, row.bound - float(row.per_replica @ replicas)
     for objective, most in kept:
         if objective.per_pair is not None:
-            used = float(objective.per_replica @ replicas + objective.per_instance @ instances)
-            yield objective.per_pair, most - used
+            yield objective.per_pair, most - objective.without_shares(fleet, replicas, instances)

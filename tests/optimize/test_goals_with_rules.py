@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,16 +13,19 @@ from planner.domain.problem import (
     ChangeCost,
     Facet,
     Goal,
+    Horizon,
     Measure,
     Minimum,
     Resource,
+    Running,
     Scope,
     ShareCap,
     Shedding,
     VarietyLimit,
 )
-from planner.errors import InputError, SolverUnavailableError
+from planner.errors import InputError, SolverLiedError, SolverUnavailableError
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
+from planner.optimize.pareto import pareto_front
 
 EXACT = SolverSettings(relative_gap=0.0)
 CBC = SolverSettings(relative_gap=0.0, solver="cbc")
@@ -104,6 +109,61 @@ def test_what_is_not_defined_together_is_refused(make):
     with pytest.raises(InputError, match="caps on shares"):
         solve(problem, settings=EXACT, assignment=FREE)
     change = ChangeCost(running=(), instances={}, start_usd=1.0)
-    for wish in ({"shed": Shedding(priority={})}, {"goal": Goal(stages=({Measure.GPUS: 1.0},))}):
-        with pytest.raises(InputError, match=r"price of changes|Changes have a price"):
-            solve(make.melange_example(change=change, **wish), settings=EXACT, assignment=FREE)
+    with pytest.raises(InputError, match="price of changes"):
+        solve(make.melange_example(change=change, shed=Shedding(priority={})), settings=EXACT, assignment=FREE)
+
+
+def two_cards(make, **given):
+    """20 req/s, then as many or more: fast and hungry, or slow and frugal, for 1 USD/h each."""
+    hungry = make.option(make.offer("hungry", 1.0), [10.0], power_w=1000.0)
+    frugal = make.option(make.offer("frugal", 1.0), [5.0], power_w=100.0)
+    return make.problem(make.demand([20.0]), [hungry, frugal], **given)
+
+
+def used(plan):
+    return {row.gpu: row.replicas for row in plan.allocation}
+
+
+def test_the_cost_that_is_minimised_with_others_has_the_changes_in_it(make):
+    """Two hungry replicas run; to replace one by two frugal ones saves 0.8 kW and costs 1 USD/h and the change."""
+    now = Running(service="default", offer="hungry", option="hungry", gpus_per_replica=1, replicas=2)
+    for start_usd, expected in ((0.1, {"frugal": 4}), (1.0, {"hungry": 2})):
+        change = ChangeCost(running=(now,), instances={"hungry": 2}, start_usd=start_usd, horizon_hours=1.0)
+        goal = Goal(stages=({Measure.COST: 1.0, Measure.POWER: 2.0},))
+        problem = two_cards(make, goal=goal, change=change)
+        plan = solve(problem, settings=EXACT, assignment=FREE)
+        verify_plan(problem, plan)
+        assert used(plan) == expected
+        total = plan.cost_usd_per_hour + plan.change_usd_per_hour
+        assert plan.objectives[0].value == pytest.approx(total + 2 * plan.power_w / 1000)
+        wrong = replace(plan.objectives[0], value=plan.objectives[0].value - plan.change_usd_per_hour - 0.01)
+        with pytest.raises(SolverLiedError, match="it comes to"):
+            verify_plan(problem, replace(plan, objectives=(wrong, *plan.objectives[1:])))
+
+
+def test_objectives_over_periods_are_means(make):
+    horizon = Horizon(step_s=3600.0, factors={"default": (1.0, 0.5)}, start_up_s=1800.0)
+    power = two_cards(make, goal=Goal(stages=({Measure.POWER: 1.0},)), horizon=horizon)
+    plan = solve(power, settings=EXACT, assignment=FREE)
+    verify_plan(power, plan)
+    assert [item.value for item in plan.objectives] == pytest.approx([(0.4 + 0.2) / 2, (4 + 2 + 0.5 * 2) / 2])
+    few = replace(power, goal=Goal(stages=({Measure.GPUS: 1.0}, {Measure.POWER: 1.0})))
+    plan = solve(few, settings=EXACT, assignment=FREE)
+    verify_plan(few, plan)
+    assert [item.value for item in plan.objectives] == pytest.approx(
+        [(2 + 1 + 0.5) / 2, (2 + 1) / 2, (2 + 1 + 0.5) / 2]
+    )
+    with pytest.raises(SolverLiedError, match="it comes to"):
+        verify_plan(few, replace(plan, objectives=(replace(plan.objectives[0], value=1.5), *plan.objectives[1:])))
+
+
+def test_a_front_is_of_steady_states(make):
+    horizon = Horizon(step_s=3600.0, factors={"default": (1.0, 0.5)})
+    with pytest.raises(InputError, match="steady states"):
+        pareto_front(
+            two_cards(make, horizon=horizon),
+            (Measure.COST, Measure.POWER),
+            n_points=3,
+            settings=EXACT,
+            assignment=FREE,
+        )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from planner.domain.hardware import Market
 from planner.domain.plan import PlanStatus
-from planner.domain.problem import Goal, Horizon, Measure, Shedding
+from planner.domain.problem import ChangeCost, Horizon, Shedding
 from planner.errors import InputError, SolverLiedError
 from planner.optimize import Assignment, SolverSettings, find_conflicts, solve, verify_plan
 from planner.optimize.arrays import fleet_arrays
@@ -385,7 +385,7 @@ def test_a_horizon_that_contradicts_itself_is_refused(make, horizon, message):
     "other",
     [
         {"shed": Shedding(priority={})},
-        {"goal": Goal(stages=({Measure.GPUS: 1.0},))},
+        {"change": ChangeCost(running=(), instances={})},
     ],
     ids=lambda other: next(iter(other)),
 )

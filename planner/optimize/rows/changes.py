@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from planner.optimize.milp import IntArray, MilpBuilder
 
 
-def define_changes(builder: MilpBuilder, fleet: FleetArrays, n: IntArray, *, is_priced: bool) -> IntArray:
+def define_changes(builder: MilpBuilder, fleet: FleetArrays, n: IntArray, *, weight: float) -> IntArray:
     """For every option j:  n[j] - now[j] = up[j] - down[j],  up, down >= 0;  cost (A sum up + B sum down) / H.
 
     now is what runs today, A and B the price of a replica started and stopped, H the hours that the plan will hold.
 
     n : columns of replicas, shape (options,).
-    is_priced : whether the changes are part of the objective.
+    weight : how much of their price is part of the objective.
 
     Returns the columns of up and down, shape (2 x options,); empty where nothing is said of today's fleet.
     """
@@ -25,8 +25,8 @@ def define_changes(builder: MilpBuilder, fleet: FleetArrays, n: IntArray, *, is_
         return np.zeros(0, dtype=np.int64)
     size = len(n)
     rates = change_rates(fleet)
-    up = builder.add_columns("start", size, cost=rates[0] if is_priced else 0.0)
-    down = builder.add_columns("stop", size, upper=fleet.running, cost=rates[1] if is_priced else 0.0)
+    up = builder.add_columns("start", size, cost=rates[0] * weight)
+    down = builder.add_columns("stop", size, upper=fleet.running, cost=rates[1] * weight)
     options = np.arange(size)
     now = fleet.running.astype(np.float64)
     builder.add_rows(
