@@ -258,7 +258,7 @@ class Outcome:
     """What a fleet comes to."""
 
     unserved: tuple
-    """Req/s by priority, most important first; the sum over the periods."""
+    """Req/s by priority, most important first; the mean over the periods."""
     cost: float
     """USD/h with changes, the mean over the periods."""
     watts: float
@@ -515,7 +515,7 @@ class _Enumeration:
         ]
         n = len(schedule)
         return Outcome(
-            unserved=tuple(map(sum, zip(*(state.unserved for state in chosen), strict=True))),
+            unserved=tuple(sum(each) / n for each in zip(*(state.unserved for state in chosen), strict=True)),
             cost=sum(float(o.price_usd_per_hour) * m for each in paid for o, m in zip(self.offers, each, strict=True))
             / n
             + sum(state.change for state in chosen) / n,

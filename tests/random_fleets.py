@@ -365,20 +365,7 @@ FAMILIES: dict[str, tuple[float, Family]] = {
 """How often each family is drawn, and what adds it."""
 
 REFUSED: tuple[set[str], ...] = (
-    *({"horizon", other} for other in ("shedding", "changes")),
-    *(
-        {"shedding", other}
-        for other in (
-            "scenarios",
-            "survival",
-            "spare replicas",
-            "instance loss",
-            "share caps",
-            "spot",
-            "changes",
-            "goals",
-            SLICED,
-        )
-    ),
+    {"horizon", "changes"},
+    *({"shedding", other} for other in ("scenarios", SLICED)),
 )
 """Pairs that the planner refuses to plan for (docs/explanation/limits.md)."""

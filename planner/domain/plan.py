@@ -257,6 +257,16 @@ class PeriodRoute:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeriodUnserved:
+    """Requests of one bucket that one period leaves unserved."""
+
+    service: str
+    row: int
+    column: int
+    rate_rps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
     """One period of the schedule."""
 
@@ -269,6 +279,7 @@ class Period:
     allocation: tuple[PeriodAllocation, ...] = ()
     rentals: tuple[PeriodRental, ...] = ()
     routing: tuple[PeriodRoute, ...] = ()
+    unserved: tuple[PeriodUnserved, ...] = ()
     mean_power_w: float | None = None
     """As `Plan.mean_power_w`."""
     carbon_kg_per_hour: float | None = None
@@ -361,7 +372,8 @@ class Plan:
     output_tokens_per_s: float | None = None
     power_w: float | None = None
     unserved: tuple[Unserved, ...] = ()
-    """Empty where everything is served; else `rate_rps`, `output_tokens_per_s` and `routing` count what is served."""
+    """Empty where everything is served; else `rate_rps`, `output_tokens_per_s` and `routing` count what is served.
+    Over a schedule the means of its periods."""
     objectives: tuple[ObjectiveValue, ...] = ()
     """In the order in which they were minimised; empty for a plan of the least cost."""
     change_usd_per_hour: float | None = None

@@ -439,3 +439,10 @@ class FleetProblem:
     """Electricity of the places that offers stand in; None = not known."""
     jobs: tuple[Job, ...] = ()
     """Work with a deadline."""
+
+    def mean_factor(self, service: str) -> float:
+        """Return what a service's rates are multiplied by on average over the horizon; 1 without one."""
+        if self.horizon is None:
+            return 1.0
+        factors = self.horizon.factors[service]
+        return sum(factors) / len(factors)

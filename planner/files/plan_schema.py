@@ -21,6 +21,7 @@ from planner.domain.plan import (
     PeriodAllocation,
     PeriodRental,
     PeriodRoute,
+    PeriodUnserved,
     Plan,
     PlanStatus,
     RedundancyPrice,
@@ -278,6 +279,15 @@ class PeriodRouteDocument(_Part):
     )
 
 
+class PeriodUnservedDocument(_Part):
+    """Requests of one bucket that one period leaves unserved."""
+
+    service: str = Field(description="The service whose requests these are.")
+    row: Count = Field(description="Input-size row of the bucket, 0-based.")
+    column: Count = Field(description="Output-size column of the bucket, 0-based.")
+    rate_rps: NonNegative = Field(description="Requests per second that are not served in this period.")
+
+
 class PeriodDocument(_Part):
     """One period of the schedule."""
 
@@ -290,6 +300,9 @@ class PeriodDocument(_Part):
     allocation: list[PeriodAllocationDocument] = Field(default_factory=list, description="Replicas.")
     rentals: list[PeriodRentalDocument] = Field(default_factory=list, description="Instances, by offer.")
     routing: list[PeriodRouteDocument] = Field(default_factory=list, description="Routing weights by bucket.")
+    unserved: list[PeriodUnservedDocument] = Field(
+        default_factory=list, description="What the limits do not hold in this period, by bucket."
+    )
     mean_power_w: NonNegative | None = Field(None, description="Mean draw of all replicas; null = not known.")
     carbon_kg_per_hour: NonNegative | None = Field(None, description="CO2e that this emits, where it is known.")
 
@@ -299,6 +312,7 @@ class PeriodDocument(_Part):
             "allocation": tuple(PeriodAllocation(**dict(row)) for row in self.allocation),
             "rentals": tuple(PeriodRental(**dict(row)) for row in self.rentals),
             "routing": tuple(PeriodRoute(**dict(row)) for row in self.routing),
+            "unserved": tuple(PeriodUnserved(**dict(row)) for row in self.unserved),
         }
         return Period(**(dict(self) | parts))
 

@@ -143,6 +143,14 @@ class FleetArrays:
         work = replace(self.work, load=self.work.load * (1 + margin))
         return replace(self, pair_load=self.pair_load * (1 + margin), work=work)
 
+    served: FloatArray | None = None
+    """The part of every bucket that is served, shape (buckets,), 0..1; None = all of all."""
+
+    @property
+    def served_shares(self) -> FloatArray:
+        """What the shares of every bucket sum to, shape (buckets,)."""
+        return np.ones(len(self.buckets)) if self.served is None else self.served
+
     @property
     def n_periods(self) -> int:
         """Number of periods; 1 for a steady state."""
@@ -576,10 +584,10 @@ def _check(problem: FleetProblem) -> None:
 
 def _check_combinations(problem: FleetProblem) -> None:
     """Refuse what cannot be planned for together."""
-    if problem.horizon is not None and (problem.shed is not None or problem.change is not None):
+    if problem.horizon is not None and problem.change is not None:
         raise InputError(
-            "Over a horizon all demand is served, whatever runs today.",
-            hint="Leave the horizon out, or shedding and a plan that runs today.",
+            "A schedule is planned whatever runs today.",
+            hint="Leave the horizon out, or the plan that runs today.",
         )
     survives = any(isinstance(rule, Scenario) for rule in problem.rules)
     if survives and problem.shed is not None:
@@ -602,18 +610,6 @@ def _check_combinations(problem: FleetProblem) -> None:
         raise InputError(
             "Energy and carbon are counted of requests alone, and there is work with a deadline.",
             hint="Leave budgets, prices and objectives of energy and carbon out, or plan the deferrable work apart.",
-        )
-    is_priced = problem.change is not None and problem.change.is_priced
-    has_shares = any(isinstance(rule, ShareCap) for rule in problem.rules)
-    if problem.shed is not None and (has_shares or is_priced):
-        raise InputError(
-            "Demand cannot be shed under caps on shares (of which requests?) or a price of changes.",
-            hint="Set constraints.shed to never, or leave the others out.",
-        )
-    if problem.shed is not None and any(isinstance(rule, Redundancy) for rule in problem.rules):
-        raise InputError(
-            "Demand cannot be shed by a fleet that is to survive a loss: what it must serve then is not fixed.",
-            hint="Set constraints.shed to never, or leave survive and spare_replicas out.",
         )
 
 

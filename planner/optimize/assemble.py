@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from planner.domain.jobs import Job
     from planner.domain.problem import FleetProblem, ServingOption
     from planner.domain.provenance import Provenance
-    from planner.domain.workload import Bucket, Demand
+    from planner.domain.workload import Bucket
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.milp import FloatArray
     from planner.optimize.search import Fleet, SearchResult
@@ -49,18 +49,15 @@ def assemble(
     *,
     settings: SolverSettings,
     assumptions: tuple[str, ...] = (),
-    keys: list[str] | None = None,
 ) -> Plan:
     """Return the plan that `chosen` is, in the order of the request's demands.
 
     Parameters
     ----------
     problem : the whole problem; `fleet` may be its pruned form.
-    keys : names of the fleet's options, where they are not options of `problem`.
     """
-    if keys is None:
-        names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
-        keys = [names[id(option)] for option in fleet.options]
+    names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
+    keys = [names[id(option)] for option in fleet.options]
     order = service_order(problem)
     options = {(option.service, key): option for option, key in zip(fleet.options, keys, strict=True)}
     states = [
@@ -82,8 +79,8 @@ def assemble(
     schedule = Schedule(problem=problem, fleet=fleet, chosen=chosen, states=tuple(states))
     whole = states[0] if fleet.horizon is None else mean_state(schedule)
     power = [_power_w(state) for state in states]
-    tokens = [_tokens_per_s(demand, problem) for demand in problem.demands]
-    tokens += [_job_tokens_per_s(job, problem) for job in problem.jobs]
+    rates = np.array([bucket.rate_rps for _, bucket in fleet.buckets])
+    tokens = [_tokens_per_s(fleet), *(_job_tokens_per_s(job, problem) for job in problem.jobs)]
     change = problem.change
     traffic = None if fleet.egress_gb is None else float(fleet.egress_gb @ chosen.shares) / fleet.n_periods
     cost = chosen.cost_usd_per_hour
@@ -103,7 +100,7 @@ def assemble(
         egress_usd_per_hour=None if traffic is None else traffic * fleet.egress_usd_per_gb,
         binding=binding(fleet, chosen, keys),
         assumptions=assumptions,
-        rate_rps=float(sum(demand.total_rate_rps * _mean_factor(demand, problem) for demand in problem.demands)),
+        rate_rps=float(rates @ fleet.served_shares) / fleet.n_periods,
         output_tokens_per_s=None if None in tokens else sum(value or 0.0 for value in tokens),
         jobs=job_plans(problem, fleet, chosen, keys=keys, allocation=whole.allocation),
         power_w=None if None in power else max(value or 0.0 for value in power),
@@ -152,14 +149,14 @@ def _power_w(state: SteadyState) -> float | None:
     return None if None in power else sum(value or 0.0 for value in power)
 
 
-def _mean_factor(demand: Demand, problem: FleetProblem) -> float:
-    """Return what a demand's rates are multiplied by on average over the horizon."""
-    return 1.0 if problem.horizon is None else float(np.mean(problem.horizon.factors[demand.service]))
-
-
-def _tokens_per_s(demand: Demand, problem: FleetProblem) -> float | None:
-    tokens = demand.output_tokens_per_s
-    return None if tokens is None else tokens * _mean_factor(demand, problem)
+def _tokens_per_s(fleet: FleetArrays) -> float | None:
+    """Return the generated tokens per second of what is served, the mean over the periods; None if not known."""
+    total = 0.0
+    for (_, bucket), served in zip(fleet.buckets, fleet.served_shares.tolist(), strict=True):
+        if bucket.output_tokens is None:
+            return None
+        total += bucket.rate_rps * served * bucket.output_tokens
+    return total / fleet.n_periods
 
 
 def _job_tokens_per_s(job: Job, problem: FleetProblem) -> float | None:
@@ -377,27 +374,35 @@ def _routes(fleet: FleetArrays, chosen: Fleet, keys: list[str], order: dict[str,
     covers = fleet.pair_covers
     for pair in np.flatnonzero(chosen.shares > 0).tolist():
         bucket, option = int(fleet.pair_bucket[pair]), int(fleet.pair_option[pair])
-        (weights if covers[pair] else decode_weights)[bucket][keys[option]] = float(chosen.shares[pair])
+        share = float(chosen.shares[pair] / fleet.served_shares[bucket])
+        (weights if covers[pair] else decode_weights)[bucket][keys[option]] = share
         origin = _provenance(fleet.options[option], bucket, fleet)
         provenance[bucket][keys[option]] = origin.kind if origin else ProvenanceKind.GIVEN
-    ranked = sorted(range(len(fleet.buckets)), key=lambda index: order[fleet.buckets[index][0]])
+    ranked = sorted(np.flatnonzero(fleet.served_shares > 0).tolist(), key=lambda b: order[fleet.buckets[b][0]])
     return tuple(
         replace(
-            _route(*fleet.buckets[index], weights=weights[index], provenance=provenance[index]),
+            _route(
+                *fleet.buckets[index],
+                served=float(fleet.served_shares[index]),
+                weights=weights[index],
+                provenance=provenance[index],
+            ),
             decode_weights=decode_weights[index],
         )
         for index in ranked
     )
 
 
-def _route(service: str, bucket: Bucket, *, weights: dict[str, float], provenance: dict[str, ProvenanceKind]) -> Route:
+def _route(
+    service: str, bucket: Bucket, *, served: float, weights: dict[str, float], provenance: dict[str, ProvenanceKind]
+) -> Route:
     return Route(
         service=service,
         input_tokens=bucket.input_range,
         output_tokens=bucket.output_range,
         row=bucket.row,
         column=bucket.column,
-        rate_rps=float(bucket.rate_rps),
+        rate_rps=float(bucket.rate_rps) * served,
         weights=weights,
         provenance=provenance,
     )

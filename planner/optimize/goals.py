@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from planner.optimize.backends import RawSolution
     from planner.optimize.milp import FloatArray, IntArray
     from planner.optimize.model import FleetModel
+    from planner.optimize.partial import Partial
     from planner.optimize.search import Fleet
     from planner.optimize.settings import SolverSettings
 
@@ -54,6 +55,8 @@ class GoalResult:
     reached: tuple[ObjectiveValue, ...]
     kept: tuple[tuple[Objective, float], ...]
     """Every objective with the most that it may be in fleets that are as good."""
+    fleet: FleetArrays
+    """What was asked, with the part of it that is served where that is not all."""
 
 
 def stages_of(goal: Goal) -> tuple[Mapping[Measure, float], ...]:
@@ -85,15 +88,11 @@ def check_goal(problem: FleetProblem) -> None:
 
     Raises
     ------
-    InputError: if a weight is no weight, if demand may be shed, or if a number is missing that a measure counts.
+    InputError: if a weight is no weight, or if a number is missing that a measure counts.
     """
     goal = problem.goal
     if goal is None:
         return
-    if problem.shed is not None:
-        raise InputError(
-            "Demand can only be shed where the cost is minimised.", hint="Drop constraints.shed, or the objective."
-        )
     if not goal.stages or not all(stage and all(weight > 0 for weight in stage.values()) for stage in goal.stages):
         raise InputError("An objective has no measure, or a weight that is not above zero.")
     if any(Measure.POWER in stage for stage in goal.stages):
@@ -140,8 +139,14 @@ def objective_value(objective: Objective, fleet: FleetArrays, found: Fleet) -> f
     return value if objective.per_pair is None else value + float(objective.per_pair @ found.shares)
 
 
-def search_goal(fleet: FleetArrays, goal: Goal, settings: SolverSettings) -> GoalResult:
+def search_goal(
+    fleet: FleetArrays, goal: Goal, settings: SolverSettings, *, partial: Partial | None = None
+) -> GoalResult:
     """Return the fleet that is best in one objective after the other, verified, with the bound of each.
+
+    Parameters
+    ----------
+    partial : what may stay unserved; None = nothing.
 
     Raises
     ------
@@ -150,7 +155,7 @@ def search_goal(fleet: FleetArrays, goal: Goal, settings: SolverSettings) -> Goa
     deadline = time.monotonic() + settings.time_limit_s
     for margin in MARGINS:
         left = replace(settings, time_limit_s=max(deadline - time.monotonic(), 0.0))
-        found = _stages(fleet, goal, left, margin)
+        found = _stages(fleet, goal, left, margin, partial)
         if found is not None:
             return found
     raise SolverError(
@@ -159,7 +164,9 @@ def search_goal(fleet: FleetArrays, goal: Goal, settings: SolverSettings) -> Goa
     )
 
 
-def _stages(fleet: FleetArrays, goal: Goal, settings: SolverSettings, margin: float) -> GoalResult | None:
+def _stages(
+    fleet: FleetArrays, goal: Goal, settings: SolverSettings, margin: float, partial: Partial | None
+) -> GoalResult | None:
     """Return the result of all programmes; None if a fleet does not hold the demand exactly."""
     deadline = time.monotonic() + settings.time_limit_s
     padded = fleet.with_margin(margin)
@@ -168,18 +175,18 @@ def _stages(fleet: FleetArrays, goal: Goal, settings: SolverSettings, margin: fl
     kept: list[tuple[Objective, float]] = []
     reached: list[ObjectiveValue] = []
     best: Fleet | None = None
-    ended, seconds = Termination.OPTIMAL, 0.0
+    ended, seconds, part = Termination.OPTIMAL, 0.0, fleet
     raw: RawSolution | None = None
     for stage, objective in zip(stages, objectives, strict=True):
         left = replace(settings, time_limit_s=max(deadline - time.monotonic(), 0.0))
-        raw, found = _one(padded, fleet, objective, kept, left)
+        raw, found, asked = _one(padded, fleet, objective, kept, left, partial=partial)
         seconds += raw.seconds
         ended = raw.termination if ended is Termination.OPTIMAL else ended
         if raw.values is None:
             break
         if found is None:
             return None
-        best = found
+        best, part = found, asked
         value = objective_value(objective, fleet, best)
         kept.append((objective, _at_most(objective, value * (1 + goal.within))))
         bound = None if raw.bound is None else min(max(raw.bound, 0.0), value)
@@ -198,7 +205,7 @@ def _stages(fleet: FleetArrays, goal: Goal, settings: SolverSettings, margin: fl
         solver=raw.solver,
         version=raw.version,
     )
-    return GoalResult(result=result, reached=tuple(reached), kept=tuple(kept))
+    return GoalResult(result=result, reached=tuple(reached), kept=tuple(kept), fleet=part)
 
 
 def _at_most(objective: Objective, value: float) -> float:
@@ -223,18 +230,25 @@ def _one(
     objective: Objective,
     kept: list[tuple[Objective, float]],
     settings: SolverSettings,
-) -> tuple[RawSolution, Fleet | None]:
-    """Return a solver's answer to one programme, and the fleet in it if that holds the demand exactly."""
+    *,
+    partial: Partial | None,
+) -> tuple[RawSolution, Fleet | None, FleetArrays]:
+    """Return a solver's answer to one programme, the fleet in it if that holds the demand exactly, and that demand."""
     scale = _scale(objective)
-    model = build_model(padded, _scaled(objective, scale))
+    aim = _scaled(objective, scale)
+    model = build_model(padded, aim) if partial is None else partial.model(padded, aim)
     if kept:
         rows = [_coefficients(_scaled(item, _scale(item)), model) for item, _ in kept]
         define_kept_goals(model.builder, _counted(model), rows, [most * _scale(item) for item, most in kept])
     milp = model.freeze()
     raw = run(milp, settings)
+    answer = replace(raw, bound=None if raw.bound is None else raw.bound / scale)
     if raw.values is None:
-        return replace(raw, bound=None if raw.bound is None else raw.bound / scale), None
+        return answer, None, fleet
     verified = verify(milp, raw.values, stated_objective=raw.objective, bound=raw.bound)
+    if partial is not None:
+        part, served = partial.settled(model, verified, aim=objective, kept=kept)
+        return answer, served, part
     found = settle(
         fleet,
         replicas=verified.values[model.n].round().astype(np.int64),
@@ -243,7 +257,7 @@ def _one(
         aim=objective,
         kept=kept,
     )
-    return replace(raw, bound=None if raw.bound is None else raw.bound / scale), found
+    return answer, found, fleet
 
 
 def _scale(objective: Objective) -> float:

@@ -109,6 +109,7 @@ def least_served(demand: Demand, running: list[tuple[ServingOption, int]], cap: 
     if not demand.buckets:
         return 1.0
     size = len(demand.buckets)
+    is_asked = np.array([bucket.rate_rps > 0 for bucket in demand.buckets])
     builder = MilpBuilder()
     f = builder.add_columns("f", 1, upper=1.0, cost=-1.0)
     points = list(dict.fromkeys(option.meeting_point for option, _ in running if option.meeting_point is not None))
@@ -140,7 +141,7 @@ def least_served(demand: Demand, running: list[tuple[ServingOption, int]], cap: 
         "left",
         rows=np.concatenate([np.arange(size), *rows]),
         columns=np.concatenate([np.repeat(f, size), *columns]),
-        values=np.concatenate([-np.ones(size), *values]),
+        values=np.concatenate([-is_asked.astype(np.float64), *values]),
         lower=lower,
         upper=upper,
     )

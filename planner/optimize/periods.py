@@ -117,6 +117,7 @@ def period_of(fleet: FleetArrays, period: int) -> FleetArrays:
         bucket_period=np.zeros(0, dtype=np.int64),
         jobs=(),
         work=WorkArrays(),
+        served=None if fleet.served is None else fleet.served[first : first + len(buckets)],
     )
 
 

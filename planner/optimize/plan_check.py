@@ -142,9 +142,21 @@ def _check_schedule(
     if rented != {name: count for name, count in most.items() if count}:
         _fail(f"it rents {rented}, and its periods at most {most}")
     _check_totals(problem, plan, mean)
+    _check_mean_unserved(plan)
     for commitment in plan.commitments:
         if {count.get(commitment.offer, 0) for count in history.instances} != {commitment.instances}:
             _fail(f"{commitment.offer} is committed to, and not the same in all periods")
+
+
+def _check_mean_unserved(plan: Plan) -> None:
+    """What a schedule leaves unserved is the mean of what its periods do."""
+    left: dict[tuple[str, int, int], float] = defaultdict(float)
+    for period in plan.schedule:
+        for item in period.unserved:
+            left[item.service, item.row, item.column] += item.rate_rps / len(plan.schedule)
+    stated = {(item.service, item.row, item.column): item.rate_rps for item in plan.unserved}
+    if set(stated) != set(left) or any(abs(left[key] - rate) > LIMIT_TOLERANCE * rate for key, rate in stated.items()):
+        _fail(f"its periods leave {dict(left)} unserved, and it says {stated}")
 
 
 def _fail(what: str) -> None:

@@ -104,7 +104,7 @@ def option_load(fleet: FleetArrays, shares: FloatArray) -> FloatArray:
 
 
 def holds(fleet: FleetArrays, replicas: IntArray, shares: FloatArray, *, busy: FloatArray | None = None) -> bool:
-    """Return whether replicas serve every bucket, none overfull, within 1e-9, and caps on shares are kept."""
+    """Return whether replicas serve what is to be served, none overfull, within 1e-9, and caps on shares are kept."""
     if np.any(replicas[fleet.pair_option[shares > 0]] < 1):
         return False  # whatever its load
     if busy is not None:
@@ -114,7 +114,7 @@ def holds(fleet: FleetArrays, replicas: IntArray, shares: FloatArray, *, busy: F
     covering = np.where(fleet.pair_covers, shares, 0.0)
     served = np.bincount(fleet.pair_bucket, weights=covering, minlength=len(fleet.buckets))
     return bool(
-        np.all(np.abs(served - 1) <= PLAN_TOLERANCE)
+        np.all(np.abs(served - fleet.served_shares) <= PLAN_TOLERANCE)
         and np.all(option_load(fleet, shares) <= replicas * (1 + PLAN_TOLERANCE))
         and handed_over(fleet, shares, PLAN_TOLERANCE)
         and share_caps_hold(fleet, shares)
@@ -146,7 +146,8 @@ def _solve_steady(
     fleet: FleetArrays, replicas: IntArray, wishes: ShareWishes, busy: FloatArray | None
 ) -> FloatArray | None:
     live = np.flatnonzero(replicas[fleet.pair_option] > 0)
-    if len(np.unique(fleet.pair_bucket[live])) < len(fleet.buckets):
+    asked = np.flatnonzero(fleet.served_shares > 0)
+    if not np.all(np.isin(asked, fleet.pair_bucket[live])):
         return None
     scale = 0.0 if wishes.cost is None else float(np.abs(wishes.cost[live]).max(initial=0.0))
     rows = wishes.rows
@@ -170,14 +171,14 @@ def _solve_live(
     busy: FloatArray | None,
 ) -> FloatArray | None:
     """Return the shares of the `live` pairs that cost least, or with even loads where they cost nothing."""
-    n_buckets, n_options = len(fleet.buckets), len(fleet.options)
+    n_options = len(fleet.options)
     builder = MilpBuilder()
     x = builder.add_columns("x", len(live), upper=1.0, cost=0.0 if cost is None else cost)
     t = builder.add_columns("t", 1, upper=np.inf if cost is None else 1.0, cost=1.0 if cost is None else 0.0)
-    ones = np.ones(n_buckets)
+    whole = fleet.served_shares
     covers = fleet.pair_covers[live]
     builder.add_rows(
-        "coverage", rows=fleet.pair_bucket[live[covers]], columns=x[covers], values=1.0, lower=ones, upper=ones
+        "coverage", rows=fleet.pair_bucket[live[covers]], columns=x[covers], values=1.0, lower=whole, upper=whole
     )
     options = fleet.pair_option[live]
     builder.add_rows(
@@ -247,9 +248,9 @@ def add_share_caps(builder: MilpBuilder, fleet: FleetArrays, position: IntArray)
 
 
 def _normalised(fleet: FleetArrays, shares: FloatArray) -> FloatArray:
-    """Return shares without dust, each bucket's summing to 1, and as much decoded as is handed over."""
-    clean = np.where(shares > DUST, shares, 0.0)
+    """Return shares without dust, each bucket's summing to what is served of it, and as much decoded as handed over."""
+    clean = np.where((shares > DUST) & (fleet.served_shares[fleet.pair_bucket] > 0), shares, 0.0)
     covering = np.where(fleet.pair_covers, clean, 0.0)
     total = np.bincount(fleet.pair_bucket, weights=covering, minlength=len(fleet.buckets))
     total[total == 0] = 1.0
-    return evened_out(fleet, np.asarray(clean / total[fleet.pair_bucket], dtype=np.float64))
+    return evened_out(fleet, np.asarray(clean * (fleet.served_shares / total)[fleet.pair_bucket], dtype=np.float64))

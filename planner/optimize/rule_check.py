@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.domain.disaggregation import Role
@@ -47,15 +48,34 @@ def check_period_rules(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[
     ------
     SolverLiedError: naming the rule that does not hold.
     """
+    asked = _served(problem, plan)
     for rule in problem.rules:
         if isinstance(rule, Minimum):
             _check_minimum(rule, _rented(plan, by_key))
         elif isinstance(rule, Redundancy):
-            check_losses(rule, problem, plan, by_key)
+            check_losses(rule, asked, plan, by_key)
         elif isinstance(rule, Scenario):
             check_scenario(rule, problem, plan, by_key)
         elif isinstance(rule, ShareCap):
             _check_share(rule, plan, by_key)
+
+
+def _served(problem: FleetProblem, plan: Plan) -> FleetProblem:
+    """Return `problem` with the rates that `plan` does not call unserved."""
+    left = {(item.service, item.row, item.column): item.rate_rps for item in plan.unserved}
+    if not left:
+        return problem
+    demands = (
+        replace(
+            demand,
+            buckets=tuple(
+                replace(b, rate_rps=max(b.rate_rps - left.get((demand.service, b.row, b.column), 0.0), 0.0))
+                for b in demand.buckets
+            ),
+        )
+        for demand in problem.demands
+    )
+    return replace(problem, demands=tuple(demands))
 
 
 def _rented(plan: Plan, by_key: Mapping[tuple[str, str], ServingOption]) -> list[tuple[Offer, int]]:

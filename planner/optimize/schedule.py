@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.plan import Commitment, Period, PeriodAllocation, PeriodRental, PeriodRoute
+from planner.domain.plan import Commitment, Period, PeriodAllocation, PeriodRental, PeriodRoute, PeriodUnserved
 from planner.domain.problem import COMMITTED_MARKETS
 from planner.optimize.energy_report import period_totals, with_mean_energy
 from planner.optimize.naming import service_order
@@ -72,7 +72,10 @@ def schedule_periods(schedule: Schedule) -> tuple[Period, ...]:
     step_s = horizon.step_s if horizon is not None else 0.0
     started = schedule.starts_by_offer()
     return tuple(
-        _period(schedule, state, started[index], start_s=index * step_s, step_s=step_s)
+        replace(
+            _period(schedule, state, started[index], start_s=index * step_s, step_s=step_s),
+            unserved=_unserved(schedule.fleet, index),
+        )
         for index, state in enumerate(schedule.states)
     )
 
@@ -115,6 +118,22 @@ def _period(
         ),
     )
     return period_totals(period, state.allocation)
+
+
+def _unserved(fleet: FleetArrays, period: int) -> tuple[PeriodUnserved, ...]:
+    """Return what one period leaves unserved."""
+    if fleet.served is None:
+        return ()
+    left = np.flatnonzero((fleet.bucket_period == period) & (fleet.served < 1))
+    return tuple(
+        PeriodUnserved(
+            service=fleet.buckets[b][0],
+            row=fleet.buckets[b][1].row,
+            column=fleet.buckets[b][1].column,
+            rate_rps=float(fleet.buckets[b][1].rate_rps * (1 - fleet.served[b])),
+        )
+        for b in left.tolist()
+    )
 
 
 def _start_cost(rental: Rental, started: int, share: float) -> float:

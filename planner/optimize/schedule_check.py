@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
-from planner.domain.plan import Allocation, Plan, Rental, Route
+from planner.domain.plan import Allocation, Plan, Rental, Route, Unserved
 from planner.domain.problem import Scenario
 from planner.errors import SolverLiedError
 
@@ -150,6 +150,18 @@ def period_plan(plan: Plan, period: Period, offers: Mapping[str, Offer]) -> Plan
                 decode_weights=route.decode_weights,
             )
             for route in period.routing
+        ),
+        unserved=tuple(
+            Unserved(
+                service=item.service,
+                input_tokens=None,
+                output_tokens=None,
+                row=item.row,
+                column=item.column,
+                rate_rps=item.rate_rps,
+                fraction=1.0,
+            )
+            for item in period.unserved
         ),
         schedule=(),
         commitments=(),

@@ -62,7 +62,7 @@ class Fleet:
     instances: IntArray
     """m, shape (pools,)."""
     shares: FloatArray
-    """x as fractions, shape (pairs,); each bucket's sum to 1."""
+    """x as fractions, shape (pairs,); each bucket's sum to 1, or to the part of it that is served."""
     cost_usd_per_hour: float
     """Of what is rented."""
     change_usd_per_hour: float = 0.0

@@ -13,7 +13,7 @@ from planner.optimize.arrays import fleet_arrays
 from planner.optimize.assemble import assemble, plan_status, relative_gap, solver_info
 from planner.optimize.backends.registry import find_back_end
 from planner.optimize.goals import check_goal, goal_gap, search_goal, values_reached
-from planner.optimize.naming import bucket_name, option_keys
+from planner.optimize.naming import bucket_name
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.prune import prune
 from planner.optimize.shed import serve_most, unserved_buckets, unserved_warning
@@ -25,9 +25,9 @@ from planner.optimize.unserved import unserved_conflicts
 if TYPE_CHECKING:
     from planner.domain.problem import FleetProblem
     from planner.optimize.arrays import FleetArrays
+    from planner.optimize.goals import GoalResult
     from planner.optimize.search import Fleet, SearchResult
     from planner.optimize.settings import Assignment, SolverSettings
-    from planner.optimize.shed import Served
 
 MAX_REPLICAS = 1e7
 """More replicas than this are a slip in a rate's or a throughput's unit, and beyond what solvers count exactly."""
@@ -50,15 +50,23 @@ def solve(problem: FleetProblem, *, settings: SolverSettings, assignment: Assign
     if whole.unserved or whole.undone:
         return no_plan(settings, conflicts=unserved_conflicts(problem))
     _check_size(whole)
-    if problem.goal is not None:
-        return _goal_plan(problem, fleet_arrays(prune(problem), assignment), settings)
-    fleet, result = cheapest(problem, settings, assignment)
+    if problem.goal is None:
+        aimed = None
+        fleet, result = cheapest(problem, settings, assignment)
+    else:
+        fleet = fleet_arrays(prune(problem), assignment)
+        aimed = search_goal(fleet, problem.goal, settings)
+        result = aimed.result
     if result.fleet is None and problem.shed is not None:
-        served = serve_most(prune(problem), settings, assignment)
+        served = serve_most(problem, fleet_arrays(prune(problem), assignment), settings)
         if served is not None:
             return _partial_plan(problem, served, settings)
     if result.fleet is None:
         return _empty_plan(result, settings)
+    if aimed is not None:
+        plan = _plan_of(problem, aimed, settings)
+        verify_plan(problem, plan)
+        return plan
     chosen = Broken(fleet=result.fleet)
     if result.termination is Termination.OPTIMAL:
         chosen = break_ties(fleet, result.fleet, settings)
@@ -78,43 +86,31 @@ def _empty_plan(result: SearchResult, settings: SolverSettings) -> Plan:
     )
 
 
-def _goal_plan(problem: FleetProblem, fleet: FleetArrays, settings: SolverSettings) -> Plan:
-    """Return the plan that is best in the problem's own objectives, verified."""
-    if problem.goal is None:
-        raise SolverError("There is no goal to plan for.")
-    found = search_goal(fleet, problem.goal, settings)
-    if found.result.fleet is None:
-        return _empty_plan(found.result, settings)
-    chosen = Broken(fleet=found.result.fleet)
-    if found.result.termination is Termination.OPTIMAL:
-        chosen = break_ties(fleet, chosen.fleet, settings, kept=found.kept)
-    plan = assemble(problem, fleet, chosen.fleet, found.result, settings=settings, assumptions=chosen.assumptions)
-    reached = tuple(values_reached(found.reached, found.kept, fleet, chosen.fleet))
-    plan = replace(plan, objectives=reached, gap=goal_gap(reached))
-    verify_plan(problem, plan)
-    return plan
-
-
-def _partial_plan(problem: FleetProblem, served: Served, settings: SolverSettings) -> Plan:
+def _partial_plan(problem: FleetProblem, found: GoalResult, settings: SolverSettings) -> Plan:
     """Return the plan that serves what the limits hold, verified, with what it leaves unserved."""
-    result, chosen = served.result, Broken(fleet=_found(served.result))
-    if result.termination is Termination.OPTIMAL and served.fleet.buckets:
-        chosen = break_ties(served.fleet, chosen.fleet, settings)
-    names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
-    keys = [names[id(option)] for option in served.options]
-    unserved = unserved_buckets(problem, served.problem)
-    plan = assemble(
-        served.problem, served.fleet, chosen.fleet, result, settings=settings, assumptions=chosen.assumptions, keys=keys
-    )
+    plan = _plan_of(problem, found, settings)
+    unserved = unserved_buckets(problem, found.fleet)
     if unserved:
         plan = replace(plan, unserved=unserved, warnings=(*plan.warnings, unserved_warning(problem, unserved)))
     verify_plan(problem, plan)
     return plan
 
 
+def _plan_of(problem: FleetProblem, found: GoalResult, settings: SolverSettings) -> Plan:
+    """Return the plan of a search by objectives, not yet verified."""
+    chosen = Broken(fleet=_found(found.result))
+    if found.result.termination is Termination.OPTIMAL:
+        chosen = break_ties(found.fleet, chosen.fleet, settings, kept=found.kept)
+    plan = assemble(problem, found.fleet, chosen.fleet, found.result, settings=settings, assumptions=chosen.assumptions)
+    if problem.goal is None:
+        return plan
+    reached = tuple(values_reached(found.reached, found.kept, found.fleet, chosen.fleet))
+    return replace(plan, objectives=reached, gap=goal_gap(reached))
+
+
 def _found(result: SearchResult) -> Fleet:
     if result.fleet is None:
-        raise SolverError("There is no fleet for what is served.", hint="Try another solver with --solver.")
+        raise SolverError("The search ended without a fleet.", hint="Try another solver with --solver.")
     return result.fleet
 
 

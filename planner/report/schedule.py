@@ -78,11 +78,13 @@ def schedule_view(plan: Plan) -> ScheduleView | None:
         f"marks go from {MARKS[0]} (none) to {MARKS[-1]} (the most)"
     )
     demand = _line("requests/s", [period.rate_rps for period in plan.schedule], is_committed=False)
+    left = [sum(item.rate_rps for item in period.unserved) for period in plan.schedule]
+    unserved = [_line("unserved requests/s", left, is_committed=False)] if any(left) else []
     emitted = [period.carbon_kg_per_hour for period in plan.schedule if period.carbon_kg_per_hour is not None]
     carbon = [_line("kg CO2e/h", emitted, is_committed=False)] if len(emitted) == len(plan.schedule) else []
     offers = (_line(name, counts[name], is_committed=name in committed) for name in ranked)
     jobs = (_line(f"{job.job} (busy)", busy_by_period(plan, job), is_committed=False) for job in plan.jobs)
-    return ScheduleView(title=title, lines=(demand, *carbon, *offers, *jobs))
+    return ScheduleView(title=title, lines=(demand, *unserved, *carbon, *offers, *jobs))
 
 
 def _line(name: str, values: Sequence[float], *, is_committed: bool) -> ScheduleLine:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from planner.domain.energy import Energy, Site
 from planner.domain.plan import PlanStatus
-from planner.domain.problem import Goal, Measure, Shedding
+from planner.domain.problem import Goal, Measure
 from planner.errors import InputError, SolverLiedError
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
 from planner.optimize.prune import prune
@@ -155,8 +155,6 @@ def test_what_cannot_be_counted_is_refused(make):
     unknown = make.problem(make.demand([1.0]), [make.option(make.offer(), [1.0])], goal=goal)
     with pytest.raises(InputError, match="power, and that of default on A is not known"):
         solve(unknown, settings=EXACT, assignment=FREE)
-    with pytest.raises(InputError, match="only be shed where the cost"):
-        solve(two_cards(make, goal=goal, shed=Shedding(priority={})), settings=EXACT, assignment=FREE)
     with pytest.raises(InputError, match="not above zero"):
         solve(two_cards(make, goal=Goal(stages=({Measure.POWER: 0.0},))), settings=EXACT, assignment=FREE)
 

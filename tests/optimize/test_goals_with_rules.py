@@ -23,7 +23,7 @@ from planner.domain.problem import (
     Shedding,
     VarietyLimit,
 )
-from planner.errors import InputError, SolverLiedError, SolverUnavailableError
+from planner.errors import InputError, SolverLiedError
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
 from planner.optimize.pareto import pareto_front
 
@@ -93,24 +93,14 @@ def test_shedding_keeps_rules(make):
         problem = random_request(make, rng, shed=Shedding(priority={}))
         plan = solve(problem, settings=EXACT, assignment=FREE)
         verify_plan(problem, plan)
-        other = solve(problem, settings=SCIP, assignment=FREE)
-        assert plan.status is other.status
-        left, left_other = (sum(item.rate_rps for item in each.unserved) for each in (plan, other))
-        assert left == pytest.approx(left_other, abs=1e-4)
+        for settings in (SCIP, CBC):
+            other = solve(problem, settings=settings, assignment=FREE)
+            assert plan.status is other.status
+            left, left_other = (sum(item.rate_rps for item in each.unserved) for each in (plan, other))
+            assert left == pytest.approx(left_other, abs=1e-4)
+            assert plan.cost_usd_per_hour == pytest.approx(other.cost_usd_per_hour, abs=1e-6)
         n_shed += bool(plan.unserved)
-        if plan.unserved:
-            with pytest.raises(SolverUnavailableError, match="too few digits"):
-                solve(problem, settings=CBC, assignment=FREE)
     assert n_shed >= 3
-
-
-def test_what_is_not_defined_together_is_refused(make):
-    problem = make.melange_example(shed=Shedding(priority={}), rules=(ShareCap(name="s", facet=Facet.GPU, bound=0.5),))
-    with pytest.raises(InputError, match="caps on shares"):
-        solve(problem, settings=EXACT, assignment=FREE)
-    change = ChangeCost(running=(), instances={}, start_usd=1.0)
-    with pytest.raises(InputError, match="price of changes"):
-        solve(make.melange_example(change=change, shed=Shedding(priority={})), settings=EXACT, assignment=FREE)
 
 
 def two_cards(make, **given):

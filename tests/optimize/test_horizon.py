@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from planner.domain.hardware import Market
 from planner.domain.plan import PlanStatus
-from planner.domain.problem import ChangeCost, Horizon, Shedding
+from planner.domain.problem import ChangeCost, Horizon
 from planner.errors import InputError, SolverLiedError
 from planner.optimize import Assignment, SolverSettings, find_conflicts, solve, verify_plan
 from planner.optimize.arrays import fleet_arrays
@@ -381,17 +381,9 @@ def test_a_horizon_that_contradicts_itself_is_refused(make, horizon, message):
         fleet_arrays(problem, Assignment.fractional())
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"shed": Shedding(priority={})},
-        {"change": ChangeCost(running=(), instances={})},
-    ],
-    ids=lambda other: next(iter(other)),
-)
-def test_what_no_horizon_has_is_refused(make, other):
-    with pytest.raises(InputError, match="Over a horizon"):
-        solve(replace(day(make), **other), settings=EXACT, assignment=Assignment())
+def test_a_schedule_from_a_fleet_that_runs_today_is_refused(make):
+    with pytest.raises(InputError, match="whatever runs today"):
+        solve(replace(day(make), change=ChangeCost(running=(), instances={})), settings=EXACT, assignment=Assignment())
 
 
 def test_a_stopped_search_rounds_up_and_keeps_leases(make):

@@ -12,7 +12,7 @@ import pytest
 from enumeration import fits, served
 
 from planner.domain.plan import PlanStatus
-from planner.domain.problem import Facet, InstanceLoss, ReplicaLoss, Resource, ShareCap, Shedding, Survival
+from planner.domain.problem import Facet, InstanceLoss, ReplicaLoss, Resource, ShareCap, Survival
 from planner.errors import InputError, SolverLiedError
 from planner.optimize import (
     Assignment,
@@ -292,12 +292,6 @@ def test_losses_hold_with_slices_another_objective_and_a_budget(make):
     short = two_sizes(make, rules=(lose_instances(),), limits=(budget,))
     found = {item.requirement: item for item in find_conflicts(short, settings=EXACT)}
     assert found["budget <= 4.50 USD/h"].relaxed == 5.0
-
-
-def test_shedding_under_losses_is_refused(make):
-    for rule in (ZONES, lose_instances(), lose_replicas()):
-        with pytest.raises(InputError, match="survive a loss"):
-            plan_of(two_sizes(make, rules=(rule,), shed=Shedding(priority={})))
 
 
 def test_each_loss_has_its_price_and_all_together_theirs(make, monkeypatch):

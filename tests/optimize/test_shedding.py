@@ -166,7 +166,7 @@ def test_the_check_refuses_plans_that_lose_requests(make):
 
 def test_priorities_matter(make, monkeypatch):
     """Without the rows that keep earlier priorities served, the enumeration is missed."""
-    monkeypatch.setattr("planner.optimize.shed.define_shed_limits", lambda *_: None)
+    monkeypatch.setattr("planner.optimize.partial.define_shed_limits", lambda *_: None)
     offered = make.offer("A", 1.0)
     demands = (make.demand([10.0], service="chat"), make.demand([10.0], service="batch"))
     options = [make.option(offered, [5.0], service=name) for name in ("chat", "batch")]

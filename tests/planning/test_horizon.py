@@ -68,6 +68,17 @@ def test_the_example_is_a_schedule_with_a_commitment(gpuplan, tmp_path):
     assert "37.0% less than on demand: the request's word" in " ".join(shown.split())
 
 
+def test_the_example_on_a_budget_sheds_at_the_peak_what_matters_least(gpuplan):
+    ran = gpuplan("plan", REPO / "examples" / "day_budget.yaml", "--as-of", "2026-11-21", "--json")
+    assert ran.code == 0
+    schedule = ran.json["schedule"]
+    assert all(period["cost_usd_per_hour"] <= 17.0 for period in schedule)
+    assert {item["service"] for period in schedule for item in period["unserved"]} == {"batch-summaries"}
+    assert not all(period["unserved"] for period in schedule)
+    shown = gpuplan("plan", REPO / "examples" / "day_budget.yaml", "--as-of", "2026-11-21").out
+    assert "unserved requests/s" in shown
+
+
 def test_rates_by_the_hour_are_planned_for_or_rescaled(tmp_path):
     (tmp_path / "rates.csv").write_text("hour,rate_rps\n0,10\n1,30\n")
     assert rates(planned(tmp_path, workload={"by_hour": "rates.csv", "rate": None})) == pytest.approx([10, 30, 10, 30])

@@ -101,7 +101,6 @@ def test_the_price_is_in_the_plan_and_in_every_report(gpuplan, tmp_path):
         ({"survive": ["largest 0 instances"]}, {}, "no loss that can be planned for"),
         ({"spare_replicas": 0}, {}, "greater than or equal to 1"),
         ({"survive": ["zone"]}, {"zones_per_region": {"gpc": 3}}, "no offer of 'gpc'"),
-        ({"survive": ["zone"], "shed": "allowed"}, {}, "survive a loss"),
     ],
 )
 def test_what_cannot_be_planned_for_says_why(constraints, catalog, words):

@@ -6,6 +6,7 @@ proved, which PuLP's status hides (it calls a run that was stopped by the clock 
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
@@ -63,6 +64,11 @@ _FIRST_WORDS: Mapping[str, Termination] = MappingProxyType(
 
 _PRINTED_BOUND_ROUNDING = 0.0005
 """CBC prints its bound with three decimals, rounded to nearest; a bound must not be rounded up."""
+
+_UNEVEN = math.pi / 3
+"""Factor of objectives that count continuous variables. From integer coefficients CBC 2.10.3 concludes that their sum
+is a multiple of a common divisor ("Objective coefficients multiple of 4"), although such variables take any value, and
+then calls solutions optimal that are not; from uneven ones it concludes nothing."""
 
 _MINIMUM_TIME_LIMIT_S = 0.01
 """CBC takes a limit of 0 as none at all."""
@@ -133,7 +139,8 @@ def _pulp_problem(milp: Milp) -> tuple[Any, list[Any]]:
             zip(milp.col_lower.tolist(), milp.col_upper.tolist(), milp.is_integer.tolist(), strict=True)
         )
     ]
-    problem += pulp.lpSum(milp.cost[index].item() * variables[index] for index in np.flatnonzero(milp.cost))
+    cost = milp.cost * _factor(milp)
+    problem += pulp.lpSum(cost[index].item() * variables[index] for index in np.flatnonzero(cost))
     for row, (lower, upper) in enumerate(zip(milp.row_lower.tolist(), milp.row_upper.tolist(), strict=True)):
         entries = slice(milp.row_starts[row], milp.row_starts[row + 1])
         pairs = zip(milp.columns[entries].tolist(), milp.values[entries].tolist(), strict=True)
@@ -148,6 +155,11 @@ def _pulp_problem(milp: Milp) -> tuple[Any, list[Any]]:
         if upper < np.inf:
             problem += activity <= upper
     return problem, variables
+
+
+def _factor(milp: Milp) -> float:
+    """Return what the objective is multiplied by before CBC sees it."""
+    return _UNEVEN if np.any(milp.cost[~milp.is_integer]) else 1.0
 
 
 def _command(settings: SolverSettings, *, log_path: Path, folder: str) -> Any:  # noqa: ANN401
@@ -215,7 +227,7 @@ def _bound(
     """Return what CBC proved: its stated lower bound, else the objective less the gap at which it may stop."""
     stated = re.findall(r"^Lower bound:\s+(\S+)", log, re.MULTILINE)
     if stated:
-        return float(stated[-1]) - _PRINTED_BOUND_ROUNDING
+        return (float(stated[-1]) - _PRINTED_BOUND_ROUNDING) / _factor(milp)
     if termination is Termination.OPTIMAL and objective is not None:
         within_gap = "within gap tolerance" in _result_line(log)
         return objective - abs(objective) * settings.relative_gap if within_gap and milp.is_integer.any() else objective

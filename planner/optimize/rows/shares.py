@@ -35,7 +35,11 @@ class ShareRow:
     pairs: IntArray
     """Pairs of the service's buckets and the group's options."""
     parts: FloatArray
-    """Each pair's bucket as a fraction of the service's requests, shape (pairs of the row,)."""
+    """Each pair's bucket as a fraction of the service's requests that are served, shape (pairs of the row,)."""
+    buckets: IntArray
+    """The service's buckets, in the period of the row."""
+    bucket_parts: FloatArray
+    """Each of them as a fraction of the same."""
     bound: float
 
 
@@ -63,7 +67,10 @@ def _cap_rows(position: int, rule: ShareCap, fleet: FleetArrays, now: IntArray) 
         if rule.service not in {None, service}:
             continue
         mine = services[bucket] == service
-        total = float(rates[services == service].sum())
+        own = present[services == service]
+        total = float((rates * fleet.served_shares[present])[services == service].sum())
+        if total <= 0:
+            continue
         for index in sorted(set(group[offers[mine & covered[offers]]].tolist())):
             inside = mine & covered[offers] & (group[offers] == index)
             for stage in _stages(fleet):
@@ -74,6 +81,8 @@ def _cap_rows(position: int, rule: ShareCap, fleet: FleetArrays, now: IntArray) 
                     group=names[index],
                     pairs=now[chosen],
                     parts=rates[bucket[chosen]] / total,
+                    buckets=own,
+                    bucket_parts=rates[services == service] / total,
                     bound=rule.bound,
                 )
 
@@ -86,24 +95,33 @@ def _stages(fleet: FleetArrays) -> Iterator[NDArray[np.bool_]]:
 
 
 def define_share_caps(
-    builder: MilpBuilder, fleet: FleetArrays, x: IntArray, *, slack: dict[int, int] | None = None
+    builder: MilpBuilder,
+    fleet: FleetArrays,
+    x: IntArray,
+    *,
+    u: IntArray | None = None,
+    slack: dict[int, int] | None = None,
 ) -> None:
     """For every cap f, service s and group v:  sum_{b of s, j in v} lam[b] x[b, j] <= (f (+ e)) sum_{b of s} lam[b].
 
-    With a horizon there is one such row for every period.
-    Where prefill and decode are apart, once over the options that prefill and once over those that decode.
+    With a horizon there is one such row for every period. Where prefill and decode are apart, once over the options
+    that prefill and once over those that decode. Where demand may be shed the right side is that of what is served:
+    f sum_{b of s} lam[b] (1 - u[b]).
 
     x : columns of the eligible pairs, shape (pairs,).
+    u : columns of unserved shares, shape (buckets,), where the request lets demand be shed.
     slack : columns e by the rule's position: an elastic copy of the model.
     """
     slack = slack or {}
     for row in share_rows(fleet):
         extra = [slack[row.position]] if row.position in slack else []
+        left = np.zeros(0, dtype=np.int64) if u is None else u[row.buckets]
+        lost = row.bound * row.bucket_parts[: len(left)]
         builder.add_rows(
             "share",
-            rows=np.zeros(len(row.pairs) + len(extra), dtype=np.int64),
-            columns=np.concatenate([x[row.pairs], np.array(extra, dtype=np.int64)]),
-            values=np.concatenate([row.parts / fleet.units_per_bucket, -np.ones(len(extra))]),
+            rows=np.zeros(len(row.pairs) + len(extra) + len(left), dtype=np.int64),
+            columns=np.concatenate([x[row.pairs], np.array(extra, dtype=np.int64), left]),
+            values=np.concatenate([row.parts / fleet.units_per_bucket, -np.ones(len(extra)), lost]),
             upper=[row.bound],
             label=always(f"{row.service} on {row.group}"),
         )

@@ -32,7 +32,12 @@ MOST_SHARES = 3_000_000
 
 
 def define_survival(
-    builder: MilpBuilder, fleet: FleetArrays, n: IntArray, *, slack: dict[int, int] | None = None
+    builder: MilpBuilder,
+    fleet: FleetArrays,
+    n: IntArray,
+    *,
+    u: IntArray | None = None,
+    slack: dict[int, int] | None = None,
 ) -> None:
     """For every loss z that a rule names, with shares w of its own:
 
@@ -43,7 +48,8 @@ def define_survival(
     one class can stand for each other, so shares by class say the same as shares by option, in far fewer variables.
     Where prefill and decode are apart, a class is of one role and meeting point, and handovers and network rates hold
     for w as they do for x.
-    With a horizon buckets and options are those of all periods, so that a loss is survived whenever it comes.
+    With a horizon buckets and options are those of all periods, so that a loss is survived whenever it comes. Where
+    demand may be shed, what is left serves f of what the whole fleet serves:  f (1 - u[b])  in the place of f.
 
     left[z, j] is n[j] where z takes nothing and 0 where it takes all: the groups of offers of `Survival`. Where z takes
     d replicas, or all if there are fewer, it is max(0, n[j] - d), with a binary y that says "all":
@@ -55,6 +61,7 @@ def define_survival(
     of replicas in the place of n[j].
 
     n : columns of replicas, shape (options,).
+    u : columns of unserved shares, shape (buckets,), where the request lets demand be shed.
     slack : columns s by the rule's position: an elastic copy of the model.
 
     Raises
@@ -64,7 +71,7 @@ def define_survival(
     if not any(isinstance(rule, Survival | InstanceLoss | ReplicaLoss) and rule.bound > 0 for rule in fleet.rules):
         return
     slack = slack or {}
-    rows = _Rows(builder=builder, fleet=fleet, n=n, classes=option_classes(fleet))
+    rows = _Rows(builder=builder, fleet=fleet, n=n, u=u, classes=option_classes(fleet))
     for position, rule in enumerate(fleet.rules):
         if isinstance(rule, Survival | InstanceLoss | ReplicaLoss) and rule.bound > 0:
             _check_size(rule, fleet, rows.classes)
@@ -153,6 +160,7 @@ class _Rows:
     builder: MilpBuilder
     fleet: FleetArrays
     n: IntArray
+    u: IntArray | None
     classes: IntArray
     left: dict[tuple[tuple[int, ...], int], int] = field(default_factory=dict)
     """Column of what is left of some options after the loss of so many replicas."""
@@ -173,12 +181,19 @@ class _Rows:
         n_buckets, n_classes = int(asked.sum()), int(classes.max(initial=-1)) + 1
         w = builder.add_columns("share after loss", int(mine.sum()), upper=1.0)
         covers = fleet.pair_covers[mine]
+        unserved = np.zeros(0, dtype=np.int64) if self.u is None else self.u[asked]
         builder.add_rows(
             "served after loss",
-            rows=np.concatenate([row[fleet.pair_bucket[mine][covers]], np.tile(np.arange(n_buckets), len(slack))]),
-            columns=np.concatenate([w[covers], np.repeat(slack, n_buckets)]),
-            values=1.0,
-            lower=np.full(n_buckets, bound),
+            rows=np.concatenate(
+                [
+                    row[fleet.pair_bucket[mine][covers]],
+                    np.tile(np.arange(n_buckets), len(slack)),
+                    np.arange(len(unserved)),
+                ]
+            ),
+            columns=np.concatenate([w[covers], np.repeat(slack, n_buckets), unserved]),
+            values=np.concatenate([np.ones(int(covers.sum()) + n_buckets * len(slack)), np.full(len(unserved), bound)]),
+            lower=bound * fleet.served_shares[asked],
             label=always(f"without {loss.name}"),
         )
         columns = np.array([column for _, column in parts], dtype=np.int64)
