@@ -569,14 +569,14 @@ def test_baselines_share_one_time_limit_and_the_most_promising_come_first(make, 
     problem = make.problem(
         make.demand([2.0]), [make.option(make.offer(name, price), [1.0]) for name, price in (("A", 9.0), ("B", 1.0))]
     )
-    honest, now = baselines_module.search, [0.0]
+    honest, now = baselines_module.cheapest, [0.0]
     monkeypatch.setattr(settings_module.time, "monotonic", lambda: now[0])
 
-    def slow(fleet, settings):
+    def slow(problem, settings, assignment):
         now[0] += settings.time_limit_s
-        return honest(fleet, SETTINGS)
+        return honest(problem, SETTINGS, assignment)
 
-    monkeypatch.setattr(baselines_module, "search", slow)
+    monkeypatch.setattr(baselines_module, "cheapest", slow)
     found = single_gpu_baselines(problem, settings=SETTINGS, assignment=FRACTIONAL)
     assert [(item.offer, item.cost_usd_per_hour, item.reason) for item in found] == [
         ("A", None, "not solved within the time limit"),
