@@ -55,7 +55,7 @@ MomentField = Annotated[
     WithJsonSchema(
         {
             "type": "string",
-            "description": "A time of the day, or a duration from now or from the start of the horizon.",
+            "description": "A time of the horizon's first day, or a duration from now or from its start.",
             "examples": ["06:00", "8h"],
         }
     ),
