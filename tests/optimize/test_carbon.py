@@ -215,13 +215,13 @@ def test_pruning_keeps_the_optimum(make, seed, use):
 def solve_unpruned(problem):
     """Return the optimum of the whole model, without pruning or ties; None if there is none."""
     from planner.optimize.arrays import fleet_arrays
-    from planner.optimize.goals import objective_value, search_goal, stage_objective
+    from planner.optimize.goals import search_goal
     from planner.optimize.search import search
 
     fleet = fleet_arrays(problem, FREE)
     if problem.goal is not None:
-        found = search_goal(fleet, problem.goal, EXACT).result.fleet
-        return None if found is None else objective_value(stage_objective(problem.goal.stages[0], fleet), found)
+        reached = search_goal(fleet, problem.goal, EXACT).reached
+        return reached[0].value if reached else None
     found = search(fleet, EXACT).fleet
     return None if found is None else found.total_usd_per_hour
 
