@@ -297,6 +297,8 @@ def instances_for(sizes, gpus):
 
 def enumerate_fleets(problem):
     """Return the best values (unserved by priority, objectives), None if no fleet will do, "large" if too many."""
+    if problem.energy is not None or problem.egress is not None:
+        return "large"  # what shares cost is not enumerated
     return _Enumeration(problem).best()
 
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from planner.domain.egress import Egress
+from planner.domain.energy import Energy, Site
 from planner.domain.hardware import Market, Offer
 from planner.domain.problem import (
     ChangeCost,
+    EnergyBudget,
     Facet,
     FleetProblem,
     Goal,
@@ -260,6 +263,45 @@ def add_scenarios(problem: FleetProblem, rng: np.random.Generator) -> FleetProbl
     return problem
 
 
+def add_energy(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """Electricity and carbon: priced, budgeted, or minimised."""
+    options = []
+    for option in problem.options:
+        idle = 20.0 * int(rng.integers(0, 6))
+        busy = idle + 100.0 * int(rng.integers(1, 6))
+        options.append(replace(option, idle_power_w=idle, busy_power_w=busy))
+    n_periods = problem.horizon.n_periods if problem.horizon else 1
+    sites = {
+        (offer.provider, offer.region): Site(
+            pue=float(rng.choice([1.0, 1.25, 1.5])),
+            carbon_g_per_kwh=tuple((100.0 * rng.integers(1, 7, n_periods)).tolist()),
+            usd_per_kwh=float(rng.choice([0.0, 0.25])),
+        )
+        for offer in _offers(problem)
+    }
+    energy = Energy(sites=sites, carbon_usd_per_kg=float(rng.choice([0.0, 0.5])))
+    problem = replace(problem, options=tuple(options), energy=energy)
+    measure = Measure.ENERGY if rng.random() < 0.5 else Measure.CARBON
+    if rng.random() < 0.5:
+        bound = float(rng.integers(1, 9)) / 4
+        return _ruled(problem, EnergyBudget(name=f"{measure} budget", measure=measure, bound=bound))
+    return problem if problem.goal is not None else replace(problem, goal=Goal(stages=({measure: 1.0},)))
+
+
+def add_egress(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """Users of a service are in one region, and what leaves another one for them costs something."""
+    demands = tuple(
+        replace(
+            demand,
+            buckets=tuple(replace(bucket, input_tokens=1000.0, output_tokens=500.0) for bucket in demand.buckets),
+        )
+        for demand in problem.demands
+    )
+    near = float(rng.choice([1.0, 0.5]))
+    users = {problem.demands[0].service: {"r0": near, "elsewhere": 1 - near}}
+    return replace(problem, demands=demands, egress=Egress(users=users, usd_per_gb=0.1, bytes_per_token=1000.0))
+
+
 def add_spot(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
     """Some offers are spot, which runs only a part of the time and may serve only a part of the requests."""
     spot = {offer.name: replace(offer, market=Market.SPOT) for offer in _offers(problem) if rng.random() < 0.5}
@@ -355,6 +397,8 @@ FAMILIES: dict[str, tuple[float, Family]] = {
     "spare replicas": (0.1, add_spares),
     "instance loss": (0.1, add_instance_loss),
     "scenarios": (0.25, add_scenarios),
+    "energy": (0.15, add_energy),
+    "egress": (0.1, add_egress),
     "spot": (0.2, add_spot),
     "shedding": (0.25, add_shedding),
     "goals": (0.25, add_goal),
