@@ -1,13 +1,14 @@
 """The steps of a large search, each of which leaves a plan no worse and a bound no lower than it found them.
 
 1. The linear relaxation, by columns: a bound, and prices of everything shared (`relaxation`).
-2. The fleet that runs today, where the request names one, with what it lacks; that solution rounded: a plan at once
+2. The fleet that runs today, where the request names one, with what it lacks; or that solution rounded: a plan at once
    (`rounding`).
-3. Where neither is near the bound, what is shared dealt out, block by block, whole replicas: a good plan (`sharing`).
-4. Every service on its own at those prices, whole replicas: a better bound, and other choices (`priced`), which are
-   taken over where they fit; without a plan so far they are put together and repaired (`neighbours.repair`).
+3. Every service on its own at those prices, whole replicas: a better bound, and other choices (`priced`), which are
+   taken over where they fit.
+4. What is shared dealt out, block by block, those choices first: a good plan (`sharing`), unless today's fleet is one.
+   Without a plan so far the choices are put together and repaired (`neighbours.repair`).
 5. Services solved anew, alone and in twos and threes, in what the others leave (`neighbours.improve`).
-6. Prices moved towards what the services took too much of, and from 4 again, the choices dealt out as in 3.
+6. Prices moved towards what the services took too much of, and from 3 again.
 
 It ends where the gap that was asked for is proven, after a fixed number of rounds, or when the time is over. Numbers
 of rounds and nodes are fixed, so only the last of these differs from run to run.
@@ -141,13 +142,13 @@ class _Hunt:
         """Improve plan and bound until there is nothing left to do or no time."""
         prices = self._linear
         self._offer(from_today(self._cut, prices, self._budget))
-        if not self._is_near():
+        has_start = self._is_near()
+        if not has_start:
             self._offer(rounded(self._cut, prices, self._budget))
-            self._offer(share_out(self._near(prices), [None] * len(self._cut.parts), gap=self._gap / 2))
         for _ in range(ROUNDS):
             known = linear_terms(self._cut, prices)
             known = self._price(prices, known, self._budget.part(PRICING_FRACTION))
-            self._seek(prices, known)
+            self._seek(prices, known, shares_out=prices is not self._linear or not has_start)
             if self.is_done or self._budget.stopped_by is not None or self.state is None:
                 return
             known = self._price(prices, known, self._budget)
@@ -170,11 +171,11 @@ class _Hunt:
         self.bound = max(self.bound, total_bound(prices, found))
         return found
 
-    def _seek(self, prices: Relaxation, known: list[Priced]) -> None:
+    def _seek(self, prices: Relaxation, known: list[Priced], *, shares_out: bool) -> None:
         """Fit the services' choices together and improve what comes of it."""
         near = self._near(prices)
         self._adopt(known)
-        if prices is not self._linear:
+        if shares_out:
             self._offer(share_out(near, [item.replicas for item in known], gap=self._gap / 2))
         if self.state is None and all(item.replicas is not None for item in known):
             self._offer(repair(near, self._together(known), gap=self._gap))
