@@ -296,7 +296,12 @@ def instances_for(sizes, gpus):
 
 
 def enumerate_fleets(problem):
-    """Return the best values (unserved by priority, objectives), None if no fleet will do, "large" if too many."""
+    """Return the best values (unserved by priority, objectives), None if no fleet will do, "large" if too many.
+
+    What is prefilled and decoded apart is not followed here (tests/optimize/test_disaggregation.py does).
+    """
+    if any(option.handover is not None for option in problem.options):
+        return "large"
     if problem.energy is not None or problem.egress is not None:
         return "large"  # what shares cost is not enumerated
     return _Enumeration(problem).best()

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from planner.domain.disaggregation import Handover, Role
 from planner.domain.egress import Egress
 from planner.domain.energy import Energy, Site
 from planner.domain.hardware import Market, Offer
@@ -40,8 +43,6 @@ from planner.optimize import Assignment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import numpy as np
 
     from planner.domain.problem import Rule
 
@@ -381,6 +382,24 @@ def add_horizon(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem
     return problem
 
 
+def add_disaggregation(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """Prefill and decode options beside some of the whole ones, in the place of others; networks of any rate."""
+    rate = float(rng.choice([2.0, 6.0, np.inf]))
+    options = []
+    for option in problem.options:
+        if rng.random() < 0.7:
+            options.append(option)
+        size = len(option.throughput_rps)
+        for role in (Role.PREFILL, Role.DECODE):
+            if rng.random() < 0.5:
+                faster = option.throughput_rps * rng.integers(1, 4, size)
+                handover = Handover(
+                    kv_bytes=rng.integers(0, 3, size).astype(float), bytes_per_s=rate * option.gpus_per_replica
+                )
+                options.append(replace(option, role=role, throughput_rps=faster, handover=handover))
+    return replace(problem, options=tuple(options or problem.options))
+
+
 def no_change(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
     """Slices are an assignment, not a part of the problem."""
     return problem
@@ -404,6 +423,7 @@ FAMILIES: dict[str, tuple[float, Family]] = {
     "goals": (0.25, add_goal),
     "changes": (0.25, add_change),
     "horizon": (0.3, add_horizon),
+    "disaggregation": (0.15, add_disaggregation),
     SLICED: (0.1, no_change),
 }
 """How often each family is drawn, and what adds it."""

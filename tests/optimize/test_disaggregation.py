@@ -22,6 +22,7 @@ from planner.domain.problem import (
     Measure,
     ReplicaLoss,
     Running,
+    Scope,
     ShareCap,
     Shedding,
     Survival,
@@ -322,6 +323,21 @@ def test_caps_on_shares_hold_for_prompts_and_for_answers(make, two_gpus):
         assert max(by_gpu.values()) <= 0.5 + 1e-5
     with pytest.raises(SolverLiedError, match="share of one GPU type"):
         verify_plan(replace(two_gpus, rules=(cap,)), plan_of(two_gpus))
+
+
+def test_the_check_counts_answers_and_wants_both_stages_after_a_loss(make):
+    one, other = (make.offer(name, 1.0, available=1) for name in ("one", "other"))
+    decode = part(make, make.offer("third", 1.0, gpu="one"), Role.DECODE, [2.0])
+    halves = make.problem(
+        make.demand([2.0]), [*(part(make, each, Role.PREFILL, [1.0]) for each in (one, other)), decode]
+    )
+    plan = plan_of(halves)
+    cap = ShareCap(name="share of one GPU type", facet=Facet.GPU, bound=0.6)
+    with pytest.raises(SolverLiedError, match="one serves 1"):  # half of the prompts, and all answers
+        verify_plan(replace(halves, rules=(cap,)), plan)
+    loss = Survival(name="survive gpu", facet=Facet.OFFER, scope=Scope(offer="third"))
+    with pytest.raises(SolverLiedError, match="without third what is left"):  # prompts alone are no service
+        verify_plan(replace(halves, rules=(loss,)), plan)
 
 
 def test_what_is_left_after_a_loss_has_both_stages(make, two_gpus):

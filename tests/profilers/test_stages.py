@@ -83,6 +83,14 @@ def test_decode_replicas_see_no_prompts_and_keep_a_tight_tpot():
     assert rate(slos=tight, size=(8000, 250)) < 0.3 * rate(Role.DECODE, slos=tight, size=(8000, 250))
 
 
+def test_a_prefill_replica_knows_nothing_of_answers():
+    assert rate(Role.PREFILL, size=(2000, 20000)) == rate(Role.PREFILL, size=(2000, 2))
+    assert rate(Role.DECODE, size=(2000, 20000)) < rate(Role.DECODE, size=(2000, 200))
+    # The cache of 20,000 tokens fits beside the weights on an L4, that of 50,000 does not.
+    rates = [rate(role, size=(20_000, 30_000), slos=(), gpu=GPUS.get("L4")) for role in Role]
+    assert [each > 0 for each in rates] == [role is Role.PREFILL for role in Role]
+
+
 def test_a_stage_answers_for_its_part_of_an_objective():
     ttft, tpot = CHAT
     e2e = slo("e2e", 95, 10.0)
