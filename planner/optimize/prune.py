@@ -3,7 +3,8 @@
 An option is dominated by another one of the same service on the same offer if it needs at least as many GPUs (a
 multiple, so that replicas still pack), serves no bucket faster, in no scenario either, does no job's work faster, and
 draws no less power where watts are limited or minimised, and no less energy where that is counted. Prefill and decode
-options are dominated by options of the same role and meeting point alone.
+options are dominated by options of the same role and meeting point alone; but where every offer of a region with such
+options is dominated by one of another region, all of them go.
 
 An offer b is dominated by an offer a of which any number can be had if everything that runs on one instance of b also
 runs on r = G_b / G_a instances of a, for no more money and no more of anything that is limited. Real catalogs list the
@@ -73,10 +74,8 @@ def prune(problem: FleetProblem, *, keep_apart: str | None = None) -> FleetProbl
     keep_apart : a GPU that offers of other GPUs must not replace (nor be replaced by), for questions about this GPU.
     """
     kept: list[_OfferGroup] = []
-    over_time = problem.horizon is not None
-    for group in _ranked_groups(problem, keep_apart):
-        rivals = (better for better in kept if not over_time or _as_flexible(better.offer, group.offer))
-        if not any(_replaces(better, group, problem) for better in rivals):
+    for group in _without_dominated_regions(_ranked_groups(problem, keep_apart), problem):
+        if not any(_replaces(better, group, problem) for better in kept):
             kept.append(group)
     options = tuple(option for group in kept for option in group.options)
     return replace(problem, options=options)
@@ -128,6 +127,36 @@ def _ranked_groups(problem: FleetProblem, keep_apart: str | None) -> list[_Offer
         for options in by_offer.values()
     ]
     return sorted(groups, key=lambda group: (group.offer.price_usd_per_hour / group.gpus, group.gpus, group.offer.name))
+
+
+def _without_dominated_regions(groups: Sequence[_OfferGroup], problem: FleetProblem) -> list[_OfferGroup]:
+    """Return `groups` without prefill and decode options where another region can do all that a region does.
+
+    A region's prefill and decode replicas move together, each offer's content to an offer of the other region.
+    """
+    by_region: dict[tuple[str, str], list[_OfferGroup]] = {}
+    for group in groups:
+        if any(option.handover is not None for option in group.options):
+            by_region.setdefault((group.offer.provider, group.offer.region), []).append(group)
+    kept: list[list[_OfferGroup]] = []
+    dropped: set[str] = set()
+    for region in sorted(by_region.values(), key=_price_per_gpu):
+        if any(all(any(_replaces(here, group, problem, moves=True) for here in better) for group in region)
+               for better in kept):  # fmt: skip
+            dropped |= {group.offer.name for group in region}
+        else:
+            kept.append(region)
+    left = (_only_whole(group) if group.offer.name in dropped else group for group in groups)
+    return [group for group in left if group.options]
+
+
+def _price_per_gpu(region: Sequence[_OfferGroup]) -> float:
+    """Return the mean price of a GPU over a region's offers."""
+    return sum(group.offer.price_usd_per_hour / group.gpus for group in region) / len(region)
+
+
+def _only_whole(group: _OfferGroup) -> _OfferGroup:
+    return replace(group, options=tuple(option for option in group.options if option.handover is None))
 
 
 def _aims_at_power(problem: FleetProblem) -> bool:
@@ -189,11 +218,13 @@ def _undominated(options: Sequence[ServingOption], problem: FleetProblem) -> tup
     return tuple(sorted(kept, key=option_sort_key))
 
 
-def _serves_as_well(better: ServingOption, worse: ServingOption, *, watts: bool, energy: bool, same_size: bool) -> bool:
-    """Return whether each replica of `worse` can be swapped for one of `better`."""
+def _serves_as_well(
+    better: ServingOption, worse: ServingOption, *, watts: bool, energy: bool, same_size: bool, moves: bool = False
+) -> bool:
+    """Return whether each replica of `worse` can be swapped for one of `better`; elsewhere too, if all there `moves`."""
     if better.service != worse.service or better.gpus_per_replica > worse.gpus_per_replica:
         return False
-    if not _hands_over_as_well(better, worse):
+    if not _hands_over_as_well(better, worse, moves=moves):
         return False
     if same_size and better.gpus_per_replica != worse.gpus_per_replica:
         return False
@@ -244,12 +275,17 @@ def _is_as_clean(better: Offer, worse: Offer, problem: FleetProblem) -> bool:
     )
 
 
-def _hands_over_as_well(better: ServingOption, worse: ServingOption) -> bool:
-    """Return whether `better` takes the same part of requests, in the same place, through no slower a network."""
-    if (better.role, better.meeting_point) != (worse.role, worse.meeting_point):
+def _hands_over_as_well(better: ServingOption, worse: ServingOption, *, moves: bool) -> bool:
+    """Return whether `better` takes the same part of requests, through no slower a network, in the same place.
+
+    moves : all of the place moves, so that another place will do.
+    """
+    if better.role is not worse.role:
         return False
     if better.handover is None or worse.handover is None:
         return True
+    if better.handover.group != worse.handover.group or not (moves or better.meeting_point == worse.meeting_point):
+        return False
     busy, busy_now = (item.kv_bytes / item.bytes_per_s for item in (better.handover, worse.handover))
     return bool(np.all(busy <= busy_now))
 
@@ -259,8 +295,11 @@ def _as_flexible(better: Offer, worse: Offer) -> bool:
     return better.market not in COMMITTED_MARKETS or worse.market in COMMITTED_MARKETS
 
 
-def _replaces(better: _OfferGroup, worse: _OfferGroup, problem: FleetProblem) -> bool:
-    """Return whether any content of m instances of `worse` runs on r m instances of `better` at no more cost."""
+def _replaces(better: _OfferGroup, worse: _OfferGroup, problem: FleetProblem, *, moves: bool = False) -> bool:
+    """Return whether any content of m instances of `worse` runs on r m instances of `better` at no more cost.
+
+    moves : all prefill and decode replicas of the place of `worse` move to that of `better`.
+    """
     if worse.is_running or not better.is_unlimited or better.signature != worse.signature or worse.gpus % better.gpus:
         return False
     if _can_lose_instances(problem) and any(replicas_per_instance(option) > 1 for option in better.options):
@@ -278,10 +317,14 @@ def _replaces(better: _OfferGroup, worse: _OfferGroup, problem: FleetProblem) ->
             return False
     energy = counts_energy(problem)
     is_as_clean = not energy or _is_as_clean(better.offer, worse.offer, problem)
-    if not (is_as_clean and is_as_near(better.offer, worse.offer, problem)):
+    is_as_flexible = problem.horizon is None or _as_flexible(better.offer, worse.offer)
+    if not (is_as_flexible and is_as_clean and is_as_near(better.offer, worse.offer, problem)):
         return False
     return _packs_alike(better, worse, count) and all(
-        any(_serves_as_well(mine, option, watts=watts, energy=energy, same_size=True) for mine in better.options)
+        any(
+            _serves_as_well(mine, option, watts=watts, energy=energy, same_size=True, moves=moves)
+            for mine in better.options
+        )
         for option in worse.options
     )
 

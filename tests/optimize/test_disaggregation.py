@@ -231,8 +231,18 @@ def test_properties(data, make):
 @given(data=st.data())
 def test_pruning_keeps_the_cheapest_cost(data, make):
     problem = data.draw(small_problems(make))
+    names = data.draw(st.sampled_from([("r", "s"), ("t", "u"), ("s", "t")]))
+    elsewhere = dict(zip(("r", "s"), names, strict=True))
     twins = tuple(
-        replace(option, offer=replace(option.offer, name=f"{option.offer.name}-dear", price_usd_per_hour=4.0))
+        replace(
+            option,
+            offer=replace(
+                option.offer,
+                name=f"{option.offer.name}-dear",
+                price_usd_per_hour=data.draw(st.sampled_from([2.0, 4.0])),
+                region=elsewhere[option.offer.region],
+            ),
+        )
         for option in problem.options
     )
     large = replace(problem, options=(*problem.options, *twins))
@@ -240,7 +250,7 @@ def test_pruning_keeps_the_cheapest_cost(data, make):
     if whole.unserved:
         return
     kept = prune(large)
-    assert len(kept.options) <= len(problem.options)
+    assert len(kept.options) <= len(large.options)
     costs = [search(arrays, SETTINGS).fleet.cost_usd_per_hour for arrays in (whole, fleet_arrays(kept, FRACTIONAL))]
     assert costs[0] == pytest.approx(costs[1])
 
@@ -253,6 +263,38 @@ def test_a_slower_network_or_another_role_replaces_nothing(make):
     problem = make.problem(make.demand([5.0]), [slow, quick, decode])
     assert {option.offer.name for option in prune(problem).options} == {"a", "b", "d"}
     assert plan_of(problem).cost_usd_per_hour == 7.0
+
+
+def test_a_region_that_another_one_does_all_the_work_of_goes(make, two_gpus):
+    def there(region, *prices):
+        return [
+            replace(
+                option,
+                offer=replace(
+                    option.offer,
+                    name=f"{option.offer.name}-{region}",
+                    region=region,
+                    price_usd_per_hour=prices[option.offer.name == "fast"],
+                ),
+            )
+            for option in two_gpus.options[2:]
+        ]
+
+    def regions(*lists):
+        problem = replace(two_gpus, options=tuple(option for each in lists for option in each))
+        pruned = prune(problem)
+        costs = [search(fleet_arrays(each, FRACTIONAL), SETTINGS).fleet.cost_usd_per_hour for each in (problem, pruned)]
+        assert costs[0] == costs[1]
+        return {option.offer.region for option in pruned.options}
+
+    here, dear, cheap = there("here", 1.0, 3.0), there("dear", 1.5, 3.0), there("cheap", 0.5, 4.0)
+    assert regions(here, dear) == {"here"}
+    assert regions(here, cheap, dear) == {"here", "cheap"}  # one GPU is cheaper here, the other one there
+    assert regions(there("twin", 1.0, 3.0), here) == {"here"}
+    slow = [replace(option, handover=replace(option.handover, bytes_per_s=9.0)) for option in here]
+    assert regions(slow, dear) == {"here", "dear"}
+    lone = [option for option in here if option.role is Role.PREFILL]
+    assert regions(lone, dear) >= {"dear"}
 
 
 # --- the second check ---------------------------------------------------------------------------------------------
