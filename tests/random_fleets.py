@@ -429,6 +429,7 @@ FAMILIES: dict[str, tuple[float, Family]] = {
 """How often each family is drawn, and what adds it."""
 
 REFUSED: tuple[set[str], ...] = (
+    {"disaggregation", "scenarios"},
     {"horizon", "changes"},
     *({"shedding", other} for other in ("scenarios", SLICED)),
 )

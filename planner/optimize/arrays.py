@@ -570,6 +570,7 @@ def _check(problem: FleetProblem) -> None:
         _check_option(option, sizes | _own_sizes(problem))
         if known.setdefault(option.offer.name, option.offer) != option.offer:
             raise InputError(f"Two different offers are called {option.offer.name}.", hint="Offer names are unique.")
+    _check_combinations(problem)
     for limit in problem.limits:
         _check_limit(limit, problem)
     for rule in problem.rules:
@@ -579,7 +580,6 @@ def _check(problem: FleetProblem) -> None:
     _check_change(problem.change)
     check_energy_data(problem)
     check_egress(problem)
-    _check_combinations(problem)
 
 
 def _check_combinations(problem: FleetProblem) -> None:

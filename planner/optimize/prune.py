@@ -221,7 +221,7 @@ def _undominated(options: Sequence[ServingOption], problem: FleetProblem) -> tup
 def _serves_as_well(
     better: ServingOption, worse: ServingOption, *, watts: bool, energy: bool, same_size: bool, moves: bool = False
 ) -> bool:
-    """Return whether each replica of `worse` can be swapped for one of `better`; elsewhere too, if all there `moves`."""
+    """Return whether each replica of `worse` can be swapped for one of `better`; elsewhere if all there `moves`."""
     if better.service != worse.service or better.gpus_per_replica > worse.gpus_per_replica:
         return False
     if not _hands_over_as_well(better, worse, moves=moves):

@@ -22,6 +22,7 @@ from planner.domain.problem import (
     Measure,
     ReplicaLoss,
     Running,
+    Scenario,
     Scope,
     ShareCap,
     Shedding,
@@ -424,6 +425,13 @@ def test_other_objectives_variety_and_changes(make, two_gpus):
     assert plan_of(replace(two_gpus, change=change)).change_usd_per_hour == 1.0  # the prefill replica alone is new
     as_whole = replace(change, running=(replace(running, role=Role.BOTH),))
     assert plan_of(replace(two_gpus, change=as_whole)).change_usd_per_hour > 1.0
+
+
+def test_scenarios_are_refused(two_gpus):
+    scenario = Scenario(name="twice", demands=two_gpus.demands)
+    with pytest.raises(InputError, match="whole requests") as error:
+        plan_of(replace(two_gpus, rules=(scenario,)))
+    assert "robust" in error.value.hint
 
 
 def test_over_periods(two_gpus):
