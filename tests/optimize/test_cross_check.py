@@ -27,7 +27,7 @@ def test_everything_that_can_judge_a_random_fleet_agrees(block):
         finding = check_case(case, with_cbc=index % 3 == 0)
         assert not finding.problems, (index, case.families, finding.problems)
         n_enumerated += finding.is_enumerated
-    assert n_enumerated >= 15
+    assert n_enumerated >= 10
 
 
 def test_every_family_is_drawn_and_often_with_others():
