@@ -87,6 +87,8 @@ class Allocation:
     """How the engine is started for this role; empty where requests stay whole."""
     power_cap_w: float | None = None
     """Power limit to set on each GPU; None = its own."""
+    error_fraction: float | None = None
+    """By what part of itself the weakest of these throughputs may be too large, one case in ten excepted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

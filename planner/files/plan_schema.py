@@ -118,6 +118,11 @@ class AllocationDocument(_Part):
     power_cap_w: NonNegative | None = Field(
         None, description="Power limit to set on each GPU in watts; null = leave the GPU's own."
     )
+    error_fraction: NonNegative | None = Field(
+        None,
+        description="By what part of itself the weakest of these throughputs may be too large, one case in ten"
+        " excepted; null = not known.",
+    )
 
 
 class RentalDocument(_Part):

@@ -278,6 +278,7 @@ def _allocation(
         transfer_bytes_per_s=_transfer_bytes(option, shares, fleet),
         engine_flags=option.handover.engine_flags if option.handover else "",
         power_cap_w=None if config is None else config.power_cap_w,
+        error_fraction=max((o.error_fraction for o in origins if o and o.error_fraction is not None), default=None),
     )
 
 

@@ -607,7 +607,22 @@ def power_text(plan: Plan) -> str:
 
 
 def provenance_text(plan: Plan) -> str:
-    """Return on how many measured, calibrated, estimated and given throughputs the plan rests."""
+    """Return on how many measured, calibrated, estimated and given throughputs the plan rests, and how sure they are.
+
+    The error is the largest one of any row.
+    """
+    errors = [row.error_fraction for row in plan.allocation if row.error_fraction]
+    text = _origins_text(plan)
+    if not errors or not text:
+        return text
+    worst = percent(max(errors))
+    return (
+        f"{text} They may be up to {worst} too high, one case in ten excepted; robust.throughput_error plans for that."
+    )
+
+
+def _origins_text(plan: Plan) -> str:
+    """Return how many throughputs are of which origin."""
     counts = Counter(row.provenance for row in plan.allocation)
     used = [kind for kind in ProvenanceKind if counts[kind]]
     if not used:

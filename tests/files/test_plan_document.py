@@ -25,6 +25,7 @@ from planner.domain.plan import (
     PeriodAllocation,
     PeriodRental,
     PeriodRoute,
+    PeriodUnserved,
     Plan,
     PlanStatus,
     RedundancyPrice,
@@ -305,6 +306,7 @@ def plans(draw):
                 routing=several(
                     built(PeriodRoute, weights=st.just({"a": 0.25, "b": 0.75}), decode_weights=st.just({"a": 0.5}))
                 ),
+                unserved=several(built(PeriodUnserved)),
             )
         ),
     }
@@ -355,6 +357,7 @@ def test_writing_a_plan_that_was_read_gives_the_same_bytes(cost, tokens):
         PeriodAllocation,
         PeriodRental,
         PeriodRoute,
+        PeriodUnserved,
         Commitment,
         RedundancyPrice,
         JobPlan,
@@ -413,6 +416,7 @@ MODELS = [
     plan_schema.PeriodAllocationDocument,
     plan_schema.PeriodRentalDocument,
     plan_schema.PeriodRouteDocument,
+    plan_schema.PeriodUnservedDocument,
     plan_schema.CommitmentDocument,
     plan_schema.RedundancyPriceDocument,
     plan_schema.JobPlanDocument,

@@ -152,6 +152,15 @@ def test_limits_that_do_not_hold_a_scenario_are_named():
     assert any(text.startswith("budget") for text in requirements)
 
 
+def test_a_plan_says_how_far_its_throughputs_may_be_off():
+    found = plan(request())
+    assert {row.error_fraction for row in found.plan.allocation} == {0.25}
+    assert "They may be up to 25% too high" in found.to_markdown()
+    given = plan(REPO / "examples" / "melange.json")
+    assert {row.error_fraction for row in given.plan.allocation} == {None}
+    assert "too high" not in given.to_markdown()
+
+
 def test_explain_prices_every_scenario(tmp_path, launch):
     target = tmp_path / "plan.json"
     launch.save(target)
