@@ -423,7 +423,7 @@ FAMILIES: dict[str, tuple[float, Family]] = {
     "goals": (0.25, add_goal),
     "changes": (0.25, add_change),
     "horizon": (0.3, add_horizon),
-    "disaggregation": (0.15, add_disaggregation),
+    "disaggregation": (0.1, add_disaggregation),
     SLICED: (0.1, no_change),
 }
 """How often each family is drawn, and what adds it."""
