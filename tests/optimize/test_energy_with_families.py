@@ -69,11 +69,13 @@ def test_prices_and_budgets_beside_all_other_families(block):
             continue
         _compare_with_cbc(problem, case, plan)
         measure = Measure.CARBON if rng.random() < 0.5 else Measure.ENERGY
-        used = plan.carbon_kg_per_hour if measure is Measure.CARBON else plan.mean_power_w / 1000
+        used = plan.carbon_kg_per_hour if measure is Measure.CARBON else (plan.mean_power_w or 0.0) / 1000
         if plan.unserved or not used:
             continue
         n_budgets += 1
         _check_budget(problem, case, plan, EnergyBudget(name="budget", measure=measure, bound=used * 0.8))
+        if problem.goal is not None and problem.goal.within:
+            continue  # what may be missed for later objectives also depends on fleets that the budget excludes
         slack = EnergyBudget(name="budget", measure=measure, bound=used * 1.001)
         held = solved(replace(problem, rules=(*problem.rules, slack)), case)
         assert reached(held) == pytest.approx(reached(plan), rel=TOLERANCE, abs=TOLERANCE), (index, case.families)
