@@ -435,17 +435,18 @@ def test_bad_rules_are_input_errors(make):
         plan_of(change(make, two(make), 1, 1, start=-1.0, stop=0.0))
 
 
-def test_rules_hold_under_another_objective_and_what_does_not_go_together_is_refused(make):
+def test_rules_hold_under_another_objective_and_while_demand_is_shed(make):
     from planner.domain.problem import Goal, Measure, Shedding
 
     goal = Goal(stages=({Measure.GPUS: 1.0},))
     spread = (ShareCap(name="share", facet=Facet.PROVIDER, bound=0.5),)
     plan = plan_of(two(make, rules=spread, goal=goal))
     assert counts(plan) == {"A": 2, "B": 2}
-    with pytest.raises(InputError, match="cannot be shed"):
-        plan_of(two(make, rules=spread, shed=Shedding(priority={})))
-    with pytest.raises(InputError, match="not the cost alone"):
-        plan_of(change(make, two(make, goal=goal), 1, 1, start=1.0, stop=1.0))
+    few = (make.limit("few", "instances", 2),)
+    shed = plan_of(two(make, rules=spread, limits=few, shed=Shedding(priority={})))
+    assert counts(shed) == {"A": 1, "B": 1}
+    moved = plan_of(change(make, two(make, goal=goal), 1, 1, start=1.0, stop=1.0))
+    assert sum(counts(moved).values()) == 4
 
 
 def test_what_is_left_after_a_loss_still_serves_everything_and_its_price_is_said(make):
