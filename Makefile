@@ -45,9 +45,10 @@ format: $(READY) ## rewrite the code in house style
 bench: $(READY) ## measure, and write the tables of docs/benchmarks.md
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-bench-optimizer: $(READY) ## measure the optimiser alone: small requests, large fleets, cross-check
+bench-optimizer: $(READY) ## measure the optimiser alone: small requests, large fleets, many periods, cross-check
 	$(BIN)/python benchmarks/optimizer_small.py
 	$(BIN)/python benchmarks/optimizer_scale.py
+	$(BIN)/python benchmarks/optimizer_horizon.py
 	$(BIN)/python benchmarks/optimizer_cross_check.py
 
 clean: ## remove what the targets above made

@@ -41,6 +41,14 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """Where a linear programme's simplex method ended, in the solver's own codes: the next one can begin there."""
+
+    columns: IntArray
+    rows: IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Milp:
     """A mixed-integer linear program to be minimised."""
 
@@ -58,6 +66,8 @@ class Milp:
     col_blocks: tuple[Block, ...] = ()
     start: FloatArray | None = None
     """A solution to begin with, NaN where it is not known; back ends that cannot take one do without."""
+    basis: Basis | None = None
+    """Where the simplex method of a linear programme begins; only `solve_linear` looks at it."""
 
     @property
     def n_rows(self) -> int:

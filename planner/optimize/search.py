@@ -13,6 +13,7 @@ from planner.optimize.alike import merged
 from planner.optimize.backends import solve_milp
 from planner.optimize.decompose import can_be_cut, decomposed_fleet
 from planner.optimize.energy import running_usd_per_hour
+from planner.optimize.horizon import can_be_projected, horizon_fleet
 from planner.optimize.model import build_model
 from planner.optimize.periods import instance_periods, kept_long_enough, starts, without_spare
 from planner.optimize.routing import option_load
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.backends import RawSolution
+    from planner.optimize.decompose.driver import Found
+    from planner.optimize.horizon.driver import Found as FoundOverPeriods
     from planner.optimize.milp import FloatArray, IntArray, Milp
     from planner.optimize.model import FleetModel, Objective
 
@@ -49,6 +52,10 @@ solution over, and the relaxation that its fleet is compared with."""
 DECOMPOSED_FROM_PAIRS = 20_000
 """Eligible (bucket, option) pairs of several services from which the search is decomposed: 5 services of 100 buckets
 and 40 options. Below, the whole programme is the faster way to a proof; one service is always one programme."""
+BY_PERIODS_FROM_PAIRS = 100_000
+"""Eligible (bucket, option) pairs of all periods from which a horizon is searched by periods."""
+BY_PERIODS_FROM = 6
+"""Periods; fewer are always one programme."""
 BOUND_DUST = 1e-9
 """Relative: a bound this close below the cost is the cost."""
 
@@ -121,7 +128,7 @@ def search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
 
 def _search(fleet: FleetArrays, settings: SolverSettings) -> SearchResult:
     """Return the result of one programme for all of `fleet`, or of its parts."""
-    large = _decomposed(fleet, settings)
+    large = _decomposed(fleet, settings) if fleet.horizon is None else _over_periods(fleet, settings)
     if large is not None:
         return large
     bound: float | None = None
@@ -203,14 +210,32 @@ def _decomposed(fleet: FleetArrays, settings: SolverSettings) -> SearchResult | 
     milp = model.freeze()
     by_class = merged(model, milp) if can_be_cut(model, milp) else None
     found = None if by_class is None else decomposed_fleet(by_class, settings)
-    if found is None:
+    return None if found is None else _verified(fleet, model, milp, found, settings)
+
+
+def _over_periods(fleet: FleetArrays, settings: SolverSettings) -> SearchResult | None:
+    """Return the result of a search by periods where they are many and large enough for one; None: solve it whole."""
+    if len(fleet.pair_bucket) < BY_PERIODS_FROM_PAIRS or fleet.n_periods < BY_PERIODS_FROM or fleet.is_sliced:
         return None
+    model = build_model(fleet)
+    milp = model.freeze()
+    found = horizon_fleet(model, milp, settings) if can_be_projected(model, milp) else None
+    return None if found is None else _verified(fleet, model, milp, found, settings)
+
+
+def _verified(
+    fleet: FleetArrays, model: FleetModel, milp: Milp, found: Found | FoundOverPeriods, settings: SolverSettings
+) -> SearchResult:
+    """Return what a search in parts found, checked against the whole programme."""
     chosen = None
     if found.replicas is not None and found.instances is not None and found.shares is not None:
         values = np.zeros(milp.n_columns)
         values[model.x], values[model.n], values[model.m] = found.shares, found.replicas, found.instances
-        verify(milp, values, bound=found.bound)
         instances = found.instances.round().astype(np.int64)
+        if model.up is not None:
+            started = model.up >= 0
+            values[model.up[started]] = starts(fleet, instances)[started]
+        verify(milp, values, bound=found.bound)
         chosen = Fleet(
             replicas=found.replicas.round().astype(np.int64),
             instances=instances,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from planner.optimize.milp import Milp
+    from planner.optimize.milp import Basis, Milp
     from planner.optimize.settings import SolverSettings
     from planner.optimize.termination import Termination
 
@@ -52,6 +52,8 @@ class RawSolution:
     """The solver's own words, for error messages."""
     row_duals: NDArray[np.float64] | None = None
     """Shape (rows,): what one more unit of a row's side costs; only of linear programmes, where the solver gives it."""
+    basis: Basis | None = None
+    """Only of `solve_linear`."""
 
 
 class SolveFunction(Protocol):

@@ -1,4 +1,4 @@
-"""HiGHS, SCIP and CP-SAT through ortools' MathOpt.
+"""HiGHS, SCIP, CP-SAT and GLOP through ortools' MathOpt.
 
 The program goes over as one protocol buffer filled from our arrays: 500,000 variables take about a second, where
 expression objects take 5 to 7. `core.python.solver` is the call under `mathopt.solve`; importing only it and the
@@ -23,6 +23,7 @@ from pybind11_abseil.status import StatusNotOk  # type: ignore[import-untyped]
 
 from planner.errors import SolverError
 from planner.optimize.backends.base import RawSolution
+from planner.optimize.milp import Basis
 from planner.optimize.termination import Termination
 
 if TYPE_CHECKING:
@@ -32,7 +33,12 @@ if TYPE_CHECKING:
     from planner.optimize.settings import SolverSettings
 
 SOLVER_TYPES: Mapping[str, str] = MappingProxyType(
-    {"highs": "SOLVER_TYPE_HIGHS", "scip": "SOLVER_TYPE_GSCIP", "cp-sat": "SOLVER_TYPE_CP_SAT"}
+    {
+        "highs": "SOLVER_TYPE_HIGHS",
+        "scip": "SOLVER_TYPE_GSCIP",
+        "cp-sat": "SOLVER_TYPE_CP_SAT",
+        "glop": "SOLVER_TYPE_GLOP",
+    }
 )
 
 _REASONS: Mapping[str, Termination] = MappingProxyType(
@@ -130,6 +136,8 @@ def _parameters(milp: Milp, settings: SolverSettings) -> Any:  # noqa: ANN401 - 
         parameters.absolute_gap_tolerance = 0.0
         if settings.node_limit is not None and settings.solver != "cp-sat":
             parameters.node_limit = settings.node_limit
+    if settings.solver == "glop":
+        parameters.lp_algorithm = parameters_pb2.LPAlgorithmProto.Value("LP_ALGORITHM_DUAL_SIMPLEX")
     if not settings.presolve:
         parameters.presolve = parameters_pb2.EmphasisProto.Value("EMPHASIS_OFF")
     if settings.solver == "highs":
@@ -151,6 +159,13 @@ def _model_parameters(milp: Milp, settings: SolverSettings) -> Any:  # noqa: ANN
         hint = parameters.solution_hints.add()
         hint.variable_values.ids.extend(known.tolist())
         hint.variable_values.values.extend(milp.start[known].tolist())
+    if milp.basis is not None and settings.solver == "glop":
+        for status, known in (
+            (parameters.initial_basis.variable_status, milp.basis.columns),
+            (parameters.initial_basis.constraint_status, milp.basis.rows),
+        ):
+            status.ids.extend(range(len(known)))
+            status.values.extend(known.tolist())
     return parameters
 
 
@@ -175,7 +190,22 @@ def _raw_solution(result: Any, milp: Milp, settings: SolverSettings, *, seconds:
         version=f"ortools {ortools.__version__}",
         detail=result.termination.detail,
         row_duals=None if has_integers else _row_duals(result, milp.n_rows),
+        basis=_basis(result, milp) if settings.solver == "glop" else None,
     )
+
+
+def _basis(result: Any, milp: Milp) -> Basis | None:  # noqa: ANN401 - as model_proto
+    """Return where the simplex method ended, or None."""
+    for solution in result.solutions:
+        if solution.HasField("basis"):
+            found = Basis(columns=np.zeros(milp.n_columns, dtype=np.int64), rows=np.zeros(milp.n_rows, dtype=np.int64))
+            for status, into in (
+                (solution.basis.variable_status, found.columns),
+                (solution.basis.constraint_status, found.rows),
+            ):
+                into[np.fromiter(status.ids, dtype=np.int64)] = np.fromiter(status.values, dtype=np.int64)
+            return found
+    return None
 
 
 def _row_duals(result: Any, n_rows: int) -> np.ndarray | None:  # noqa: ANN401 - as model_proto
@@ -206,6 +236,8 @@ def _best_values(result: Any, n_columns: int) -> np.ndarray | None:  # noqa: ANN
 
 FEASIBLE = 2
 """SOLUTION_STATUS_FEASIBLE of MathOpt's solution.proto."""
+BASIC = 5
+"""BASIS_STATUS_BASIC of MathOpt's solution.proto: a row that does not bind, as one that is new."""
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from importlib import import_module
 from threading import Event, Thread
 from types import MappingProxyType
@@ -71,6 +72,27 @@ BACK_ENDS: Mapping[str, BackEnd] = MappingProxyType(
         )
     }
 )
+
+
+LINEAR = BackEnd(
+    name="glop",
+    title="GLOP, inside ortools (MathOpt): linear programmes that go on from a basis",
+    module="planner.optimize.backends.mathopt",
+    capabilities=frozenset({Capability.CONTINUOUS, Capability.FULL_PRECISION}),
+)
+"""Not one that a request can name: it takes no integers."""
+
+
+def solve_linear(milp: Milp, settings: SolverSettings) -> RawSolution:
+    """Return GLOP's answer to a linear programme, with the basis from which the next one, with more rows, can go on."""
+    started = time.perf_counter()
+    settings = replace(settings, solver=LINEAR.name, threads=1, presolve=milp.basis is None)
+    module = import_module(LINEAR.module)
+    raw = _run_interruptibly(module.solve, milp, settings, LINEAR)
+    if raw is None:
+        module.abandon()
+        return _interrupted(LINEAR, started)
+    return raw
 
 
 def solve_milp(milp: Milp, settings: SolverSettings) -> RawSolution:
