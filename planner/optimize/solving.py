@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.domain.plan import Conflict, Plan, PlanStatus, SolverInfo
+from planner.domain.problem import Measure
 from planner.errors import InputError, SolverError
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.assemble import assemble, plan_status, relative_gap, solver_info
 from planner.optimize.backends.registry import find_back_end
-from planner.optimize.goals import check_goal, goal_gap, search_goal, values_reached
+from planner.optimize.goals import check_goal, goal_gap, search_goal, stages_of, values_reached
 from planner.optimize.naming import bucket_name
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.prune import prune
+from planner.optimize.rollout import unavoidable_change
 from planner.optimize.shed import serve_most, unserved_buckets, unserved_warning
 from planner.optimize.spread import cheapest
 from planner.optimize.termination import Termination
@@ -104,7 +106,15 @@ def _plan_of(problem: FleetProblem, found: GoalResult, settings: SolverSettings)
     plan = assemble(problem, found.fleet, chosen.fleet, found.result, settings=settings, assumptions=chosen.assumptions)
     if problem.goal is None:
         return plan
-    reached = tuple(values_reached(found.reached, found.kept, found.fleet, chosen.fleet))
+    values = values_reached(found.reached, found.kept, found.fleet, chosen.fleet)
+    # What stops since nobody offers it any more is paid for in every plan, and not in the programme.
+    gone = unavoidable_change(problem)
+    reached = tuple(
+        replace(item, value=item.value + part, bound=None if item.bound is None else item.bound + part)
+        for item, part in zip(
+            values, (stage.get(Measure.COST, 0.0) * gone for stage in stages_of(problem.goal)), strict=False
+        )
+    )
     return replace(plan, objectives=reached, gap=goal_gap(reached))
 
 

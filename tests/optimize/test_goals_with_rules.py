@@ -157,3 +157,14 @@ def test_a_front_is_of_steady_states(make):
             settings=EXACT,
             assignment=FREE,
         )
+
+
+def test_what_stops_since_nobody_offers_it_is_in_the_cost_that_is_stated(make):
+    gone = Running(service="default", offer="gone", option="gone", gpus_per_replica=1, replicas=2)
+    change = ChangeCost(running=(gone,), instances={"gone": 2}, stop_usd=1.0, horizon_hours=1.0)
+    problem = two_cards(make, goal=Goal(stages=({Measure.COST: 1.0, Measure.POWER: 1.0},)), change=change)
+    plan = solve(problem, settings=EXACT, assignment=FREE)
+    verify_plan(problem, plan)
+    assert plan.change_usd_per_hour == 2.0
+    assert plan.objectives[0].value == pytest.approx(plan.cost_usd_per_hour + 2.0 + plan.power_w / 1000)
+    assert plan.objectives[0].bound == pytest.approx(plan.objectives[0].value)
