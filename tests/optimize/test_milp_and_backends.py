@@ -289,3 +289,25 @@ def test_what_a_solver_calls_optimal_is(name):
     raw = solve_milp(builder.freeze(), SolverSettings(solver=name, relative_gap=0.0))
     assert raw.termination is Termination.OPTIMAL
     assert raw.objective == pytest.approx(24.0)
+
+
+def test_a_program_on_which_highs_breaks_down_is_solved_without_presolve(monkeypatch):
+    from planner.optimize.backends import mathopt
+
+    whole, presolve = mathopt.core_solver.solve, []
+
+    class Broken(Exception):
+        pass
+
+    def breaks_down_in_presolve(model, kind, initializer, parameters, *rest):
+        presolve.append(parameters.presolve == 0)
+        if presolve[-1]:
+            raise Broken("HighsStatus: kError")
+        return whole(model, kind, initializer, parameters, *rest)
+
+    monkeypatch.setattr(mathopt, "StatusNotOk", Broken)
+    monkeypatch.setattr(mathopt.core_solver, "solve", breaks_down_in_presolve)
+    assert solve_milp(knapsack(), SolverSettings()).objective == pytest.approx(11.75)
+    assert presolve == [True, False]
+    with pytest.raises(SolverError, match="refused the program"):
+        solve_milp(knapsack(), SolverSettings(solver="scip"))

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -80,30 +81,38 @@ _LIMITS: Mapping[str, Termination] = MappingProxyType(
 def solve(milp: Milp, settings: SolverSettings, interrupt: threading.Event) -> RawSolution:
     """Return the answer of the MathOpt solver that `settings` names.
 
+    HiGHS 1.14 breaks down with an internal error on a few programs in a thousand; without presolve it solves them.
+
     Raises
     ------
     SolverError: if the solver refuses the program or its parameters.
     """
     started = time.perf_counter()
-    kind = parameters_pb2.SolverTypeProto.Value(SOLVER_TYPES[settings.solver])
     try:
-        with _watched(interrupt, settings.solver) as interrupter, _STDOUT.silenced():
-            result = core_solver.solve(
-                model_proto(milp),
-                kind,
-                parameters_pb2.SolverInitializerProto(),
-                _parameters(milp, settings),
-                _model_parameters(milp, settings),
-                None,
-                callback_pb2.CallbackRegistrationProto(),
-                None,
-                interrupter,
-            )
+        result = _result(milp, settings, interrupt)
     except StatusNotOk as error:
+        left_s = settings.time_limit_s - (time.perf_counter() - started)
+        if settings.solver == "highs" and settings.presolve and left_s > 0:
+            return solve(milp, replace(settings, presolve=False, time_limit_s=left_s), interrupt)
         raise SolverError(
             f"The solver {settings.solver} refused the program: {error}.", hint="Try another one with --solver."
         ) from error
     return _raw_solution(result, milp, settings, seconds=time.perf_counter() - started)
+
+
+def _result(milp: Milp, settings: SolverSettings, interrupt: threading.Event) -> Any:  # noqa: ANN401 - as model_proto
+    with _watched(interrupt, settings.solver) as interrupter, _STDOUT.silenced():
+        return core_solver.solve(
+            model_proto(milp),
+            parameters_pb2.SolverTypeProto.Value(SOLVER_TYPES[settings.solver]),
+            parameters_pb2.SolverInitializerProto(),
+            _parameters(milp, settings),
+            _model_parameters(milp, settings),
+            None,
+            callback_pb2.CallbackRegistrationProto(),
+            None,
+            interrupter,
+        )
 
 
 def model_proto(milp: Milp) -> Any:  # noqa: ANN401 - a generated protocol buffer class has no types
