@@ -296,16 +296,16 @@ def test_a_program_on_which_highs_breaks_down_is_solved_without_presolve(monkeyp
 
     whole, presolve = mathopt.core_solver.solve, []
 
-    class Broken(Exception):
+    class BrokenError(Exception):
         pass
 
     def breaks_down_in_presolve(model, kind, initializer, parameters, *rest):
         presolve.append(parameters.presolve == 0)
         if presolve[-1]:
-            raise Broken("HighsStatus: kError")
+            raise BrokenError("HighsStatus: kError")
         return whole(model, kind, initializer, parameters, *rest)
 
-    monkeypatch.setattr(mathopt, "StatusNotOk", Broken)
+    monkeypatch.setattr(mathopt, "StatusNotOk", BrokenError)
     monkeypatch.setattr(mathopt.core_solver, "solve", breaks_down_in_presolve)
     assert solve_milp(knapsack(), SolverSettings()).objective == pytest.approx(11.75)
     assert presolve == [True, False]
