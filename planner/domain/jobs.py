@@ -43,7 +43,7 @@ class Job:
         >>> day = Horizon(step_s=6 * 3600.0, factors={"chat": (1.0,) * 4})
         >>> night = Job(name="n", amount=1.0, release_s=22 * 3600.0, deadline_s=4 * 3600.0)
         >>> [seconds / 3600 for seconds in night.seconds_by_period(day)]
-        [4.0, 0.0, 0.0, 4.0]
+        [4.0, 0.0, 0.0, 2.0]
         """
         if horizon is None:
             return (self.window_s(None),)
