@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from planner.domain.plan import Plan, Route
     from planner.report.robustness import RobustnessView
     from planner.report.schedule import ScheduleView
-    from planner.report.summary import ConflictView, Note, PlanSummary, RentalView
+    from planner.report.notes import Note
+    from planner.report.summary import ConflictView, PlanSummary, RentalView
 
 WIDE_COLUMNS = 116
 """From here on every figure has a column of its own."""

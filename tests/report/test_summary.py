@@ -7,7 +7,7 @@ import pytest
 
 from planner.domain.plan import Route
 from planner.domain.provenance import ProvenanceKind
-from planner.report import summary
+from planner.report import notes, summary
 from planner.report.serves import ServesIndex, range_text
 from planner.report.wording import age, clean
 
@@ -48,13 +48,13 @@ def test_rentals_stand_dearest_first_with_what_runs_on_them(catalog):
     ],
 )
 def test_saving_names_the_best_single_type(saving, phrase, melange):
-    text = summary.saving_text(replace(melange, savings_vs_best_single=saving))
+    text = notes.saving_text(replace(melange, savings_vs_best_single=saving))
     assert phrase in text
     assert "A100-80GB, 7.34 USD/h" in text
 
 
 def test_saving_without_baselines_is_silent(melange):
-    assert summary.saving_text(replace(melange, baselines=())) == ""
+    assert notes.saving_text(replace(melange, baselines=())) == ""
 
 
 def test_age_is_counted_to_the_given_day():
@@ -70,7 +70,7 @@ def test_age_is_counted_to_the_given_day():
 def test_a_provider_is_as_old_as_its_oldest_price(catalog, today):
     older = replace(catalog.rentals[0], offer="other", price_as_of="2025-11-21")
     undated = replace(catalog.rentals[1], offer="third", price_as_of=None)
-    text = summary.price_age_text(replace(catalog, rentals=(*catalog.rentals, older, undated)), today=today)
+    text = notes.price_age_text(replace(catalog, rentals=(*catalog.rentals, older, undated)), today=today)
     assert text == "aws 12 months old, gcp of unknown date."
 
 
@@ -81,20 +81,20 @@ def test_optimality_never_claims_more_than_was_proven(catalog):
 
 
 def test_power_counts_only_what_is_known(catalog, melange):
-    assert summary.power_text(catalog) == "2.58 kW at peak, all replicas together."
+    assert notes.power_text(catalog) == "2.58 kW at peak, all replicas together."
     first = replace(catalog.allocation[0], power_w=None)
     partly = replace(catalog, power_w=None, allocation=(first, *catalog.allocation[1:]))
-    assert summary.power_text(partly) == "2 kW at peak without 1 option whose power is not known."
-    assert summary.power_text(melange) == ""
+    assert notes.power_text(partly) == "2 kW at peak without 1 option whose power is not known."
+    assert notes.power_text(melange) == ""
 
 
 def test_provenance_is_counted_by_option_and_weighed_by_requests(catalog, melange):
-    assert summary.provenance_text(melange) == "as given in the request."
-    assert summary.provenance_text(catalog) == (
+    assert notes.provenance_text(melange) == "as given in the request."
+    assert notes.provenance_text(catalog) == (
         "of 3 options 1 measured, 1 calibrated, 1 estimated; by requests 12% measured, 88% estimated."
     )
     measured = tuple(replace(row, provenance=ProvenanceKind.MEASURED) for row in catalog.allocation)
-    assert summary.provenance_text(replace(catalog, allocation=measured, routing=())) == "measured, for all 3 options."
+    assert notes.provenance_text(replace(catalog, allocation=measured, routing=())) == "measured, for all 3 options."
 
 
 def grid(weights):
