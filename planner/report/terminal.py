@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
     from planner.domain.plan import Plan, Route
+    from planner.report.notes import Note
     from planner.report.robustness import RobustnessView
     from planner.report.schedule import ScheduleView
-    from planner.report.notes import Note
     from planner.report.summary import ConflictView, PlanSummary, RentalView
 
 WIDE_COLUMNS = 116
