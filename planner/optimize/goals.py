@@ -16,9 +16,9 @@ import numpy as np
 from planner.domain.plan import ObjectiveValue
 from planner.domain.problem import MEASURE_UNITS, Measure
 from planner.errors import InputError, SolverError
-from planner.optimize.arrays import offer_gpus
 from planner.optimize.energy import ENERGY_MEASURES, measure_coefficients, price_coefficients
 from planner.optimize.model import Objective, build_model, pool_prices
+from planner.optimize.problem_check import offer_gpus
 from planner.optimize.rows.changes import change_rates
 from planner.optimize.rows.goals import define_kept_goals
 from planner.optimize.search import STRICT_MARGIN, SearchResult, run, settle

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.optimize.arrays import offer_gpus
 from planner.optimize.energy import price_coefficients
 from planner.optimize.milp import MilpBuilder
 from planner.optimize.periods import instance_periods
+from planner.optimize.problem_check import offer_gpus
 from planner.optimize.rows.capacity import define_capacity
 from planner.optimize.rows.changes import change_usd_per_hour, define_changes
 from planner.optimize.rows.coverage import define_coverage

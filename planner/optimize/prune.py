@@ -30,9 +30,10 @@ from planner.domain.problem import (
     Survival,
     VarietyLimit,
 )
-from planner.optimize.arrays import chains, offer_gpus, option_sort_key, replicas_per_instance
+from planner.optimize.arrays import chains, option_sort_key, replicas_per_instance
 from planner.optimize.egress import is_as_near
 from planner.optimize.energy import counts_energy
+from planner.optimize.problem_check import offer_gpus
 from planner.optimize.rows.limits import instance_usage
 
 if TYPE_CHECKING:

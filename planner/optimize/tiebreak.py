@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.errors import SolverLiedError
-from planner.optimize.arrays import offer_gpus
 from planner.optimize.model import Objective, build_model, cost_objective, instances_upper, pool_prices
+from planner.optimize.problem_check import offer_gpus
 from planner.optimize.rows.changes import change_rates
 from planner.optimize.search import run, search, settle
 from planner.optimize.termination import Termination

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.optimize.arrays import offer_gpus
 from planner.optimize.decompose.budget import Budget
 from planner.optimize.decompose.workers import solve_all
 from planner.optimize.horizon.master import master_of
@@ -28,6 +27,7 @@ from planner.optimize.horizon.relaxation import Relaxed, bound_of, first_cuts, r
 from planner.optimize.horizon.state import WHOLE, State, fewest_instances, state_of
 from planner.optimize.horizon.windows import OVERFULL, Entries, Neighbourhood, split, usable_columns
 from planner.optimize.periods import kept_long_enough, without_spare
+from planner.optimize.problem_check import offer_gpus
 from planner.optimize.routing import option_load
 from planner.optimize.rows.limits import all_limits, limit_coefficients
 from planner.optimize.rows.minimums import is_counted

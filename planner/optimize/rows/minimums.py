@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.domain.problem import Minimum, Resource
-from planner.optimize.arrays import offer_gpus
 from planner.optimize.milp import always
+from planner.optimize.problem_check import offer_gpus
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

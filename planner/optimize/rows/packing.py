@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.optimize.arrays import offer_gpus
+from planner.optimize.problem_check import offer_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
