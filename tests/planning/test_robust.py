@@ -238,6 +238,10 @@ def test_plan_json_reads_back_and_is_the_same_on_every_run(launch):
         ({"throughput_error": "10%", "served": "0%"}, "greater than 0"),
         ({"scenarios": [{"name": "x", "workload": {"chat": {"trace": "gone.csv"}}}]}, "gone.csv"),
         ({"scenarios": [{"name": "A10G slow", "demand": 2}], "throughput_error": "10%"}, "A10G slow"),
+        (
+            {"scenarios": [{"name": name, "demand": 2, "probability": "60%"} for name in ("x", "y")]},
+            "probabilities sum to 1.2",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_words(robust, message):

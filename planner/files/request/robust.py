@@ -17,6 +17,9 @@ OWN_NAMES = ("planned", "plain", "robust")
 EVERY_SERVICE = "*"
 """The service that a factor without a name is for."""
 
+ROUNDING = 1e-9
+"""Of a sum of probabilities."""
+
 
 def _factors(value: Any) -> Any:  # noqa: ANN401 - whatever the document holds
     return value if isinstance(value, dict) else {EVERY_SERVICE: value}
@@ -136,4 +139,10 @@ class RobustChoice(Strict):
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"Two scenarios are called {name!r}.", hint="Give each its own name.")
+        total = sum(scenario.probability or 0.0 for scenario in self.scenarios)
+        if total > 1 + ROUNDING:
+            raise InputError(
+                f"The scenarios' probabilities sum to {total:.4g}: only one scenario comes true.",
+                hint="At most 100% together; the rest is what is planned for.",
+            )
         return self
