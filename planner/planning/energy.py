@@ -43,7 +43,7 @@ def energy_of(request: PlanRequest, offers: Sequence[Offer], *, base_dir: Path) 
     _check_names(request.catalog, offers)
     places = sorted({(offer.provider, offer.region) for offer in offers})
     sites = {place: _stated(known_site(*place), request.catalog.sites.get(place[1])) for place in places}
-    hourly = _by_hour(request, base_dir)
+    hourly = _by_hour(request, {offer.region for offer in offers}, base_dir)
     carbon = request.constraints.carbon
     return Energy(
         sites={
@@ -127,7 +127,7 @@ def price_assumptions(request: PlanRequest) -> Iterator[str]:
             yield f"Electricity in {name} costs {site.energy_price:g} USD/kWh on top of its machines' price."
 
 
-def _by_hour(request: PlanRequest, base_dir: Path) -> dict[str, tuple[float, ...]]:
+def _by_hour(request: PlanRequest, regions: set[str], base_dir: Path) -> dict[str, tuple[float, ...]]:
     """Return the intensity of every period by region, of the regions that the request's file has."""
     name, horizon = request.catalog.carbon_by_hour, request.horizon
     if name is None:
@@ -140,6 +140,11 @@ def _by_hour(request: PlanRequest, base_dir: Path) -> dict[str, tuple[float, ...
         )
     with inside("catalog.carbon_by_hour"):
         hours = read_carbon_hours(base_dir / name)
+        if not regions & set(hours):
+            raise InputError(
+                f"There is no offer in any region of {name}: {', '.join(sorted(hours)[:MAX_PLACES])}.",
+                hint=f"Regions with offers: {', '.join(sorted(regions)[:20])}.",
+            )
     return {
         region: tuple(
             hours_over_periods(values, name=f"{name} ({region})", n_periods=horizon.n_periods, step_s=horizon.step)

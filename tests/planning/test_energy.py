@@ -209,6 +209,15 @@ def test_hours_that_cannot_be_read(tmp_path, text, message):
         planned(document, base_dir=tmp_path)
 
 
+def test_hours_of_regions_without_machines_are_refused(tmp_path):
+    rows = "".join(f"old-hal,{hour},100\n" for hour in range(24))
+    (tmp_path / "hours.csv").write_text(f"region,hour,g_per_kwh\n{rows}", encoding="utf-8")
+    catalog = request()["catalog"] | {"sites": SITES, "carbon_by_hour": "hours.csv"}
+    with pytest.raises(InputError, match="no offer in any region of hours.csv: old-hal") as caught:
+        planned(request(catalog=catalog, **DAY), base_dir=tmp_path)
+    assert caught.value.where.field == "catalog.carbon_by_hour"
+
+
 def test_hours_need_a_horizon_and_steps_take_their_mean(tmp_path):
     rows = "".join(f"{region},{hour},{grams}\n" for region in SITES for hour, grams in enumerate((100, 300)))
     (tmp_path / "hours.csv").write_text(f"region,hour,g_per_kwh\n{rows}", encoding="utf-8")
