@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from planner.domain.robustness import (
     Robustness,
     ScenarioCase,
 )
+from planner.domain.problem import EnergyBudget, InstanceLoss, ReplicaLoss, ShareCap, Survival
 from planner.errors import SolverError
 from planner.optimize.backends import solve_milp
 from planner.optimize.milp import MilpBuilder
@@ -74,7 +75,7 @@ def robustness(
     robust = _as_candidate(ROBUST, plan, problem)
     compared = [robust] if plain is None else [plain, robust]
     touched = [each for each in scenarios if _touches(each, problem, compared)]
-    cases = [planned, *(_Case(name=s.name, problem=in_scenario(problem, s), scenario=s) for s in touched)]
+    cases = [planned, *(_Case(name=s.name, problem=_alone(problem, s), scenario=s) for s in touched)]
     own = {case.name: _candidate(case.name, case, clock, assignment) for case in cases[1:]}
     least = {name: found.cost_usd_per_hour for name, found in {PLANNED: plain, **own}.items() if found is not None}
     known = [*compared, *(found for found in own.values() if found is not None)]
@@ -90,6 +91,16 @@ def unsurvived(found: Robustness) -> tuple[str, ...]:
     """Return the scenarios that the plain fleet does not serve whole: those hold the plan's cost up."""
     plain = next((row for row in found.fleets if row.fleet == PLAIN), None)
     return () if plain is None else tuple(item.scenario for item in plain.outcomes if item.unserved_rps > 0)
+
+
+ON_PLANNED_ROUTING = (ShareCap, Survival, InstanceLoss, ReplicaLoss, EnergyBudget)
+"""Rules that hold for what is planned alone: the plan need not keep them in a scenario."""
+
+
+def _alone(problem: FleetProblem, scenario: Scenario) -> FleetProblem:
+    """Return what the best fleet for `scenario` alone must keep there: no more than the plan does."""
+    then = in_scenario(problem, scenario)
+    return replace(then, rules=tuple(rule for rule in then.rules if not isinstance(rule, ON_PLANNED_ROUTING)))
 
 
 def _touches(scenario: Scenario, problem: FleetProblem, compared: Sequence[_Candidate]) -> bool:

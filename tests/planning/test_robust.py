@@ -183,6 +183,14 @@ def test_the_regret_table_is_on_paper(launch):
     assert rows[0].startswith("fleet,scenario,rate_rps")
 
 
+@pytest.mark.parametrize("constraints", [{"spare_replicas": 1}, {"survive": ["region"]}], ids=str)
+def test_neither_fleet_costs_less_than_the_best_one_for_a_scenario_that_it_serves(constraints):
+    found = plan(request({"scenarios": [LAUNCH], "headroom": "10%"}, constraints=constraints)).plan.robustness
+    for row in found.fleets[:2]:  # plain and robust keep the limits of what is planned, others need not
+        for item in row.outcomes:
+            assert item.unserved_rps > 0 or item.regret_usd_per_hour >= -1e-6
+
+
 def test_a_wrong_regret_table_is_found(launch):
     question = read_question(read_request(request({"scenarios": [LAUNCH], "throughput_error": "20%"})), **READING)
     good = replace(launch.plan, robustness=without_probability(launch.plan.robustness))
