@@ -54,11 +54,11 @@ def check_energy(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, s
         _same(f"what {item.option} emits", _mean(mine, "kg_per_hour", n_periods), item.carbon_kg_per_hour)
     for number, (period, drawn) in enumerate(zip(plan.schedule, draws, strict=False)):
         _same(f"the mean power of period {number}", _mean(drawn.values(), "watts", 1), period.mean_power_w)
+        _same(f"what period {number} emits", _emitted(drawn.values(), 1), period.carbon_kg_per_hour)
     every = [draw for period in draws for draw in period.values()]
-    known = [draw for draw in every if draw.kg_per_hour is not None]
     unknown_w = sum(draw.watts or 0.0 for draw in every if draw.kg_per_hour is None) / n_periods
     _same("its mean power", _mean(every, "watts", n_periods), plan.mean_power_w)
-    _same("what it emits", _mean(known, "kg_per_hour", n_periods) if known else None, plan.carbon_kg_per_hour)
+    _same("what it emits", _emitted(every, n_periods), plan.carbon_kg_per_hour)
     _same("the power of which the emissions are not known", unknown_w, plan.carbon_unknown_w)
     cost = sum(draw.usd_per_hour for draw in every) / n_periods if problem.energy.is_priced else None
     _same("what its electricity and emissions cost", cost, plan.energy_usd_per_hour)
@@ -127,6 +127,12 @@ def _draw(option: ServingOption, replicas: int, load: float, energy: Energy, per
 def _mean(draws: Iterable[Draw], name: str, n_periods: int) -> float | None:
     values = [getattr(draw, name) for draw in draws]
     return None if None in values else sum(values) / n_periods
+
+
+def _emitted(draws: Iterable[Draw], n_periods: int) -> float | None:
+    """Return the mean emissions where they are known; None if they are nowhere."""
+    known = [draw for draw in draws if draw.kg_per_hour is not None]
+    return _mean(known, "kg_per_hour", n_periods) if known else None
 
 
 def _same(what: str, counted: float | None, stated: float | None) -> None:

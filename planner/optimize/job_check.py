@@ -47,6 +47,9 @@ def check_jobs(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, str
             if busy[place] > capacity.get(place, 0.0) * (1 + TOLERANCE):
                 _fail(f"{run.service} on {run.option} has {busy[place]!r} replicas' work, and {capacity.get(place, 0)}")
         _check_amounts(jobs[name], item, problem.horizon)
+        paid = sum(row.cost_usd_per_hour for row in plan.allocation if row.service == name)
+        if abs(paid - item.own_usd_per_hour) > TOLERANCE * max(paid, 1.0):
+            _fail(f"the replicas of {name} cost {paid!r} USD/h, and it says {item.own_usd_per_hour!r}")
     done = work_loads(problem, plan, by_key)
     for place, stated_load in _stated_loads(plan).items():
         if abs(done.get(place, 0.0) - stated_load) > 10 * TOLERANCE * max(stated_load, 1.0):
@@ -149,8 +152,9 @@ def _check_amounts(job: Job, item: JobPlan, horizon: Horizon | None) -> None:
     total = sum(run.amount for run in item.runs)
     if abs(total - job.amount) > TOLERANCE * job.amount or any(run.amount <= 0 for run in item.runs):
         _fail(f"it does {total!r} {job.unit} of {job.name}, which has {job.amount!r}")
-    if (item.amount, item.release_s, item.deadline_s) != (job.amount, job.release_s, job.deadline_s):
-        _fail(f"it states another amount, release or deadline of {job.name} than the request")
+    asked = (job.amount, job.unit, job.release_s, job.deadline_s)
+    if (item.amount, item.unit, item.release_s, item.deadline_s) != asked:
+        _fail(f"it states another amount, unit, release or deadline of {job.name} than the request")
     beside = sum(run.amount for run in item.runs if run.service != job.name)
     if abs(beside - item.harvested_fraction * job.amount) > TOLERANCE * job.amount:
         _fail(f"{beside!r} {job.unit} of {job.name} are done beside requests, not {item.harvested_fraction!r} of it")

@@ -56,6 +56,7 @@ def check_robustness(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[st
             left = (total - _served_rps(asked, item.scenario, problem.utilization_cap)) / n_periods
             if abs(left - item.unserved_rps) > 5 * TOLERANCE * max(total, 1.0):
                 _fail(f"{row.fleet} leaves {left!r} req/s in {item.scenario}, not {item.unserved_rps!r}")
+    _check_expected(found, scenarios)
 
 
 def _asked(
@@ -124,6 +125,25 @@ def _check_price(plan: Plan, found: Robustness, rows: Mapping[str, FleetOutcomes
                 )
             if not is_right:
                 _fail(f"the regret of {row.fleet} in {case.name} is not {item.regret_usd_per_hour!r}")
+
+
+def _check_expected(found: Robustness, scenarios: Mapping[str, Scenario]) -> None:
+    """Probabilities are the request's, and what is expected to be unserved is by them."""
+    stated = {name: scenario.probability for name, scenario in scenarios.items()} | {PLANNED: None}
+    chances = {case.name: stated[case.name] for case in found.scenarios}
+    if any(case.probability != chances[case.name] for case in found.scenarios):
+        _fail(f"the scenarios' probabilities are {chances}")
+    rest = 1 - sum(chance or 0.0 for chance in chances.values())
+    for row in found.fleets:
+        expected = sum(
+            item.unserved_rps * (rest if item.scenario == PLANNED else chances[item.scenario] or 0.0)
+            for item in row.outcomes
+        )
+        is_known = any(chance is not None for chance in chances.values())
+        if (row.expected_unserved_rps is not None) != is_known or (
+            is_known and not _is_near(expected, row.expected_unserved_rps or 0.0)
+        ):
+            _fail(f"{expected!r} req/s of {row.fleet} are expected unserved, not {row.expected_unserved_rps!r}")
 
 
 def _is_near(one: float, other: float) -> bool:

@@ -488,7 +488,9 @@ def moved(plan, **given):
             ),
             "replicas' work, not 0.",
         ),
-        (lambda p: tampered(p, deadline_s=2 * HOUR), "another amount, release or deadline"),
+        (lambda p: tampered(p, deadline_s=2 * HOUR), "another amount, unit, release or deadline"),
+        (lambda p: tampered(p, unit="tokens"), "another amount, unit, release or deadline"),
+        (lambda p: tampered(p, own_usd_per_hour=99.0), "USD/h, and it says 99"),
         (
             lambda p: replace(p, schedule=(replace(p.schedule[0], allocation=()), *p.schedule[1:])),
             "which is not in the plan",

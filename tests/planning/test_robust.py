@@ -192,8 +192,9 @@ def test_neither_fleet_costs_less_than_the_best_one_for_a_scenario_that_it_serve
 
 
 def test_a_wrong_regret_table_is_found(launch):
-    question = read_question(read_request(request({"scenarios": [LAUNCH], "throughput_error": "20%"})), **READING)
-    good = replace(launch.plan, robustness=without_probability(launch.plan.robustness))
+    likely = {"scenarios": [{**LAUNCH, "probability": "25%"}], "throughput_error": "20%"}
+    question = read_question(read_request(request(likely)), **READING)
+    good = launch.plan
     verify_plan(question.problem, launch.plan)
     found = good.robustness
     rows = found.fleets
@@ -208,14 +209,17 @@ def test_a_wrong_regret_table_is_found(launch):
             verify_plan(question.problem, replace(good, robustness=replace(found, fleets=(wrong, *rows[1:]))))
     with pytest.raises(SolverLiedError, match="surviving costs"):
         verify_plan(question.problem, replace(good, robustness=replace(found, price_usd_per_hour=0.0)))
+    unlikely = tuple(replace(row, expected_unserved_rps=(row.expected_unserved_rps or 0.0) + 1) for row in rows)
+    for table, words in (
+        (replace(found, fleets=unlikely), "expected unserved"),
+        (replace(found, scenarios=tuple(replace(case, probability=0.9) for case in found.scenarios)), "probabilities"),
+    ):
+        with pytest.raises(SolverLiedError, match=words):
+            verify_plan(question.problem, replace(good, robustness=table))
     with pytest.raises(SolverLiedError, match="tells of"):
         verify_plan(question.problem, replace(good, robustness=replace(found, unaffected=("storm",))))
     with pytest.raises(SolverLiedError, match="not its own"):
         verify_plan(question.problem, replace(good, robustness=replace(found, fleets=rows[:1])))
-
-
-def without_probability(found):
-    return replace(found, scenarios=tuple(replace(case, probability=None) for case in found.scenarios))
 
 
 def test_plan_json_reads_back_and_is_the_same_on_every_run(launch):
