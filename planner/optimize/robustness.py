@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.problem import EnergyBudget, InstanceLoss, ReplicaLoss, ShareCap, Survival
 from planner.domain.robustness import (
     PLAIN,
     PLANNED,
@@ -17,7 +18,6 @@ from planner.domain.robustness import (
     Robustness,
     ScenarioCase,
 )
-from planner.domain.problem import EnergyBudget, InstanceLoss, ReplicaLoss, ShareCap, Survival
 from planner.errors import SolverError
 from planner.optimize.backends import solve_milp
 from planner.optimize.milp import MilpBuilder

@@ -85,6 +85,19 @@ def test_a_steady_state_harvests_first():
     assert never.output_tokens_per_s == pytest.approx(alone.output_tokens_per_s + 1000 * 100 / (8 * HOUR))
 
 
+def test_work_on_spot_gets_the_time_that_a_replica_runs():
+    """Half of the time, half of the work: on replicas of its own and beside requests."""
+    spot = {"providers": ["gcp"], "regions": ["us-central1"], "gpus": {"include": ["A100-80GB"]}, "markets": ["spot"]}
+
+    def busy(availability, harvest):
+        catalog = spot | {"spot_availability": availability}
+        found = planned(job(requests=1e4, harvest=harvest), catalog=catalog).jobs[0]
+        return sum(run.busy_replicas for run in found.runs)
+
+    for harvest in ("never", "allowed"):
+        assert busy("50%", harvest) == pytest.approx(2 * busy("100%", harvest))
+
+
 def test_only_the_same_model_in_an_allowed_format_is_shared():
     other = planned(job(requests=1000, model="mistralai/Mistral-7B-v0.1"))
     assert other.jobs[0].harvested_fraction == 0.0

@@ -213,7 +213,7 @@ def test_hours_of_regions_without_machines_are_refused(tmp_path):
     rows = "".join(f"old-hal,{hour},100\n" for hour in range(24))
     (tmp_path / "hours.csv").write_text(f"region,hour,g_per_kwh\n{rows}", encoding="utf-8")
     catalog = request()["catalog"] | {"sites": SITES, "carbon_by_hour": "hours.csv"}
-    with pytest.raises(InputError, match="no offer in any region of hours.csv: old-hal") as caught:
+    with pytest.raises(InputError, match="no offer in any region of hours") as caught:
         planned(request(catalog=catalog, **DAY), base_dir=tmp_path)
     assert caught.value.where.field == "catalog.carbon_by_hour"
 
