@@ -165,7 +165,8 @@ def _least_outside(
     """Return what plans with more than `n_groups` groups cost at least, R(K); None if the time ended before."""
     more = Minimum(name="instances", resource=Resource.INSTANCES, bound=float(n_groups + 1))
     fleet = fleet_arrays(prune(replace(free, rules=(*free.rules, more))), assignment)
-    model = build_model(fleet)
+    # Beside the one replica that a loss takes, an option still serves everything: more than that helps nobody.
+    model = build_model(replace(fleet, replicas_upper=fleet.replicas_upper + 1))
     survived = max((rule.bound for rule in on_groups if isinstance(rule, Survival)), default=0.0)
     if survived > 0:
         _define_value_left(model, survived)

@@ -118,6 +118,15 @@ def test_more_groups_are_searched_while_they_save_something(make):
     assert len(fleet.offers) >= 8
 
 
+@pytest.mark.parametrize("demand", [0.4, 1.3, 2.5, 3.6])
+def test_the_bound_leaves_room_for_the_replica_that_a_loss_takes(make, demand):
+    problem = replace(many_regions(make, demand=demand), headroom_fraction=0.1)
+    least = search(fleet_arrays(problem, FRACTIONAL), EXACT).fleet.cost_usd_per_hour
+    _, found = cheapest(problem, EXACT, FRACTIONAL)
+    assert found.bound_usd_per_hour <= least + 1e-9
+    assert found.fleet.cost_usd_per_hour == pytest.approx(least)
+
+
 def test_what_cannot_be_survived_in_few_groups_is_found_in_more(make):
     problem = many_regions(make)
     capped = replace(problem, rules=(ShareCap(name="share", facet=Facet.REGION, bound=0.2),))
