@@ -298,9 +298,10 @@ def instances_for(sizes, gpus):
 def enumerate_fleets(problem):
     """Return the best values (unserved by priority, objectives), None if no fleet will do, "large" if too many.
 
-    What is prefilled and decoded apart is not followed here (tests/optimize/test_disaggregation.py does).
+    What is prefilled and decoded apart is not followed here (tests/optimize/test_disaggregation.py does), nor is work
+    with a deadline, which joins services and periods in one programme (tests/optimize/test_deferrable.py).
     """
-    if any(option.handover is not None for option in problem.options):
+    if problem.jobs or any(option.handover is not None for option in problem.options):
         return "large"
     if problem.energy is not None or problem.egress is not None:
         return "large"  # what shares cost is not enumerated

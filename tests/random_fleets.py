@@ -16,6 +16,7 @@ from planner.domain.disaggregation import Handover, Role
 from planner.domain.egress import Egress
 from planner.domain.energy import Energy, Site
 from planner.domain.hardware import Market, Offer
+from planner.domain.jobs import Job
 from planner.domain.problem import (
     ChangeCost,
     EnergyBudget,
@@ -69,13 +70,16 @@ class Case:
     families: tuple[str, ...]
 
 
-def random_case(rng: np.random.Generator) -> Case:
-    """Return a fleet with every family by its chance, in random order; what is refused together is not drawn."""
+def random_case(rng: np.random.Generator, *, without: frozenset[str] = frozenset()) -> Case:
+    """Return a fleet with every family by its chance, in random order; what is refused together is not drawn.
+
+    without : families that are not drawn at all.
+    """
     problem = plain_fleet(rng)
     drawn: list[str] = []
     for name in rng.permutation(list(FAMILIES)).tolist():
         chance, add = FAMILIES[name]
-        if rng.random() < chance and not any({name, other} in REFUSED for other in drawn):
+        if rng.random() < chance and name not in without and not any({name, other} in REFUSED for other in drawn):
             problem = add(problem, rng)
             drawn.append(name)
     assignment = Assignment.sliced(int(rng.integers(1, 4))) if SLICED in drawn else Assignment.fractional()
@@ -385,10 +389,14 @@ def add_horizon(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem
 def add_disaggregation(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
     """Prefill and decode options beside some of the whole ones, in the place of others; networks of any rate."""
     rate = float(rng.choice([2.0, 6.0, np.inf]))
+    services = {demand.service for demand in problem.demands}
     options = []
     for option in problem.options:
-        if rng.random() < 0.7:
+        is_of_job = option.service not in services
+        if is_of_job or rng.random() < 0.7:
             options.append(option)
+        if is_of_job:
+            continue
         size = len(option.throughput_rps)
         for role in (Role.PREFILL, Role.DECODE):
             if rng.random() < 0.5:
@@ -398,6 +406,49 @@ def add_disaggregation(problem: FleetProblem, rng: np.random.Generator) -> Fleet
                 )
                 options.append(replace(option, role=role, throughput_rps=faster, handover=handover))
     return replace(problem, options=tuple(options or problem.options))
+
+
+def add_jobs(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """A batch, a fine-tuning, or both, with replicas of their own; some may use what requests leave of others."""
+    for kind in rng.choice(["batch", "tuning"], size=int(rng.choice([1, 1, 2])), replace=False).tolist():
+        release, deadline = _window_hours(problem.horizon, rng)
+        job = Job(
+            name=kind,
+            unit="requests" if kind == "batch" else "tokens",
+            amount=HOUR_S * float(rng.choice([0.0001, 1.0, 2.0, 5.0, 12.0])),
+            release_s=release * HOUR_S,
+            deadline_s=deadline * HOUR_S,
+            harvest_efficiency=float(rng.choice([1.0, 0.75, 0.5])),
+        )
+        harvests = rng.random() < 0.6
+        options = []
+        for option in problem.options:
+            is_host = harvests and option.service not in {"batch", "tuning"} and rng.random() < 0.8
+            rate = float(rng.integers(1, 6) * option.gpus_per_replica)
+            options.append(replace(option, job_rates={**option.job_rates, kind: rate}) if is_host else option)
+        for offer in _offers(problem):
+            if rng.random() < 0.8:
+                size = int(rng.choice([size for size in (1, 2, 4) if size <= offer.gpus_per_instance]))
+                options.append(
+                    ServingOption(
+                        service=kind,
+                        offer=offer,
+                        gpus_per_replica=size,
+                        throughput_rps=np.array([float(rng.integers(0, 6) * size)]),
+                        power_w=100.0 * size * int(rng.integers(1, 6)),
+                    )
+                )
+        problem = replace(problem, options=tuple(options), jobs=(*problem.jobs, job))
+    return problem
+
+
+def _window_hours(horizon: Horizon | None, rng: np.random.Generator) -> tuple[float, float]:
+    """Return release and deadline; over a horizon in quarters of an hour, and often round its end."""
+    if horizon is None:  # one that may be added has two hours at least
+        return float(rng.choice([0.0, 0.5])), float(rng.choice([1.0, 1.5, 2.0]))
+    quarters = 4 * horizon.n_periods
+    step = int(rng.choice([1, 4]))
+    return float(rng.integers(0, quarters // step) * step) / 4, float(rng.integers(1, quarters // step + 1) * step) / 4
 
 
 def no_change(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
@@ -424,6 +475,7 @@ FAMILIES: dict[str, tuple[float, Family]] = {
     "changes": (0.25, add_change),
     "horizon": (0.3, add_horizon),
     "disaggregation": (0.1, add_disaggregation),
+    "jobs": (0.1, add_jobs),
     SLICED: (0.1, no_change),
 }
 """How often each family is drawn, and what adds it."""
@@ -432,5 +484,6 @@ REFUSED: tuple[set[str], ...] = (
     {"disaggregation", "scenarios"},
     {"horizon", "changes"},
     *({"shedding", other} for other in ("scenarios", SLICED)),
+    *({"jobs", other} for other in ("scenarios", "shedding", "energy")),
 )
 """Pairs that the planner refuses to plan for (docs/explanation/limits.md)."""

@@ -286,6 +286,8 @@ def _transfer_bytes(option: ServingOption, shares: dict[int, float], fleet: Flee
     """Return the KV caches that the requests in `shares` (by bucket) bring, in bytes/s."""
     if option.handover is None:
         return None
+    if not shares:
+        return 0.0  # there is work with a deadline alone
     first = _first_bucket(option, fleet)
     sizes = option.handover.kv_bytes
     return float(sum(share * fleet.buckets[b][1].rate_rps * sizes[b - first] for b, share in shares.items()))

@@ -108,7 +108,9 @@ def holds(fleet: FleetArrays, replicas: IntArray, shares: FloatArray, *, busy: F
     if np.any(replicas[fleet.pair_option[shares > 0]] < 1):
         return False  # whatever its load
     if busy is not None:
-        beside = busy + option_load(fleet, shares) / (1 + fleet.headroom_fraction)
+        # Work shares GPUs with requests; the network that carries KV caches has nothing to do with it.
+        requests = np.bincount(fleet.pair_option, weights=fleet.request_load * shares, minlength=len(fleet.options))
+        beside = busy + requests
         if np.any(beside[busy > 0] > replicas[busy > 0] * (1 + PLAN_TOLERANCE)):
             return False
     covering = np.where(fleet.pair_covers, shares, 0.0)

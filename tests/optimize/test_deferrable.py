@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from planner.domain.disaggregation import Handover, Role
 from planner.domain.hardware import Market
 from planner.domain.jobs import Job
 from planner.domain.plan import PlanStatus
@@ -398,6 +399,26 @@ def test_slices_of_requests_leave_room_for_work(make, amount):
     sliced = solve(problem, settings=EXACT, assignment=Assignment.sliced(4))
     verify_plan(problem, sliced)
     assert sliced.cost_usd_per_hour >= cost(problem) * (1 - 1e-9)
+
+
+def test_work_beside_prefill_uses_gpus_whose_network_is_busy(make):
+    """KV caches that fill a replica's network take none of its GPUs' time."""
+    offered = make.offer("A", 1.0)
+    handed_over = Handover(kv_bytes=np.array([1.0]), bytes_per_s=1.0)
+    stages = [
+        make.option(offered, [4.0], service="chat", role=role, handover=handed_over, job_rates=rates)
+        for role, rates in ((Role.PREFILL, {"batch": 1.0}), (Role.DECODE, {}))
+    ]
+    job = batch(0.75 * HOUR, deadline_s=HOUR, harvest_efficiency=1.0)
+    problem = replace(make.problem(make.demand([1.0], service="chat"), stages), jobs=(job,))
+    plan = planned(problem)
+    assert {(item.role, item.replicas) for item in plan.allocation} == {(Role.PREFILL, 1), (Role.DECODE, 1)}
+    assert plan.jobs[0].harvested_fraction == 1.0
+    more = planned(with_job(problem, amount=0.76 * HOUR))
+    assert sum(item.replicas for item in more.allocation if item.role == Role.PREFILL) == 2
+    idle = over(with_job(problem, release_s=HOUR, deadline_s=2 * HOUR, amount=HOUR), (1.0, 0.0))
+    (asleep,) = planned(idle).schedule[1].allocation  # no request, nothing to hand over
+    assert (asleep.service, asleep.replicas, asleep.work_utilization) == ("chat", 1, pytest.approx(1.0))
 
 
 def test_baselines_say_that_a_gpu_cannot_do_a_job(make):
