@@ -136,7 +136,7 @@ def test_mathopt_endings_are_mapped_totally():
 
 
 def test_cp_sat_refuses_shares_and_solves_integers():
-    with pytest.raises(SolverUnavailableError, match="cannot split buckets"):
+    with pytest.raises(SolverUnavailableError, match="it cannot split buckets"):
         solve_milp(knapsack(), SolverSettings(solver="cp-sat"))
     builder = MilpBuilder()
     n = builder.add_columns("n", 2, upper=10, cost=[5.0, 3.0], is_integer=True)

@@ -149,8 +149,9 @@ def _check_abilities(back_end: BackEnd, milp: Milp, settings: SolverSettings) ->
     if Capability.CONTINUOUS not in back_end.capabilities and not milp.is_integer.all():
         able = [other.name for other in BACK_ENDS.values() if Capability.CONTINUOUS in other.capabilities]
         raise SolverUnavailableError(
-            f"The solver {back_end.name!r} cannot split buckets: it has integer variables only.",
-            hint=f"Use --assignment sliced with it, or choose one of: {', '.join(able)}.",
+            f"The solver {back_end.name!r} has integer variables only: it cannot split buckets, nor plan for start-up,"
+            " leases, losses, scenarios, jobs or priced changes.",
+            hint=f"Choose one of: {', '.join(able)}; or use --assignment sliced with it, without any of these.",
         )
     if settings.threads > 1 and Capability.THREADS not in back_end.capabilities:
         able = [other.name for other in BACK_ENDS.values() if Capability.THREADS in other.capabilities]
