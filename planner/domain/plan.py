@@ -310,7 +310,7 @@ class RedundancyPrice:
     extra_usd_per_hour: float | None
     """What this plan costs more."""
     is_proven: bool
-    """False: the search without it was stopped, and this plan costs at least so much more."""
+    """False: this search or the one without it was stopped; an optimal plan then costs at least so much more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -340,7 +340,9 @@ class RedundancyPriceDocument(_Part):
         description="Cost of the cheapest plan found without it; null = a limit came before any was found."
     )
     extra_usd_per_hour: NonNegative | None = Field(description="What this plan costs more; null as before.")
-    is_proven: bool = Field(description="False: the search was stopped, and it costs at least so much more.")
+    is_proven: bool = Field(
+        description="False: a search was stopped; a plan that is optimal then costs at least so much more."
+    )
 
 
 class JobRunDocument(_Part):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from planner.domain.plan import RedundancyPrice
+from planner.domain.plan import PlanStatus, RedundancyPrice
 from planner.domain.problem import Redundancy
 from planner.optimize.explain import total_usd_per_hour
 from planner.optimize.rules import rule_text
@@ -30,8 +30,9 @@ def redundancy_prices(
     """Return what each rule of redundancy costs in `plan`, everything else kept, and all of them where there are more.
 
     One search for each, within one time limit. A search that is stopped has a plan that may not be the cheapest one
-    without the rule, so that the difference is a lower bound. Rules can overlap: where either of two asks for the same
-    spare replica, each costs nothing beside the other one. Plans with another objective than the cost have no prices.
+    without the rule, so that the difference is a lower bound if `plan` is optimal, and proven in neither direction
+    where it is not. Rules can overlap: where either of two asks for the same spare replica, each costs nothing beside
+    the other one. Plans with another objective than the cost have no prices.
     """
     rules = [rule for rule in problem.rules if isinstance(rule, Redundancy) and rule.bound > 0]
     if plan.cost_usd_per_hour is None or problem.goal is not None or plan.unserved:
@@ -42,7 +43,8 @@ def redundancy_prices(
         asked.append((ALL_TOGETHER, rules))
     total = total_usd_per_hour(problem, plan)
     return tuple(
-        _price(name, cheapest(_without(problem, some), clock.settings(), assignment)[1], total) for name, some in asked
+        _price(name, cheapest(_without(problem, some), clock.settings(), assignment)[1], total, plan.status)
+        for name, some in asked
     )
 
 
@@ -50,8 +52,8 @@ def _without(problem: FleetProblem, rules: list[Redundancy]) -> FleetProblem:
     return replace(problem, rules=tuple(rule for rule in problem.rules if rule not in rules))
 
 
-def _price(name: str, found: SearchResult, total_usd_per_hour: float) -> RedundancyPrice:
-    """Return the price of what `found` was searched without, in a plan that costs `total_usd_per_hour`."""
+def _price(name: str, found: SearchResult, total_usd_per_hour: float, status: PlanStatus) -> RedundancyPrice:
+    """Return the price of what `found` was searched without, in a plan of `status` that costs `total_usd_per_hour`."""
     if found.fleet is None:
         return RedundancyPrice(
             requirement=name, cost_without_usd_per_hour=None, extra_usd_per_hour=None, is_proven=False
@@ -61,5 +63,5 @@ def _price(name: str, found: SearchResult, total_usd_per_hour: float) -> Redunda
         requirement=name,
         cost_without_usd_per_hour=found.fleet.cost_usd_per_hour,
         extra_usd_per_hour=extra if extra > DUST * max(total_usd_per_hour, 1.0) else 0.0,
-        is_proven=found.termination is Termination.OPTIMAL,
+        is_proven=status is PlanStatus.OPTIMAL and found.termination is Termination.OPTIMAL,
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
 
+from planner.domain.plan import PlanStatus
+from planner.domain.problem import Measure
 from planner.domain.provenance import ProvenanceKind
 from planner.report.disaggregation import disaggregation_text
 from planner.report.energy import carbon_text, energy_text
@@ -40,6 +42,26 @@ def _change_text(plan: Plan) -> str:
     return f"{usd(plan.change_usd_per_hour)} USD/h for replicas started and stopped, on top, over the plan's horizon."
 
 
+def _beside(plan: Plan) -> dict[str, float]:
+    """Return what stands beside the cost, in USD/h by name; what has no price, or costs nothing, is left out."""
+    parts = {
+        "egress": plan.egress_usd_per_hour,
+        "electricity": plan.energy_usd_per_hour,
+        "changes": plan.change_usd_per_hour,
+    }
+    return {name: usd_per_hour for name, usd_per_hour in parts.items() if usd_per_hour}
+
+
+def total_text(plan: Plan) -> str:
+    """Return what the plan costs with all that stands beside what is rented; empty where nothing does."""
+    beside = _beside(plan)
+    if plan.cost_usd_per_hour is None or not beside:
+        return ""
+    total = plan.cost_usd_per_hour + sum(beside.values())
+    parts = ", ".join(f"{price(usd_per_hour)} for {name}" for name, usd_per_hour in beside.items())
+    return f"{usd(total)} USD/h: {usd(plan.cost_usd_per_hour)} for what is rented, {parts}."
+
+
 def saving_text(plan: Plan) -> str:
     """Return how the plan compares with the best single GPU type; empty if nothing is known."""
     feasible = [item for item in plan.baselines if item.feasible and item.cost_usd_per_hour is not None]
@@ -70,6 +92,7 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
     else:
         texts = [
             ("Unserved", unserved_text(plan)),
+            ("Total", total_text(plan)),
             ("Objective", objective_text(plan)),
             ("Robust", robustness_text(plan)),
             *(("Work", text) for text in job_texts(plan)),
@@ -94,11 +117,14 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
 def objective_text(plan: Plan) -> str:
     """Return what was minimised and how far down, one objective after the other; empty for the cost alone."""
     parts = []
+    beside = _beside(plan)
+    cost = f"{Measure.COST} with {' and '.join(beside)}" if beside else str(Measure.COST)
     for item in plan.objectives:
         bound = ""
+        name = cost if item.minimise == Measure.COST else item.minimise
         if item.bound is not None and item.value - item.bound > SAME_COST_FRACTION * abs(item.value):
             bound = f" (no plan comes to less than {number(item.bound)})"
-        parts.append(f"{item.minimise} {number(item.value)} {item.unit}".rstrip() + bound)
+        parts.append(f"{name} {number(item.value)} {item.unit}".rstrip() + bound)
     return f"least {'; then least '.join(parts)}." if parts else ""
 
 
@@ -148,8 +174,9 @@ def redundancy_text(plan: Plan) -> str:
             words = "for nothing more" if item.is_proven else "for nothing more as far as is known"
         else:
             share = f", {percent(item.extra_usd_per_hour / plan.cost_usd_per_hour)}" if plan.cost_usd_per_hour else ""
-            least = "" if item.is_proven else "at least "
-            words = f"{least}{usd(item.extra_usd_per_hour)} USD/h{share} of the cost"
+            # Only what is the least itself is known to cost at least so much more than what a stopped search found.
+            stopped = "at least " if plan.status is PlanStatus.OPTIMAL else "about "
+            words = f"{'' if item.is_proven else stopped}{usd(item.extra_usd_per_hour)} USD/h{share} of the cost"
         parts.append(f"{clean(item.requirement)} {words}")
     return "; ".join(parts) + "." if parts else ""
 

@@ -304,6 +304,9 @@ def test_each_loss_has_its_price_and_all_together_theirs(make, monkeypatch):
         ("all of these together", pytest.approx(1.4), True),
     ]
     assert prices[2].cost_without_usd_per_hour == pytest.approx(3.6)
+    unproven = replace(plan, status=PlanStatus.FEASIBLE)
+    of_unproven = redundancy_prices(problem, unproven, settings=EXACT, assignment=FRACTIONAL)
+    assert not any(item.is_proven for item in of_unproven)
     assert redundancy_prices(replace(problem, rules=()), plan, settings=EXACT, assignment=FRACTIONAL) == ()
     stopped = search(fleet_arrays(replace(problem, rules=()), FRACTIONAL), EXACT)
     for result, extra in ((stopped, pytest.approx(1.4)), (replace(stopped, fleet=None), None)):

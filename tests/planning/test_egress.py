@@ -66,6 +66,9 @@ def test_the_traffic_is_said(gpuplan, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(request("asia-east1")), encoding="utf-8")
     out = " ".join(gpuplan("plan", tmp_path / "r.json").out.split())
     assert "Egress: 1.04 GB/h between users and other regions, 0.52 USD/h on top of the cost." in out
+    found = plan(request("asia-east1")).plan
+    total = found.cost_usd_per_hour + found.egress_usd_per_hour
+    assert f"Total: {total:.2f} USD/h: {found.cost_usd_per_hour:.2f} for what is rented, 0.52 for egress." in out
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from datetime import date
 
 import pytest
 
-from planner.domain.plan import Route
+from planner.domain.plan import ObjectiveValue, PlanStatus, RedundancyPrice, Route
 from planner.domain.provenance import ProvenanceKind
 from planner.report import notes, summary
 from planner.report.serves import ServesIndex, range_text
@@ -151,3 +151,27 @@ def test_inclusive_edges_read_as_they_were_meant():
 def test_names_cannot_steer_the_terminal():
     assert clean("a\x1b[2Jb\u202ec\nd") == "a\\x1b[2Jb\\u202ec\\nd"
     assert clean("naïve 人工 😀") == "naïve 人工 😀"
+
+
+def test_what_stands_beside_the_cost_is_added_up_and_named_in_the_objective(catalog):
+    assert notes.total_text(catalog) == ""
+    plan = replace(
+        catalog,
+        egress_usd_per_hour=7.74,
+        change_usd_per_hour=0.4,
+        objectives=(ObjectiveValue(minimise="cost", value=45.0, bound=None, unit="USD/h"),),
+    )
+    assert notes.total_text(plan) == "45.00 USD/h: 36.86 for what is rented, 7.74 for egress, 0.40 for changes."
+    assert notes.objective_text(plan) == "least cost with egress and changes 45 USD/h."
+    assert notes.objective_text(replace(plan, egress_usd_per_hour=None, change_usd_per_hour=None)) == (
+        "least cost 45 USD/h."
+    )
+
+
+@pytest.mark.parametrize(("status", "word"), [(PlanStatus.OPTIMAL, "at least"), (PlanStatus.FEASIBLE, "about")])
+def test_only_an_optimal_plan_costs_at_least_so_much_more(catalog, status, word):
+    item = RedundancyPrice(
+        requirement="survive zone", cost_without_usd_per_hour=30.0, extra_usd_per_hour=6.86, is_proven=False
+    )
+    text = notes.redundancy_text(replace(catalog, status=status, redundancy=(item,)))
+    assert text == f"survive zone {word} 6.86 USD/h, 19% of the cost."

@@ -127,7 +127,10 @@ PowerBySite = Annotated[
 class Constraints(Strict):
     """Limits on the whole fleet."""
 
-    budget: UsdPerHour | None = Field(default=None, description="Most dollars per hour.")
+    budget: UsdPerHour | None = Field(
+        default=None,
+        description="Most dollars per hour for what is rented; egress, electricity and changes come on top.",
+    )
     power: PowerBySite = Field(
         default={},
         description="Most peak power: of the whole fleet, or by region ({dc1: 40kW}, or {dc1: {max: 40kW, factor: 1.3}}"
