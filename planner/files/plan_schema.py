@@ -335,7 +335,7 @@ class CommitmentDocument(_Part):
 class RedundancyPriceDocument(_Part):
     """What it costs to be able to lose something."""
 
-    requirement: str = Field(description="The rule, e.g. `survive zone >= 100%`; or all of them together.")
+    requirement: str = Field(description="The rule, e.g. `survive zone`; or all of them together.")
     cost_without_usd_per_hour: NonNegative | None = Field(
         description="Cost of the cheapest plan found without it; null = a limit came before any was found."
     )

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.domain.plan import Conflict
-from planner.domain.problem import MEASURE_UNITS, EnergyBudget, Minimum, Redundancy, Resource, Scenario, ShareCap
+from planner.domain.problem import (
+    MEASURE_UNITS,
+    EnergyBudget,
+    Minimum,
+    Redundancy,
+    Resource,
+    Scenario,
+    ShareCap,
+    Survival,
+)
 from planner.optimize.model import Objective, build_model
 from planner.optimize.periods import rented
 from planner.optimize.rows.limits import all_limits, limit_usage
@@ -44,11 +53,11 @@ def rule_conflicts(fleet: FleetArrays, settings: Callable[[], SolverSettings]) -
         relaxed = relaxed_bound(rule, missed[0][position])
         yield Conflict(
             requirement=rule_text(rule),
-            explanation="No plan keeps this together with everything else; it alone would have to give.",
+            explanation=_explanation(rule, fleet),
             current=float(rule.bound),
             relaxed=relaxed,
             unit=_unit(rule),
-            suggestion=f"{rule_text(rule)} -> {_value(rule, relaxed)}",
+            suggestion=_way_out(rule, relaxed),
         )
 
 
@@ -62,7 +71,7 @@ def conflicts_together(fleet: FleetArrays, settings: SolverSettings) -> Iterator
         return
     missed, usage = found
     texts = {
-        rule_text(rule): f"{rule_text(rule)} -> {_value(rule, relaxed_bound(rule, missed[position]))}"
+        rule_text(rule): _way_out(rule, relaxed_bound(rule, missed[position]))
         for position, rule in enumerate(fleet.rules)
         if _is_missed(rule, missed[position])
     }
@@ -133,8 +142,27 @@ def _is_missed(rule: Rule, missed: float) -> bool:
     return missed > NOTHING_MISSED * max(float(rule.bound), least)
 
 
-def _value(rule: Rule, bound: float) -> str:
-    return rule_text(rule, bound).rsplit("= ", 1)[1]
+def _explanation(rule: Rule, fleet: FleetArrays) -> str:
+    """Return why a rule stands in the way: of what can be lost there may be only one."""
+    if isinstance(rule, Survival):
+        covered = tuple(offer for offer in fleet.offers if rule.scope.covers(offer))
+        groups = {rule.facet.of(offer) for offer in covered}
+        if len(groups) == 1 and len(covered) == len(fleet.offers):
+            return f"All offers are in one {rule.facet}, {groups.pop()}: nothing is left without it."
+    return "No plan keeps this together with everything else; it alone would have to give."
+
+
+def _way_out(rule: Rule, bound: float) -> str:
+    """Return how a rule would have to give so that what it asks for is `bound`.
+
+    Of a loss a request says only that it is to be survived: it can leave that out, or let less be lost.
+    """
+    text = rule_text(rule)
+    if not isinstance(rule, Redundancy):
+        return f"{text} -> {rule_text(rule, bound).rsplit('= ', 1)[1]}"
+    fewer = ", or try fewer" if not isinstance(rule, Survival) and rule.count > 1 else ""
+    left = f" (at best {100 * bound:.4g}% of the requests can still be served after it)" if bound > 0 else ""
+    return f"leave out {text}{fewer}{left}"
 
 
 def _unit(rule: Rule) -> str:

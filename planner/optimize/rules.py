@@ -35,13 +35,13 @@ TIGHT = 1e-6
 
 
 def rule_text(rule: Rule, bound: float | None = None) -> str:
-    """Return a rule in words: "GPU types <= 2", "minimum aws gpus >= 8", "share of one provider <= 60%"."""
+    """Return a rule in words: "GPU types <= 2", "minimum aws gpus >= 8", "survive zone"."""
     value = rule.bound if bound is None else bound
     if isinstance(rule, ShareCap):
         whose = f" of {rule.service}" if rule.service else ""
         return f"{rule.name}{whose} <= {100 * value:.4g}%"
     if isinstance(rule, Redundancy):
-        return f"{rule.name} >= {100 * value:.4g}%"
+        return rule.name if value >= 1 else f"{rule.name} >= {100 * value:.4g}%"
     if isinstance(rule, Scenario):
         return f"scenario {rule.name}: served >= {100 * value:.4g}%"
     if isinstance(rule, Minimum):

@@ -54,15 +54,18 @@ def zone_assumptions(choice: CatalogChoice, offers: Sequence[Offer]) -> Iterator
     """
     zones = _zones(choice)
     spread = sorted({offer.provider for offer in offers if offer.part_of})
-    whole = sorted({offer.provider for offer in offers if not offer.zone})
+    whole = {offer.provider for offer in offers if not offer.zone}
+    stated = {name for name in whole if name in choice.zones_per_region or ANY_PROVIDER in choice.zones_per_region}
     if spread:
         counts = ", ".join(f"{name} {zones.get(name, zones[ANY_PROVIDER])}" for name in spread)
         yield (
             f"Zones per region: {counts}; each has every instance type of the region at the region's price. Zones are "
             "numbered, since which letter is which is the account's own."
         )
-    if whole:
-        yield f"One zone per region: {', '.join(whole)}, of which no zones are known."
+    if stated:
+        yield f"One zone per region: {', '.join(sorted(stated))}, as stated."
+    if whole - stated:
+        yield f"One zone per region: {', '.join(sorted(whole - stated))}, of which no zones are known."
 
 
 def _parts(offer: Offer, n_zones: int) -> Iterator[Offer]:

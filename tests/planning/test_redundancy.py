@@ -53,6 +53,10 @@ def test_a_fleet_is_spread_over_the_zones_that_are_stated_or_listed():
     assert any("Zones per region: gcp 3" in text for text in listed.assumptions)
     one = plan(request({"survive": ["zone"]}, **ONE_GPU, zones_per_region={"gcp": 1})).plan
     assert one.status == "infeasible"
+    assert "One zone per region: gcp, as stated." in one.assumptions
+    (conflict,) = one.conflicts
+    assert conflict.explanation == "All offers are in one zone, gcp us-central1: nothing is left without it."
+    assert conflict.suggestion == "leave out survive zone"
     shares = plan(request({"max_share": {"zone": "50%"}}, **ONE_GPU, zones_per_region=2)).plan
     assert set(gpus(shares)) == {"zone-1", "zone-2"}
     assert shares.cost_usd_per_hour <= listed.cost_usd_per_hour
@@ -86,7 +90,7 @@ def test_the_price_is_in_the_plan_and_in_every_report(gpuplan, tmp_path):
     asked = request({"survive": ["zone", "largest 1 instance"]}, **ONE_GPU)
     (tmp_path / "r.json").write_text(json.dumps(asked), encoding="utf-8")
     shown = gpuplan("plan", tmp_path / "r.json", "-o", tmp_path / "p.json", "-o", tmp_path / "p.html")
-    assert "Redundancy: survive zone >= 100%" in shown.out
+    assert "Redundancy: survive zone" in shown.out
     assert "survive zone" in (tmp_path / "p.html").read_text(encoding="utf-8")
     read = planner.read_plan(tmp_path / "p.json")
     free = plan(request(None, **ONE_GPU)).plan.cost_usd_per_hour
@@ -99,6 +103,7 @@ def test_the_price_is_in_the_plan_and_in_every_report(gpuplan, tmp_path):
     [
         ({"survive": ["regoin"]}, {}, "Did you mean"),
         ({"survive": ["largest 0 instances"]}, {}, "no loss that can be planned for"),
+        ({"survive": ["largest 11 instances"]}, {}, "K up to 10"),
         ({"spare_replicas": 0}, {}, "greater than or equal to 1"),
         ({"survive": ["zone"]}, {"zones_per_region": {"gpc": 3}}, "no offer of 'gpc'"),
     ],

@@ -66,13 +66,13 @@ class ChangeCost(Strict):
 Groups = Annotated[int, Field(ge=1, strict=True)]
 
 LOSSES = ("provider", "region", "zone", "spot-pool")
-LARGEST_INSTANCES = re.compile(r"largest ([1-9][0-9]?) instances?")
+LARGEST_INSTANCES = re.compile(r"largest ([1-9]|10) instances?")
 
 
 def _survivable(value: str) -> str:
     if value in LOSSES or LARGEST_INSTANCES.fullmatch(value):
         return value
-    hint = did_you_mean(value, LOSSES) or f"Losses: {', '.join(LOSSES)}, or 'largest K instances'."
+    hint = did_you_mean(value, LOSSES) or f"Losses: {', '.join(LOSSES)}, or 'largest K instances' with K up to 10."
     raise InputError(f"{value!r} is no loss that can be planned for.", hint=hint)
 
 
@@ -150,8 +150,8 @@ class Constraints(Strict):
     spot_share: SpotShare | None = Field(default=None, description="Most of each service that spot may serve.")
     survive: list[Survivable] = Field(
         default=[],
-        description="After the loss of any one of these (spot-pool: one spot offer), or of any K instances, what is"
-        " left still serves all requests, without headroom.",
+        description="After the loss of any one of these (spot-pool: one spot offer), or of any K <= 10 instances, what"
+        " is left still serves all requests, without headroom.",
     )
     spare_replicas: Spares | None = Field(
         default=None,
