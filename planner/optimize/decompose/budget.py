@@ -63,6 +63,10 @@ class Budget:
         """Return a budget of its own for a fraction of what is left."""
         return Budget(replace(self._settings, time_limit_s=self.left_s * fraction), whole=self)
 
+    def at_most(self, seconds: float) -> Budget:
+        """Return a budget of its own for `seconds`, or what is left if that is less."""
+        return Budget(replace(self._settings, time_limit_s=min(self.left_s, seconds)), whole=self)
+
     def settings(self) -> SolverSettings:
         """Return the caller's settings with what is left of the time."""
         return replace(self._settings, time_limit_s=self.left_s)

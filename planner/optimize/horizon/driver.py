@@ -3,9 +3,9 @@
 1. Every bucket where it costs least, on what is neither scarce nor committed: a plan at once.
 2. The programme without shares, demand as cuts at list prices: a bound at once (`master`, `needs`).
 3. More cuts, first in few periods, then in all: a better bound, and prices (`relaxation`).
-4. Commitments held to whole numbers, and a few periods at a time solved anew between the others (`windows`), over and
-   over with the windows shifted.
-5. Shares of every service in every period, exact.
+4. All of it rounded down and topped up (`rounding`): a plan a few percent above the bound.
+5. A few periods at a time solved anew between the others (`windows`), over and over with the windows shifted.
+6. Shares of every service in every period, exact.
 
 It ends where the gap that was asked for is proven, after a fixed number of passes, or when the time is over. Numbers of
 passes and nodes are fixed, so only the last of these differs from run to run.
@@ -14,7 +14,7 @@ passes and nodes are fixed, so only the last of these differs from run to run.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +24,7 @@ from planner.optimize.decompose.workers import solve_all
 from planner.optimize.horizon.master import master_of
 from planner.optimize.horizon.needs import needs_of
 from planner.optimize.horizon.relaxation import Relaxed, bound_of, first_cuts, relax
+from planner.optimize.horizon.rounding import Rounding
 from planner.optimize.horizon.state import WHOLE, State, fewest_instances, state_of
 from planner.optimize.horizon.windows import OVERFULL, Entries, Neighbourhood, split, usable_columns
 from planner.optimize.periods import kept_long_enough, without_spare
@@ -32,20 +33,21 @@ from planner.optimize.routing import option_load
 from planner.optimize.rows.limits import all_limits, limit_coefficients
 from planner.optimize.rows.minimums import is_counted
 from planner.optimize.rows.packing import instances_needed
+from planner.optimize.settings import SolverSettings
 from planner.optimize.termination import Termination
 
 if TYPE_CHECKING:
     from planner.optimize.arrays import FleetArrays
+    from planner.optimize.horizon.cuts import Cuts
     from planner.optimize.horizon.master import Master
-    from planner.optimize.horizon.needs import Need
+    from planner.optimize.horizon.needs import Loaded, Need
     from planner.optimize.horizon.windows import Solved
     from planner.optimize.milp import FloatArray, IntArray, Milp
     from planner.optimize.model import FleetModel
-    from planner.optimize.settings import SolverSettings
 
 logger = logging.getLogger(__name__)
 
-WINDOWS = (1, 1, 2, 2, 3, 3)
+WINDOWS = (1, 1, 1, 2, 2, 3)
 """Periods of a window, pass by pass. Single ones are solved in a fraction of a second; four together take many."""
 WINDOW_GAP = 1.0
 """Of the gap that was asked for: how far a window is solved."""
@@ -55,6 +57,14 @@ STALLED = 1e-4
 """Relative: a pass that saves less is the last one."""
 RELAXATION_FRACTION = 0.5
 """Of the time: what the relaxation may take."""
+MENDED = 40
+"""Windows at most in which what rounding them one by one has broken is mended."""
+MENDING_TIME_S = 15.0
+LONGEST_MENDED = 6
+FINISHING_FRACTION = 0.1
+"""Of the time: what is kept for the shares of the plan, and for putting it together and checking it."""
+FINISHING_TIME_S = 120.0
+"""The longest that finding the shares of the plan may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +83,7 @@ class Found:
 
 def horizon_fleet(model: FleetModel, milp: Milp, settings: SolverSettings) -> Found | None:
     """Return the best fleet found and the bound proven; None if the programme must be solved whole after all."""
-    budget = Budget(settings)
+    budget = Budget(settings).part(1 - FINISHING_FRACTION)
     needs = needs_of(model.fleet)
     if needs is None:
         return None
@@ -105,6 +115,12 @@ class _Hunt:
         self._price = _replica_prices(fleet)
         self.bound = 0.0
         self.best: State | None = None
+
+    @property
+    def _margin(self) -> int:
+        """Periods after a window in which what is started in it may have to be kept."""
+        horizon = self._fleet.horizon
+        return 0 if horizon is None else horizon.lease_periods - 1
 
     @property
     def is_done(self) -> bool:
@@ -145,9 +161,10 @@ class _Hunt:
             return
         self.bound = max(self.bound, relaxed.bound)
         values = relaxed.values
+        rounded = self._rounded(values, cuts)
         committed = self._fleet.pool_is_committed[: self._master.m.shape[1]]
-        instances = np.where(committed, np.round(values[self._master.m]), values[self._master.m])
-        current = self._state(values[self._master.n], instances)
+        held = np.round(values[self._master.m]) if rounded is None else rounded.values[self._master.m]
+        current = self._state(values[self._master.n], np.where(committed, held, values[self._master.m]))
         near = Neighbourhood(
             master=self._master,
             entries=Entries.of(self._master.milp),
@@ -158,17 +175,47 @@ class _Hunt:
         )
         for number, length in enumerate(WINDOWS):
             before = current
-            current = self._passed(
-                near, current, split(len(self._master.periods), length, number), is_first=number == 0
-            )
+            windows = split(len(self._master.periods), length, number)
+            current = self._passed(near, current, windows, is_first=number == 0)
             if number == 0:
-                if plain is None and not self._is_whole(current).all():
+                if plain is None and rounded is None and not self._is_whole(current).all():
                     return
-                current = self._whole(current, plain, solved=self._is_whole(current))
+                filling = plain if rounded is None else rounded.values[self._master.n]
+                current = self._mended(near, self._whole(current, filling, solved=self._is_whole(current)))
+                if rounded is not None and not current.is_better_than(rounded):
+                    current = rounded
             if self.is_done or self._budget.stopped_by is not None:
                 return
             if number and before.is_feasible and before.cost - current.cost <= STALLED * current.cost:
                 return
+
+    def _rounded(self, values: FloatArray, cuts: list[Cuts]) -> State | None:
+        """Return the relaxation's `values` rounded and topped up, and keep it as a plan; None if it breaks something.
+
+        What is committed is rounded up and to the nearest, and what is cheaper with the cuts known so far is followed
+        up.
+        """
+        replicas, instances = values[self._master.n], values[self._master.m]
+        tried: list[tuple[float, Rounding]] = []
+        for committed in (np.ceil(instances[0] - WHOLE), np.round(instances[0])):
+            rounding = Rounding(
+                self._fleet, cuts, self._price, replicas=replicas, instances=instances, committed=committed
+            )
+            if rounding.top_up():
+                state = self._state(rounding.replicas, rounding.instances)
+                if state.is_feasible:
+                    tried.append((state.cost, rounding))
+        if not tried:
+            return None
+        _, cheapest = min(tried, key=lambda each: each[0])
+        if not cheapest.run(self._budget):
+            return None
+        found = self._state(cheapest.replicas, cheapest.instances)
+        logger.info("%.1f s: rounded and topped up, %.6g", self._budget.seconds, found.cost)
+        if not found.is_feasible:
+            return None
+        self._offer(found)
+        return found
 
     def _plain(self) -> FloatArray | None:
         """Return whole replicas of offers that are neither limited nor committed, (periods, options); None: too few."""
@@ -193,11 +240,11 @@ class _Hunt:
         replicas = state.values[self._master.n]
         return np.asarray(np.all(replicas == np.round(replicas), axis=1))
 
-    def _whole(self, state: State, plain: FloatArray | None, *, solved: np.ndarray) -> State:
-        """Return the state with `plain` replicas in periods that are not solved, whole instances, and leases kept."""
+    def _whole(self, state: State, filling: FloatArray | None, *, solved: np.ndarray) -> State:
+        """Return the state with replicas of `filling` where they are not solved, whole instances, and leases kept."""
         replicas = state.values[self._master.n]
-        if plain is not None:
-            replicas[~solved] = plain[~solved]
+        if filling is not None:
+            replicas[~solved] = filling[~solved]
         instances = np.where(
             solved[:, None],
             np.ceil(state.values[self._master.m] - WHOLE),
@@ -214,8 +261,7 @@ class _Hunt:
 
         is_first : whether the state is the relaxation's, in which windows are made whole at any price.
         """
-        horizon = self._fleet.horizon
-        margin = 0 if horizon is None else horizon.lease_periods - 1
+        margin = self._margin
         turns = 1 + -(-max(margin, 1) // min(map(len, windows)))
         for turn in range(min(turns, len(windows))):
             now = state
@@ -236,6 +282,33 @@ class _Hunt:
             logger.info("%.1f s: %.6g (%s)", self._budget.seconds, state.cost, float(state.excess.sum()))
             if self.is_done or self._budget.stopped_by is not None:
                 break
+        return state
+
+    def _mended(self, near: Neighbourhood, state: State) -> State:
+        """Return the state with what is broken solved anew, in windows that reach from end to end of it."""
+        n_periods = len(self._master.periods)
+        patient = replace(near, seconds=MENDING_TIME_S)
+        for _ in range(MENDED):
+            broken = np.flatnonzero(state.excess > 0)
+            if not len(broken) or self._budget.stopped_by is not None:
+                break
+            milp = self._master.milp
+            row = int(broken[0])
+            touched = self._master.column_period[milp.columns[milp.row_starts[row] : milp.row_starts[row + 1]]]
+            marked = np.zeros(n_periods, dtype=np.bool_)
+            marked[touched[touched >= 0]] = True
+            # One period more on either side, and never more than a few: committed rows touch all of them.
+            marked |= np.roll(marked, 1) | np.roll(marked, -1)
+            periods = _in_a_row(marked)
+            if len(periods) > LONGEST_MENDED:
+                break
+            solved = patient.solve(state, periods, margin=self._margin)
+            candidate = None if solved is None else self._with(state, solved)
+            logger.info("%.1f s: mending %s", self._budget.seconds, periods.tolist())
+            if candidate is None or not candidate.is_better_than(state):
+                break
+            state = candidate
+            self._offer(state)
         return state
 
     def _with(self, state: State, solved: Solved) -> State:
@@ -259,14 +332,32 @@ class _Hunt:
     def shares(self, state: State) -> FloatArray | None:
         """Return the shares of every pair, least load of the fullest replica first; None if something is not served."""
         shares = np.zeros(len(self._fleet.pair_bucket))
-        for need in self._needs:
-            for row, period in enumerate(need.active.tolist()):
-                replicas = state.values[self._master.n[period]][need.options]
-                loaded = need.most_loaded(replicas / need.scale[period])
-                if not loaded.load <= 1 + OVERFULL:
-                    return None
-                shares[need.pairs[row]] = loaded.shares
+        parts = [(need, row) for need in self._needs for row in range(len(need.active))]
+
+        def work(part: tuple[Need, int]) -> Loaded:
+            need, row = part
+            period = int(need.active[row])
+            return need.most_loaded(state.values[self._master.n[period]][need.options] / need.scale[period])
+
+        finishing = Budget(SolverSettings(time_limit_s=FINISHING_TIME_S))
+        for (need, row), loaded in zip(parts, solve_all(work, parts, finishing), strict=True):
+            if loaded is None or not loaded.load <= 1 + OVERFULL:
+                return None
+            shares[need.pairs[row]] = loaded.shares
         return shares
+
+
+def _in_a_row(marked: np.ndarray) -> IntArray:
+    """Return the marked periods in their order, beginning after the longest run of others; the first follows the last.
+
+    Examples
+    --------
+    >>> _in_a_row(np.array([True, True, False, False, True])).tolist()
+    [4, 0, 1]
+    """
+    periods = np.flatnonzero(marked)
+    gaps = np.diff(periods, prepend=periods[-1] - len(marked))
+    return np.roll(periods, -int(np.argmax(gaps)))
 
 
 def _replica_prices(fleet: FleetArrays) -> FloatArray:

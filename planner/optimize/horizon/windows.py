@@ -30,8 +30,9 @@ OVERFULL = 1e-9
 """Replicas loaded above 1 by more than this do not serve the demand."""
 TRIES = 10
 """Of one window, each with the cuts that the one before missed."""
-NODE_LIMIT = 100
-WINDOW_TIME_S = 10.0
+NODE_LIMIT = 20
+WINDOW_TIME_S = 4.0
+"""Of all tries at a window; few take so long."""
 PER_PERIOD = 4
 """Cuts of a service that come into a period when a solution misses them."""
 NEAR = 0.03
@@ -96,6 +97,8 @@ class Neighbourhood:
     """Which of the master's columns may be more than the state has, shape (columns,)."""
     budget: Budget
     gap: float
+    seconds: float = WINDOW_TIME_S
+    """The longest that a window may take."""
 
     def solve(self, state: State, periods: IntArray, *, margin: int) -> Solved | None:
         """Return new values for the columns of `periods`, the others as they are; None if nothing came of it.
@@ -112,10 +115,11 @@ class Neighbourhood:
     def values_of(self, state: State, periods: IntArray, margin: int) -> FloatArray | None:
         """Return new values of the window's columns, the cuts that were missed on the way being active then."""
         free = self._free_columns(state, periods, margin)
+        budget = self.budget.at_most(self.seconds)
         for number in range(TRIES):
             padding = PADDING if number else 0.0
             milp, columns = self._programme(state, free, periods, margin, padding)
-            raw = self._run(milp)
+            raw = self._run(milp, budget)
             if raw is None:
                 return None
             values = state.values.copy()
@@ -124,14 +128,8 @@ class Neighbourhood:
                 return values
         return None
 
-    def _run(self, milp: Milp) -> FloatArray | None:
-        settings = self.budget.settings()
-        limited = replace(
-            settings,
-            relative_gap=self.gap,
-            node_limit=NODE_LIMIT,
-            time_limit_s=min(settings.time_limit_s, WINDOW_TIME_S),
-        )
+    def _run(self, milp: Milp, budget: Budget) -> FloatArray | None:
+        limited = replace(budget.settings(), relative_gap=self.gap, node_limit=NODE_LIMIT)
         raw = self.budget.heard(solve_milp(milp, limited))
         return None if raw.values is None else np.where(milp.is_integer, np.round(raw.values), raw.values)
 

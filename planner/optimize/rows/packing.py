@@ -32,7 +32,7 @@ def define_packing(builder: MilpBuilder, fleet: FleetArrays, n: IntArray, m: Int
     columns: list[int] = []
     values: list[float] = []
     names: list[str] = []
-    for row in _packing_rows(fleet):
+    for row in packing_rows(fleet):
         rows += [len(names)] * (len(row.members) + 1)
         columns += [*(int(n[option]) for option in row.members), int(m[row.pool])]
         values += [*(float(fleet.option_gpus[option]) for option in row.members), -float(row.usable_gpus)]
@@ -43,7 +43,7 @@ def define_packing(builder: MilpBuilder, fleet: FleetArrays, n: IntArray, m: Int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
+class PackingRow:
     """One packing row: the options that count, and the GPUs of an instance that their replicas can use."""
 
     pool: int
@@ -52,7 +52,8 @@ class _Row:
     usable_gpus: int
 
 
-def _packing_rows(fleet: FleetArrays) -> Iterator[_Row]:
+def packing_rows(fleet: FleetArrays) -> Iterator[PackingRow]:
+    """Yield the rows of `define_packing`, pool by pool."""
     members: list[list[int]] = [[] for _ in fleet.pool_offer]
     for option, pool in enumerate(fleet.option_pool.tolist()):
         members[pool].append(option)
@@ -63,14 +64,14 @@ def _packing_rows(fleet: FleetArrays) -> Iterator[_Row]:
             usable = gpus // size * size
             if usable != usable_before:
                 larger = [option for option in mine if fleet.option_gpus[option] >= size]
-                yield _Row(pool=pool, size=size, members=larger, usable_gpus=usable)
+                yield PackingRow(pool=pool, size=size, members=larger, usable_gpus=usable)
             usable_before = usable
 
 
 def instances_needed(fleet: FleetArrays, replicas: IntArray) -> IntArray:
     """Return the fewest instances per pool that hold `replicas`, shape (pools,)."""
     needed = np.zeros(len(fleet.pool_offer), dtype=np.int64)
-    for row in _packing_rows(fleet):
+    for row in packing_rows(fleet):
         gpus = int(fleet.option_gpus[row.members] @ replicas[row.members])
         needed[row.pool] = max(needed[row.pool], -(-gpus // row.usable_gpus))
     return needed
