@@ -20,6 +20,7 @@ from planner.optimize.horizon.driver import _Hunt
 from planner.optimize.horizon.master import master_of
 from planner.optimize.horizon.needs import needs_of
 from planner.optimize.horizon.relaxation import first_cuts, relax
+from planner.optimize.horizon.rounding import _without_short_runs
 from planner.optimize.model import build_model
 from planner.optimize.routing import balanced_shares
 
@@ -166,6 +167,69 @@ def test_many_replicas_come_close_to_the_bound_and_are_the_same_again(make, monk
     assert plan.gap <= 0.02
     again = solve(problem, settings=asked, assignment=Assignment.fractional())
     assert (again.schedule, again.routing) == (plan.schedule, plan.routing)
+
+
+def rounded(problem):
+    """The relaxation rounded and topped up, with nothing after it; and the relaxation's bound."""
+    model = build_model(fleet_arrays(problem, Assignment.fractional()))
+    master = master_of(model, model.freeze())
+    hunt = _Hunt(model.fleet, master, needs_of(model.fleet), GAP, Budget(GAP))
+    cuts = first_cuts(hunt._needs, hunt._price)
+    relaxed = relax(master, cuts, Budget(GAP))
+    return hunt, hunt._rounded(relaxed.values, cuts), relaxed.bound
+
+
+@pytest.mark.parametrize("lease", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("scarce", [0, 7, 60])
+def test_the_rounded_relaxation_is_a_plan_at_most_a_tenth_above_it(make, lease, scarce):
+    problem = replace(busy_hours(make, lease=lease), limits=(make.limit("spot", "gpus", scarce, market="spot"),))
+    hunt, state, bound = rounded(problem)
+    assert state.is_feasible
+    assert hunt.best is state
+    assert np.all(state.values[hunt._master.milp.is_integer] % 1 == 0)
+    assert hunt.shares(state) is not None
+    assert bound <= state.cost <= 1.1 * bound
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+def test_the_rounded_relaxation_never_breaks_a_limit_nor_a_lease(make, data):
+    problem = data.draw(schedules(make))
+    model = build_model(fleet_arrays(problem, Assignment.fractional()))
+    milp = model.freeze()
+    best = search.run(milp, SolverSettings())
+    if best.values is None:
+        return
+    hunt, state, _ = rounded(problem)
+    if state is not None:
+        assert state.is_feasible
+        assert state.cost >= best.objective * (1 - 1e-9)
+        assert hunt.shares(state) is not None
+
+
+@given(
+    counts=st.lists(st.integers(0, 4), min_size=3, max_size=9),
+    lease=st.integers(1, 3),
+)
+def test_what_is_rounded_down_keeps_leases_and_no_more_than_them(counts, lease):
+    whole = np.array(counts, dtype=float)
+    found = _without_short_runs(whole[:, None], lease).ravel()
+    for level in range(1, 5):
+        runs = whole >= level
+        spans = [(start + np.arange(lease)) % len(whole) for start in range(len(whole))]
+        kept = np.zeros(len(whole), dtype=bool)
+        for span in spans:
+            kept[span] |= bool(runs[span].all())
+        assert np.array_equal(found >= level, kept)
+
+
+@pytest.mark.usefixtures("by_periods")
+def test_without_a_window_there_is_still_the_rounded_plan(make, monkeypatch):
+    monkeypatch.setattr(driver, "WINDOWS", ())
+    problem = busy_hours(make)
+    plan = solve(problem, settings=GAP, assignment=Assignment.fractional())
+    verify_plan(problem, plan)
+    assert plan.gap <= 0.1
 
 
 @pytest.mark.usefixtures("by_periods")
