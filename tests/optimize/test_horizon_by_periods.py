@@ -223,6 +223,20 @@ def test_what_is_rounded_down_keeps_leases_and_no_more_than_them(counts, lease):
         assert np.array_equal(found >= level, kept)
 
 
+def test_what_windows_break_with_each_other_is_mended(make):
+    hunt, state, _ = rounded(busy_hours(make))
+    master = hunt._master
+    replicas, instances = state.values[master.n], state.values[master.m].copy()
+    scarce = int(np.argmax([hunt._fleet.offers[offer].name == "Aspot" for offer in hunt._fleet.pool_offer]))
+    instances[4, scarce] += 30  # more than there are, and not for a lease
+    broken = hunt._state(replicas, instances)
+    assert not broken.is_feasible
+    mended = hunt._mended(broken, first_cuts(hunt._needs, hunt._price))
+    assert mended.is_feasible
+    assert mended.cost <= 1.1 * state.cost
+    assert hunt.shares(mended) is not None
+
+
 @pytest.mark.usefixtures("by_periods")
 def test_without_a_window_there_is_still_the_rounded_plan(make, monkeypatch):
     monkeypatch.setattr(driver, "WINDOWS", ())

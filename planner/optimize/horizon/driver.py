@@ -14,7 +14,7 @@ passes and nodes are fixed, so only the last of these differs from run to run.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,10 +57,6 @@ STALLED = 1e-4
 """Relative: a pass that saves less is the last one."""
 RELAXATION_FRACTION = 0.5
 """Of the time: what the relaxation may take."""
-MENDED = 40
-"""Windows at most in which what rounding them one by one has broken is mended."""
-MENDING_TIME_S = 15.0
-LONGEST_MENDED = 6
 FINISHING_FRACTION = 0.1
 """Of the time: what is kept for the shares of the plan, and for putting it together and checking it."""
 FINISHING_TIME_S = 120.0
@@ -181,7 +177,9 @@ class _Hunt:
                 if plain is None and rounded is None and not self._is_whole(current).all():
                     return
                 filling = plain if rounded is None else rounded.values[self._master.n]
-                current = self._mended(near, self._whole(current, filling, solved=self._is_whole(current)))
+                current = self._whole(current, filling, solved=self._is_whole(current))
+                if rounded is not None and not current.is_feasible:
+                    current = self._mended(current, cuts) or current
                 if rounded is not None and not current.is_better_than(rounded):
                     current = rounded
             if self.is_done or self._budget.stopped_by is not None:
@@ -284,32 +282,18 @@ class _Hunt:
                 break
         return state
 
-    def _mended(self, near: Neighbourhood, state: State) -> State:
-        """Return the state with what is broken solved anew, in windows that reach from end to end of it."""
-        n_periods = len(self._master.periods)
-        patient = replace(near, seconds=MENDING_TIME_S)
-        for _ in range(MENDED):
-            broken = np.flatnonzero(state.excess > 0)
-            if not len(broken) or self._budget.stopped_by is not None:
-                break
-            milp = self._master.milp
-            row = int(broken[0])
-            touched = self._master.column_period[milp.columns[milp.row_starts[row] : milp.row_starts[row + 1]]]
-            marked = np.zeros(n_periods, dtype=np.bool_)
-            marked[touched[touched >= 0]] = True
-            # One period more on either side, and never more than a few: committed rows touch all of them.
-            marked |= np.roll(marked, 1) | np.roll(marked, -1)
-            periods = _in_a_row(marked)
-            if len(periods) > LONGEST_MENDED:
-                break
-            solved = patient.solve(state, periods, margin=self._margin)
-            candidate = None if solved is None else self._with(state, solved)
-            logger.info("%.1f s: mending %s", self._budget.seconds, periods.tolist())
-            if candidate is None or not candidate.is_better_than(state):
-                break
-            state = candidate
-            self._offer(state)
-        return state
+    def _mended(self, state: State, cuts: list[Cuts]) -> State | None:
+        """Return the state without the instances that leases and limits do not allow, topped up; None: it failed."""
+        replicas, instances = state.values[self._master.n], state.values[self._master.m]
+        rounding = Rounding(
+            self._fleet, cuts, self._price, replicas=replicas, instances=instances, committed=instances[0]
+        )
+        if not rounding.run(self._budget):
+            return None
+        found = self._state(rounding.replicas, rounding.instances)
+        logger.info("%.1f s: mended, %.6g (%s)", self._budget.seconds, found.cost, float(found.excess.sum()))
+        self._offer(found)
+        return found
 
     def _with(self, state: State, solved: Solved) -> State:
         """Return the state with a window's values."""
@@ -345,19 +329,6 @@ class _Hunt:
                 return None
             shares[need.pairs[row]] = loaded.shares
         return shares
-
-
-def _in_a_row(marked: np.ndarray) -> IntArray:
-    """Return the marked periods in their order, beginning after the longest run of others; the first follows the last.
-
-    Examples
-    --------
-    >>> _in_a_row(np.array([True, True, False, False, True])).tolist()
-    [4, 0, 1]
-    """
-    periods = np.flatnonzero(marked)
-    gaps = np.diff(periods, prepend=periods[-1] - len(marked))
-    return np.roll(periods, -int(np.argmax(gaps)))
 
 
 def _replica_prices(fleet: FleetArrays) -> FloatArray:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 12
 """Of looking for cuts that the plan misses, and topping up."""
+LOWERED = 100
+"""Rounds at most of leaving out instances that limits do not allow."""
 SERVED = 1e-9
 """Relative to its side: a cut is kept if it is missed by no more."""
 FITTING = 0.05
@@ -106,6 +108,7 @@ class Rounding:
         self._usable = np.array([row.usable_gpus for row in rows], dtype=np.float64)
         whole = np.floor(instances + WHOLE)
         self.instances: FloatArray = np.where(self._committed, committed, _without_short_runs(whole, self._lease))
+        self._lower_to_limits()
         part = np.minimum(1.0, self.instances / np.maximum(instances, WHOLE))
         self.replicas: FloatArray = np.floor(np.maximum(replicas, 0.0) * part[:, self._pool] + WHOLE)
 
@@ -211,13 +214,37 @@ class Rounding:
         on = (self._limits.per_instance[:, self._pool[option]] > 0) | (self._limits.per_replica[:, option] > 0)
         if not np.any(on):
             return True
+        used = (
+            self._rented(periods) @ self._limits.per_instance[on].T
+            + self.replicas[periods] @ self._limits.per_replica[on].T
+        )
+        return bool(np.all(used <= self._limits.most[on]))
+
+    def _rented(self, periods: IntArray) -> FloatArray:
+        """Return the instances that run or start up in `periods`, shape (periods, pools of a period)."""
         rented = self.instances[periods]
         for k in range(1, self._lead + 1):
             later = self.instances[(periods + k) % len(self.instances)]
             just_before = self.instances[(periods + k - 1) % len(self.instances)]
             rented = rented + np.where(self._committed, 0.0, np.maximum(later - just_before, 0.0))
-        used = rented @ self._limits.per_instance[on].T + self.replicas[periods] @ self._limits.per_replica[on].T
-        return bool(np.all(used <= self._limits.most[on]))
+        return rented
+
+    def _lower_to_limits(self) -> None:
+        """Leave out instances, of the pools with most of them, until no limit on them is broken."""
+        n_periods = len(self.instances)
+        for _ in range(LOWERED):
+            used = self._rented(np.arange(n_periods)) @ self._limits.per_instance.T
+            broken = np.argwhere(used > self._limits.most)
+            if not len(broken):
+                return
+            for at, limit in broken.tolist():
+                span = (at + np.arange(self._lead + 1)) % n_periods
+                may_go = (self._limits.per_instance[limit] > 0) & ~self._committed
+                most = np.where(may_go, self.instances[span].max(axis=0), 0.0)
+                pool = int(np.argmax(most))
+                self.instances[span, pool] = np.minimum(self.instances[span, pool], max(most[pool] - 1.0, 0.0))
+            lowered = _without_short_runs(self.instances, self._lease)
+            self.instances = np.where(self._committed, self.instances, lowered)
 
     def _drop(self, service: int, at: int, held: FloatArray) -> None:
         """Take off, dearest first, the replicas that were added to `held` and that no cut needs now."""

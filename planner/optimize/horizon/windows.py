@@ -97,8 +97,6 @@ class Neighbourhood:
     """Which of the master's columns may be more than the state has, shape (columns,)."""
     budget: Budget
     gap: float
-    seconds: float = WINDOW_TIME_S
-    """The longest that a window may take."""
 
     def solve(self, state: State, periods: IntArray, *, margin: int) -> Solved | None:
         """Return new values for the columns of `periods`, the others as they are; None if nothing came of it.
@@ -115,7 +113,7 @@ class Neighbourhood:
     def values_of(self, state: State, periods: IntArray, margin: int) -> FloatArray | None:
         """Return new values of the window's columns, the cuts that were missed on the way being active then."""
         free = self._free_columns(state, periods, margin)
-        budget = self.budget.at_most(self.seconds)
+        budget = self.budget.at_most(WINDOW_TIME_S)
         for number in range(TRIES):
             padding = PADDING if number else 0.0
             milp, columns = self._programme(state, free, periods, margin, padding)
