@@ -228,7 +228,8 @@ def test_what_windows_break_with_each_other_is_mended(make):
     master = hunt._master
     replicas, instances = state.values[master.n], state.values[master.m].copy()
     scarce = int(np.argmax([hunt._fleet.offers[offer].name == "Aspot" for offer in hunt._fleet.pool_offer]))
-    instances[4, scarce] += 30  # more than there are, and not for a lease
+    instances[4:7, scarce] += 30  # more than there are
+    instances[9, 0] += 1  # not for a lease
     broken = hunt._state(replicas, instances)
     assert not broken.is_feasible
     mended = hunt._mended(broken, first_cuts(hunt._needs, hunt._price))
