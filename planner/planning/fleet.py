@@ -49,7 +49,8 @@ from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
 from planner.planning.services import PreparedService, prepare_service
 from planner.planning.spot import availability, spot_assumptions, with_reclaims
-from planner.planning.zones import asks_for_zones, offers_by_zone, zone_assumptions
+from planner.planning.unused import unused_settings
+from planner.planning.zones import asks_for_zones, check_zones, offers_by_zone, zone_assumptions
 from planner.profilers.efficiency import check_engine, default_params
 from planner.profilers.measured import MeasuredStore, load_measured, read_profile_file
 from planner.profilers.options import OptionProfile, profile_option
@@ -257,6 +258,7 @@ def fleet_question(
     """
     gpus = load_gpus()
     offers, catalog_warnings = read_catalog(request.catalog, gpus=gpus, base_dir=base_dir, today=today, strict=strict)
+    check_zones(request.catalog, offers)
     if asks_for_zones(request):
         offers = offers_by_zone(request.catalog, offers)
     offers = with_reclaims(request, offers)
@@ -290,7 +292,7 @@ def fleet_question(
         availability={offer.name: availability(request, offer) for offer in offers},
         horizon=horizon_of(request.horizon, rhythms) if request.horizon is not None else None,
         energy=energy,
-        egress=egress_of(request),
+        egress=egress_of(request, offers, gpus=gpus, base_dir=base_dir),
         round_trip_s=(request.catalog.egress.round_trip or 0.0) if request.catalog.egress is not None else 0.0,
         prospects=_prospects(request, services, offers, base_dir),
         jobs=prepare_jobs(request, services, offers, gpus=gpus, store=store, base_dir=base_dir),
@@ -423,6 +425,7 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
     yield from disaggregation_assumptions(request, offers)
     if request.robust is not None:
         yield from robust_assumptions(request.robust)
+    yield from unused_settings(request, offers)
     yield from ASSUMPTIONS
 
 

@@ -28,8 +28,8 @@ def asks_for_zones(request: PlanRequest) -> bool:
     return "zone" in request.constraints.survive or any(share and share.zone is not None for share in shares)
 
 
-def offers_by_zone(choice: CatalogChoice, offers: Sequence[Offer]) -> tuple[Offer, ...]:
-    """Return `offers` with one offer per zone in the place of each that names none, at the same price.
+def check_zones(choice: CatalogChoice, offers: Sequence[Offer]) -> None:
+    """Return if zones are stated of what is offered.
 
     Raises
     ------
@@ -43,6 +43,10 @@ def offers_by_zone(choice: CatalogChoice, offers: Sequence[Offer]) -> tuple[Offe
                 hint=did_you_mean(provider, known) or f"Providers: {', '.join(sorted(known))}.",
                 where=at(f"catalog.zones_per_region.{provider}"),
             )
+
+
+def offers_by_zone(choice: CatalogChoice, offers: Sequence[Offer]) -> tuple[Offer, ...]:
+    """Return `offers` with one offer per zone in the place of each that names none, at the same price."""
     zones = _zones(choice)
     return tuple(part for offer in offers for part in _parts(offer, zones.get(offer.provider, zones[ANY_PROVIDER])))
 

@@ -58,8 +58,28 @@ def test_the_way_to_another_region_counts_off_the_bounds():
     assert regions(plan(request(other, slow, slo="ttft p99 <= 400ms")).plan) == {other}
     same = plan(request(cheapest, slow, slo="ttft p99 <= 400ms")).plan
     assert same.cost_usd_per_hour == free.cost_usd_per_hour
-    nobody = plan(request("asia-east1", slow, slo="ttft p99 <= 400ms")).plan
-    assert nobody.status == "infeasible"
+    with pytest.raises(InputError, match="leaves nothing of the ttft bound of chat, 400 ms") as caught:
+        plan(request("asia-east1", slow, slo="ttft p99 <= 400ms"))
+    assert caught.value.where.field == "catalog.egress.round_trip"
+    shorter = {**slow, "round_trip": "399ms"}
+    assert plan(request("asia-east1", shorter, slo="ttft p99 <= 400ms")).plan.status == "infeasible"
+
+
+def test_bytes_per_token_that_nobody_stated_are_called_the_least():
+    words = "answers streamed as JSON events take hundreds"
+    assert any(words in text for text in plan(request("us-central1")).plan.assumptions)
+    stated = plan(request("us-central1", {"price": "0.5 USD/GB", "bytes_per_token": 4})).plan
+    assert not any(words in text for text in stated.assumptions)
+
+
+def test_users_may_be_in_a_region_of_an_own_file_that_the_request_leaves_out(tmp_path):
+    (tmp_path / "own.csv").write_text(
+        "provider,instance_type,region,market,gpu,gpu_count,price_usd_per_hour\nus,vm,moon,on-demand,L4,1,1.0\n",
+        encoding="utf-8",
+    )
+    asked = request("moon")
+    asked["catalog"]["files"] = ["own.csv"]
+    assert plan(asked, base_dir=tmp_path).plan.egress_usd_per_hour > 0
 
 
 def test_the_traffic_is_said(gpuplan, tmp_path):
@@ -79,6 +99,8 @@ def test_the_traffic_is_said(gpuplan, tmp_path):
         (None, "1 USD/GB", "no service says where"),
         ("us-central1", 0.02, "0.02 USD/GB"),
         ({}, "1 USD/GB", "at least 1"),
+        ("us-centrall1", "1 USD/GB", "Did you mean"),
+        ("mars", "1 USD/GB", "nearest to these users"),
     ],
 )
 def test_what_is_half_said_is_refused(users, egress, words):

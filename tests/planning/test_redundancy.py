@@ -98,6 +98,26 @@ def test_the_price_is_in_the_plan_and_in_every_report(gpuplan, tmp_path):
     assert read.redundancy[-1].extra_usd_per_hour == pytest.approx(read.cost_usd_per_hour - free)
 
 
+def test_settings_without_a_use_are_named():
+    def unused(asked):
+        return [text for text in plan(asked).plan.assumptions if "not used" in text or "cost no capacity" in text]
+
+    assert unused(request(None, **ONE_GPU)) == []
+    asked = request({"spot_share": {"max": "40%"}}, **ONE_GPU, spot_recovery="15min", zones_per_region=2)
+    asked["services"][0]["engine"] = {"name": "vllm", "kv_transfer": "10 Gbit/s"}
+    found = unused(asked)
+    assert [text.split(" is not used")[0] for text in found] == [
+        "catalog.spot_recovery",
+        "spot_share",
+        "catalog.zones_per_region",
+        "chat: engine.kv_transfer",
+    ]
+    spot = {**ONE_GPU, "markets": ["spot"], "spot_recovery": "15min", "spot_interruptions": {"gcp": "10%"}}
+    assert unused(request({"spot_share": {"max": "100%"}}, **spot)) == []
+    found = unused(request(None, **spot, spot_availability="90%"))
+    assert [text.split()[0] for text in found] == ["catalog.spot_recovery", "catalog.spot_interruptions"]
+
+
 @pytest.mark.parametrize(
     ("constraints", "catalog", "words"),
     [
@@ -106,6 +126,7 @@ def test_the_price_is_in_the_plan_and_in_every_report(gpuplan, tmp_path):
         ({"survive": ["largest 11 instances"]}, {}, "K up to 10"),
         ({"spare_replicas": 0}, {}, "greater than or equal to 1"),
         ({"survive": ["zone"]}, {"zones_per_region": {"gpc": 3}}, "no offer of 'gpc'"),
+        ({}, {"zones_per_region": {"gpc": 3}}, "no offer of 'gpc'"),
     ],
 )
 def test_what_cannot_be_planned_for_says_why(constraints, catalog, words):
