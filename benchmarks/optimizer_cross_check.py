@@ -53,6 +53,7 @@ class Tally:
         self.n_together += len(families)
         self.compared.update(
             {"cbc": finding.cbc == "agrees", "refused by cbc": finding.cbc == "refused"}
+            | {"caught": finding.cbc == "caught"}
             | {"enumeration": finding.is_enumerated}
         )
         for name, difference in finding.differences.items():
@@ -74,6 +75,7 @@ class Tally:
             f"| `verify_plan` | {n:,} | {self.wrong['verify']} | |",
             f"| crashes, errors without an answer | {n:,} | {self.wrong['crash']} | |",
             f"| CBC | {self.compared['cbc']:,} | {self.wrong['cbc']} | {self.furthest.get('cbc', 0):.1g} |",
+            f"| wrong answers of CBC that the check of its solution refused | {self.compared['caught']:,} | | |",
             f"| enumeration | {self.compared['enumeration']:,} | {self.wrong['enumeration']} "
             f"| {self.furthest.get('enumeration', 0):.1g} |",
             "",

@@ -93,6 +93,9 @@ def _compare_with_cbc(case, plan, finding):
     except SolverUnavailableError:
         finding.cbc = "refused"
         return
+    except SolverLiedError:
+        finding.cbc = "caught"  # no plan was made of it, and the user is told
+        return
     verify_plan(case.problem, other)
     if other.status not in PROVEN:
         finding.cbc = "stopped"

@@ -311,3 +311,20 @@ def test_a_program_on_which_highs_breaks_down_is_solved_without_presolve(monkeyp
     assert presolve == [True, False]
     with pytest.raises(SolverError, match="refused the program"):
         solve_milp(knapsack(), SolverSettings(solver="scip"))
+
+
+def test_a_solution_of_highs_that_breaks_a_row_is_sought_again_without_presolve(monkeypatch):
+    from dataclasses import replace
+
+    from planner.optimize.backends import mathopt
+
+    whole, presolve = mathopt.solve, []
+
+    def lies_with_presolve(milp, settings, interrupt):
+        presolve.append(settings.presolve)
+        raw = whole(milp, settings, interrupt)
+        return replace(raw, values=raw.values - 1.0) if settings.presolve else raw
+
+    monkeypatch.setattr(mathopt, "solve", lies_with_presolve)
+    assert solve_milp(knapsack(), SolverSettings()).values == pytest.approx([1.0, 2.0, 0.3])
+    assert presolve == [True, False]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.errors import SolverUnavailableError
+from planner.errors import SolverLiedError, SolverUnavailableError
 from planner.optimize.backends.base import BackEnd, Capability, RawSolution
 from planner.optimize.termination import Termination
+from planner.optimize.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,7 +126,21 @@ def solve_milp(milp: Milp, settings: SolverSettings) -> RawSolution:
     if raw is None:
         module.abandon()
         return _interrupted(back_end, started)
+    left_s = settings.time_limit_s - raw.seconds
+    if back_end.name == "highs" and settings.presolve and left_s > 0 and not _is_true(milp, raw):
+        return solve_milp(milp, replace(settings, presolve=False, time_limit_s=left_s))
     return raw
+
+
+def _is_true(milp: Milp, raw: RawSolution) -> bool:
+    """Return whether the values satisfy the programme; HiGHS 1.14 returns values that do not where presolve misleads it."""
+    if raw.values is None:
+        return True
+    try:
+        verify(milp, raw.values)
+    except SolverLiedError:
+        return False
+    return True
 
 
 def abandon(name: str) -> None:
