@@ -133,7 +133,7 @@ def solve_milp(milp: Milp, settings: SolverSettings) -> RawSolution:
 
 
 def _is_true(milp: Milp, raw: RawSolution) -> bool:
-    """Return whether the values satisfy the programme; HiGHS 1.14 returns values that do not where presolve misleads it."""
+    """Return whether the values satisfy the programme; HiGHS 1.14 with presolve at times returns others."""
     if raw.values is None:
         return True
     try:
