@@ -5,6 +5,7 @@ from planner.optimize.baselines import savings_vs_best_single, single_gpu_baseli
 from planner.optimize.conflicts import find_conflicts, format_amount
 from planner.optimize.explain import GpuPrice, assignment_of, price_of_gpu, price_of_jobs, price_of_limits
 from planner.optimize.plan_check import verify_plan
+from planner.optimize.redundancy_check import check_redundancy_prices
 from planner.optimize.redundancy_price import redundancy_prices
 from planner.optimize.robustness import robustness, unsurvived
 from planner.optimize.settings import Assignment, SolverSettings
@@ -23,6 +24,7 @@ __all__ = [
     "SolverSettings",
     "Termination",
     "assignment_of",
+    "check_redundancy_prices",
     "find_conflicts",
     "format_amount",
     "price_of_gpu",

@@ -19,6 +19,7 @@ from planner.optimize.energy_check import check_energy
 from planner.optimize.handover_check import check_handovers
 from planner.optimize.job_check import check_jobs
 from planner.optimize.naming import bucket_name, option_keys
+from planner.optimize.redundancy_check import check_redundancy_prices
 from planner.optimize.robust_check import check_robustness
 from planner.optimize.rule_check import check_period_rules, check_rules
 from planner.optimize.schedule_check import History, check_history, held_rentals, period_plan, period_problem
@@ -56,6 +57,7 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     check_egress_of(problem, plan, by_key)
     check_rules(problem, plan, by_key)
     check_robustness(problem, plan, by_key)
+    check_redundancy_prices(problem, plan)
     if problem.horizon is not None:
         _check_schedule(problem, problem.horizon, plan, by_key)
         check_jobs(problem, plan, by_key)

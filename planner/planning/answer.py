@@ -18,6 +18,7 @@ from planner.optimize import (
     UNSERVED,
     Assignment,
     SolverSettings,
+    check_redundancy_prices,
     find_conflicts,
     price_of_jobs,
     redundancy_prices,
@@ -116,6 +117,7 @@ def answer(question: Question, *, settings: SolverSettings, assignment: Assignme
         found = replace(found, warnings=tuple(_with_ways_out(found.warnings, question, settings)))
     prices = redundancy_prices(question.problem, found, settings=settings, assignment=assignment)
     found = replace(found, redundancy=prices)
+    check_redundancy_prices(question.problem, found)
     found = _with_robustness(found, question, settings, assignment)
     if found.jobs:
         extra = price_of_jobs(question.problem, found, settings, assignment=assignment)

@@ -305,6 +305,17 @@ def test_each_loss_has_its_price_and_all_together_theirs(make, monkeypatch):
         ("all of these together", pytest.approx(1.4), True),
     ]
     assert prices[2].cost_without_usd_per_hour == pytest.approx(3.6)
+    priced = replace(plan, redundancy=prices)
+    verify_plan(problem, priced)
+    for wrong, words in (
+        ({"extra_usd_per_hour": 0.9}, "costs 0.9 USD/h more"),
+        ({"extra_usd_per_hour": None}, "cannot be proven"),
+        ({"requirement": "survive zone"}, "its rules are"),
+    ):
+        with pytest.raises(SolverLiedError, match=words):
+            verify_plan(problem, replace(priced, redundancy=(replace(prices[0], **wrong), *prices[1:])))
+    with pytest.raises(SolverLiedError, match="cannot be proven"):
+        verify_plan(problem, replace(priced, status=PlanStatus.FEASIBLE))
     unproven = replace(plan, status=PlanStatus.FEASIBLE)
     of_unproven = redundancy_prices(problem, unproven, settings=EXACT, assignment=FRACTIONAL)
     assert not any(item.is_proven for item in of_unproven)
