@@ -46,7 +46,7 @@ def _beside(plan: Plan) -> dict[str, float]:
     """Return what stands beside the cost, in USD/h by name; what has no price, or costs nothing, is left out."""
     parts = {
         "egress": plan.egress_usd_per_hour,
-        "electricity": plan.energy_usd_per_hour,
+        "energy and emissions": plan.energy_usd_per_hour,
         "changes": plan.change_usd_per_hour,
     }
     return {name: usd_per_hour for name, usd_per_hour in parts.items() if usd_per_hour}
