@@ -259,6 +259,18 @@ def _with_prefix(value: float, unit: str, *, digits: int = 3) -> str:
     return f"{value:.{digits}g} {unit}"
 
 
+def format_count(amount: float, unit: str) -> str:
+    """Return how many of something there are, never in powers of ten; `unit` is a plural with an s.
+
+    Examples
+    --------
+    >>> format_count(1e9, "tokens"), format_count(1.0, "tokens"), format_count(2.5, "requests")
+    ('1,000,000,000 tokens', '1 token', '2.5 requests')
+    """
+    number = f"{amount:,.0f}" if abs(amount) >= 1000 else f"{amount:.3g}"
+    return f"{number} {unit.removesuffix('s') if amount == 1 else unit}"
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration as a person would write it.
 

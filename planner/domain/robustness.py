@@ -39,7 +39,7 @@ class FleetOutcomes:
     """A fleet, through all scenarios."""
 
     fleet: str
-    """"plain", "robust", or the scenario that it is the cheapest fleet for."""
+    """"plain", "robust", or the scenario that it is the best fleet for, by the objective."""
     cost_usd_per_hour: float
     replicas: tuple[FleetReplicas, ...]
     outcomes: tuple[Outcome, ...]
@@ -57,7 +57,7 @@ class ScenarioCase:
     description: str
     rate_rps: float
     least_usd_per_hour: float | None
-    """What the cheapest fleet for it alone costs; None where the time limit came first."""
+    """What the best fleet for it alone costs, by the objective; None where the time limit came first."""
     probability: float | None = None
 
 

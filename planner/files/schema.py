@@ -107,6 +107,8 @@ def _power_cap(text: object) -> PowerCap:
         return text
     if isinstance(text, str) and text.strip().endswith("W"):
         return PowerCap(watts=units.WattsPerGpu(_positive(units.parse_power_w(text))))
+    if isinstance(text, int | float) and not isinstance(text, bool) and text > 1:
+        raise InputError(f"{text!r} has no unit: is it {text}% or {text} watts?", hint=f"Write '{text}%' or '{text}W'.")
     fraction = _positive(units.parse_fraction(text))
     if fraction > 1:
         raise InputError(

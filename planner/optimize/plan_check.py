@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 from planner.domain.problem import Measure, Minimum, Resource
 from planner.errors import SolverLiedError
-from planner.optimize.arrays import chains
 from planner.optimize.egress_check import check_egress_of
 from planner.optimize.energy_check import check_energy
 from planner.optimize.handover_check import check_handovers
 from planner.optimize.job_check import check_jobs
 from planner.optimize.naming import bucket_name, option_keys
+from planner.optimize.packing_check import instances_needed
 from planner.optimize.redundancy_check import check_redundancy_prices
 from planner.optimize.robust_check import check_robustness
 from planner.optimize.rule_check import check_period_rules, check_rules
 from planner.optimize.schedule_check import History, check_history, held_rentals, period_plan, period_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from planner.domain.hardware import Offer
     from planner.domain.plan import Allocation, Plan, Route
@@ -62,6 +62,7 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
         _check_schedule(problem, problem.horizon, plan, by_key)
         check_jobs(problem, plan, by_key)
         _check_objectives(problem, plan, by_key)
+        _check_rates(plan)
         return
     _check_loads(problem, plan, by_key, used)
     check_handovers(problem, plan, by_key)
@@ -70,6 +71,7 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     check_jobs(problem, plan, by_key)
     _check_cost(problem, plan)
     _check_objectives(problem, plan, by_key)
+    _check_rates(plan)
 
 
 def _check_objectives(problem: FleetProblem, plan: Plan, by_key: dict[tuple[str, str], ServingOption]) -> None:
@@ -148,6 +150,18 @@ def _check_schedule(
     for commitment in plan.commitments:
         if {count.get(commitment.offer, 0) for count in history.instances} != {commitment.instances}:
             _fail(f"{commitment.offer} is committed to, and not the same in all periods")
+
+
+def _check_rates(plan: Plan) -> None:
+    """The served requests are those of the routes; of periods their mean."""
+    for index, period in enumerate(plan.schedule):
+        now = sum(route.rate_rps for route in period.routing)
+        if abs(now - period.rate_rps) > LIMIT_TOLERANCE * max(now, 1.0):
+            _fail(f"period {index} serves {now!r} req/s, and it says {period.rate_rps!r}")
+    routing = [route for part in plan.schedule or (plan,) for route in part.routing]
+    rate = sum(route.rate_rps for route in routing) / max(len(plan.schedule), 1)
+    if abs(rate - plan.rate_rps) > LIMIT_TOLERANCE * max(rate, 1.0):
+        _fail(f"it serves {rate!r} req/s, and says {plan.rate_rps!r}")
 
 
 def _check_mean_unserved(plan: Plan) -> None:
@@ -235,50 +249,9 @@ def _check_instances(plan: Plan, by_key: dict[tuple[str, str], ServingOption]) -
         replicas[offer.name] += [by_key[item.service, item.option].gpus_per_replica] * item.replicas
         gpus[offer.name] = round(offer.gpus_per_instance)
     for name, sizes in replicas.items():
-        needed = min(pack(sizes, gpus[name]), sum(pack(part, gpus[name]) for part in _by_chain(sizes)))
+        needed = instances_needed(sizes, gpus[name])
         if needed > rented.get(name, 0):
             _fail(f"the replicas on {name} need {needed} instances, and {rented.get(name, 0)} are rented")
-
-
-def _by_chain(sizes: list[int]) -> Iterable[list[int]]:
-    """Yield the replicas of each chain of dividing sizes: instances of their own, where sizes do not divide."""
-    return ([size for size in sizes if size in chain] for chain in chains(sizes))
-
-
-def pack(sizes: list[int], gpus_per_instance: int) -> int:
-    """Return the instances that replicas of these sizes fill, placed largest first wherever they fit.
-
-    Exact where each size divides the next larger one; an upper bound otherwise.
-
-    Examples
-    --------
-    >>> pack([4, 2, 2, 1], 8), pack([5, 5, 3, 3], 8), pack([3, 3], 4)
-    (2, 2, 2)
-    """
-    rooms: Counter[int] = Counter()  # free GPUs -> instances with so many; equal ones are placed together
-    for size, count in sorted(Counter(sizes).items(), reverse=True):
-        unplaced = count
-        for room in sorted(room for room in rooms if room >= size):
-            unplaced = _fill(rooms, room, size=size, unplaced=unplaced, n_instances=rooms[room])
-        per_instance = gpus_per_instance // size
-        n_new = -(-unplaced // per_instance)
-        rooms[gpus_per_instance] += n_new
-        _fill(rooms, gpus_per_instance, size=size, unplaced=unplaced, n_instances=n_new)
-    return rooms.total()
-
-
-def _fill(rooms: Counter[int], room: int, *, size: int, unplaced: int, n_instances: int) -> int:
-    """Place replicas of `size` GPUs into `n_instances` instances with `room` free GPUs; return how many are left."""
-    per_instance = room // size
-    full = min(n_instances, unplaced // per_instance)
-    rooms[room] -= full
-    rooms[room - per_instance * size] += full
-    unplaced -= full * per_instance
-    if unplaced > 0 and full < n_instances:
-        rooms[room] -= 1
-        rooms[room - unplaced * size] += 1
-        unplaced = 0
-    return unplaced
 
 
 def _check_limits(problem: FleetProblem, plan: Plan, by_key: dict[tuple[str, str], ServingOption]) -> None:

@@ -14,11 +14,13 @@ from planner.errors import SolverLiedError
 from planner.optimize.backends import solve_milp
 from planner.optimize.loss_check import least_served
 from planner.optimize.milp import MilpBuilder
+from planner.optimize.packing_check import instances_needed
 from planner.optimize.settings import SolverSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from planner.domain.hardware import Offer
     from planner.domain.plan import Plan
     from planner.domain.problem import FleetProblem, ServingOption
     from planner.domain.robustness import FleetOutcomes, Robustness
@@ -47,7 +49,17 @@ def check_robustness(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[st
     rows = {row.fleet: row for row in found.fleets}
     n_periods = 1 if problem.horizon is None else problem.horizon.n_periods
     _check_price(plan, found, rows)
+    for case in found.scenarios:
+        demands = problem.demands if case.name == PLANNED else scenarios[case.name].demands
+        factors = {
+            demand.service: (1.0,) if problem.horizon is None else problem.horizon.factors[demand.service]
+            for demand in demands
+        }
+        asked_rps = sum(demand.total_rate_rps * sum(factors[demand.service]) for demand in demands) / n_periods
+        if not _is_near(asked_rps, case.rate_rps):
+            _fail(f"{asked_rps!r} req/s are asked in {case.name}, not {case.rate_rps!r}")
     for row in found.fleets:
+        _check_cost(row, by_key, n_periods)
         if [item.scenario for item in row.outcomes] != names:
             _fail(f"the row of {row.fleet} is not about {names}")
         for item in row.outcomes:
@@ -125,6 +137,20 @@ def _check_price(plan: Plan, found: Robustness, rows: Mapping[str, FleetOutcomes
                 )
             if not is_right:
                 _fail(f"the regret of {row.fleet} in {case.name} is not {item.regret_usd_per_hour!r}")
+
+
+def _check_cost(row: FleetOutcomes, by_key: Mapping[tuple[str, str], ServingOption], n_periods: int) -> None:
+    """A fleet costs no less than the instances that its replicas fill: whole ones, in the mean of the periods."""
+    sizes: dict[tuple[int | None, Offer], list[int]] = defaultdict(list)
+    for item in row.replicas:
+        option = by_key[item.service, item.option]
+        sizes[item.period, option.offer] += [option.gpus_per_replica] * item.replicas
+    least = sum(
+        instances_needed(found, round(offer.gpus_per_instance)) * float(offer.price_usd_per_hour)
+        for (_, offer), found in sizes.items()
+    )
+    if row.cost_usd_per_hour < least / n_periods - TOLERANCE * max(least, 1.0):
+        _fail(f"the fleet {row.fleet} costs at least {least / n_periods!r} USD/h, not {row.cost_usd_per_hour!r}")
 
 
 def _check_expected(found: Robustness, scenarios: Mapping[str, Scenario]) -> None:

@@ -71,6 +71,9 @@ def search_in_rounds(fleet: FleetArrays, settings: SolverSettings, search: Searc
         used |= found.fleet.replicas > 0
         if found.termination.is_limit or rounds.is_over:
             break
+        if missed and all(each in active for each in missed):
+            used[:] = False
+            break  # the search calls survived what this check does not: another round would be the same one
         gap = gap if missed else settings.relative_gap
         active = tuple(each for each in fleet.scenarios if each in active or each in missed)
     if used.any():

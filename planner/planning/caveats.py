@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SPOT_CAPACITY = "W402"
 UNCHECKED_GPUS = "W403"
 DISAGGREGATED = "W406"
+WORK_AROUND_THE_CLOCK = "W407"
 
 
 def caveats(plan: Plan, unchecked_gpus: Mapping[str, str]) -> Iterator[Warning_]:
@@ -28,6 +29,7 @@ def caveats(plan: Plan, unchecked_gpus: Mapping[str, str]) -> Iterator[Warning_]
     yield from _spot(plan)
     yield from _unchecked(plan, unchecked_gpus)
     yield from _disaggregated(plan)
+    yield from _around_the_clock(plan)
 
 
 def _disaggregated(plan: Plan) -> Iterator[Warning_]:
@@ -40,6 +42,19 @@ def _disaggregated(plan: Plan) -> Iterator[Warning_]:
             message=f"{n_replicas} replicas of {services} serve prefill or decode alone: an estimate that no bundled "
             "measurement of disaggregated serving stands behind. Measure one pair before renting more.",
             observed=n_replicas,
+        )
+
+
+def _around_the_clock(plan: Plan) -> Iterator[Warning_]:
+    """Without a horizon, what work needs is paid by the hour for ever, as if the work came again at its deadline."""
+    paid = [job for job in plan.jobs if not plan.schedule and job.own_usd_per_hour > 0]
+    if paid:
+        names = ", ".join(job.job for job in paid)
+        yield Warning_(
+            code=WORK_AROUND_THE_CLOCK,
+            message=f"Without a horizon, {names} is planned as work that begins anew at its deadline: costs by the "
+            "hour and by the month are those of work around the clock.",
+            observed=names,
         )
 
 

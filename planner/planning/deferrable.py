@@ -20,7 +20,7 @@ from planner.profilers.efficiency import default_params
 from planner.profilers.options import peak_power_w, profile_option
 from planner.profilers.power import gpu_draw
 from planner.profilers.training import TRAINING_FORMAT, Training, training_estimate
-from planner.units import WattsPerReplica, format_duration
+from planner.units import WattsPerReplica, format_count, format_duration
 from planner.workload.buckets import constant_demand
 from planner.workload.histogram import demand_from_histogram, read_histogram
 
@@ -179,7 +179,7 @@ def job_assumptions(
             if horizon is None
             else f"{start}by {format_duration(job.deadline_s)} of every {format_duration(horizon.periods)}"
         )
-        yield f"{job.name}: {job.amount:.6g} {job.unit} {when}; {_host_text(job, hosts[job.name])}."
+        yield f"{job.name}: {format_count(job.amount, job.unit)} {when}; {_host_text(job, hosts[job.name])}."
         if item.request.kind == "fine-tune":
             yield (
                 f"{job.name}: {item.request.method} on sequences of {item.request.sequence_tokens:,} tokens; replicas "
@@ -198,6 +198,18 @@ def _host_text(job: Job, hosts: Sequence[str]) -> str:
 
 def _check_times(item: Deferrable, horizon: HorizonChoice | None, where: str) -> None:
     """Refuse times of the day without a horizon, and times beyond it."""
+    if item.deadline.seconds == 0:
+        raise InputError(
+            f"The deadline of {item.name!r} is the very start.",
+            hint='Give a later one; midnight at the end of the day is "24:00".',
+            where=at(f"{where}.deadline"),
+        )
+    if horizon is not None and item.start is not None and item.start.seconds == horizon.periods:
+        raise InputError(
+            f"{item.name!r} may start at the end of the horizon, which is where it begins again.",
+            hint='Leave the start out, or write 0h or "00:00".',
+            where=at(f"{where}.start"),
+        )
     for name, moment in (("start", item.start), ("deadline", item.deadline)):
         if moment is None:
             continue

@@ -43,7 +43,7 @@ from planner.planning.horizon import (
 )
 from planner.planning.limits import countable, limits_of
 from planner.planning.located import at, inside
-from planner.planning.power_caps import capped_configs, power_cap_assumptions
+from planner.planning.power_caps import capped_configs, check_power_caps, power_cap_assumptions
 from planner.planning.question import DisaggregationWaysOut, Question, Relaxation
 from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
@@ -297,6 +297,8 @@ def fleet_question(
         prospects=_prospects(request, services, offers, base_dir),
         jobs=prepare_jobs(request, services, offers, gpus=gpus, store=store, base_dir=base_dir),
     )
+    check_power_caps(services, _specs(offers), "services")
+    check_power_caps(prepared.jobs, _specs(offers), "deferrable")
     files = _hashes(request, services, base_dir) | dict(job.file for job in prepared.jobs if job.file is not None)
     for prospect in prepared.prospects:
         files |= prospect.files
@@ -424,7 +426,7 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
         yield INSTANCES_LOST
     yield from disaggregation_assumptions(request, offers)
     if request.robust is not None:
-        yield from robust_assumptions(request.robust)
+        yield from robust_assumptions(request.robust, request.constraints.headroom)
     yield from unused_settings(request, offers)
     yield from ASSUMPTIONS
 

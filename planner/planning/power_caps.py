@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from planner.errors import InputError
+from planner.planning.located import at
 from planner.profilers.power import lowest_cap_w
 
 if TYPE_CHECKING:
@@ -36,6 +38,27 @@ def capped_configs(service: PreparedService | PreparedJob, gpu: GpuSpec) -> Iter
     for config in service.configs:
         for cap in caps:
             yield replace(config, power_cap_w=cap)
+
+
+def check_power_caps(services: Sequence[PreparedService | PreparedJob], gpus: Iterable[GpuSpec], where: str) -> None:
+    """Return if every service has a power limit that can be reckoned with on some GPU.
+
+    where : the part of the request that lists them.
+
+    Raises
+    ------
+    InputError: naming the limits of the first that has none.
+    """
+    specs = list(gpus)
+    for index, service in enumerate(services):
+        if specs and not any(power_caps_w(service, spec)[0] for spec in specs):
+            lows = {spec.name: lowest_cap_w(spec) for spec in specs}
+            known = [f"{name} from {low:.0f}W" for name, low in lows.items() if low is not None]
+            raise InputError(
+                f"Nothing is known of any GPU at the power limits of {service.request.name!r}.",
+                hint=f"Known: {', '.join(known[:MAX_GPUS_NAMED]) or 'no limit below the TDP'}; add 100% for no limit.",
+                where=at(f"{where}[{index}].engine.power_caps"),
+            )
 
 
 def power_cap_assumptions(services: Sequence[PreparedService], gpus: Iterable[GpuSpec]) -> Iterator[str]:

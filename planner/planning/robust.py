@@ -96,7 +96,15 @@ def prospects_of(
     if error is None:
         return
     planned = tuple(service.demand for service in services)
+    given = [form.name for form in choice.scenarios]
     for gpu in (None,) if error.per == "fleet" else tuple(sorted(set(gpus))):
+        if f"{gpu or 'all GPUs'} slow" in given:
+            index = given.index(f"{gpu or 'all GPUs'} slow")
+            raise InputError(
+                f"{given[index]!r} is what robust.throughput_error calls a scenario of its own.",
+                hint="Give yours another name.",
+                where=at(f"robust.scenarios[{index}].name"),
+            )
         scenario = Scenario(
             name=f"{gpu or 'all GPUs'} slow",
             demands=planned,
@@ -162,13 +170,18 @@ def _amount(size: Literal["profile"] | float) -> str:
     return f"slower than estimated {how}"
 
 
-def robust_assumptions(choice: RobustChoice) -> Iterator[str]:
-    """Yield what surviving takes for granted."""
+def robust_assumptions(choice: RobustChoice, planned_headroom: float) -> Iterator[str]:
+    """Yield what surviving takes for granted; `planned_headroom` is that above what is planned."""
     served = "" if choice.served >= 1 else f" at least {choice.served:.4g} of"
     yield (
         f"In each scenario alone{served} all requests are served within the objectives, routed anew, with"
         f" {choice.headroom:.0%} headroom; the fleet is the same in all of them."
     )
+    if choice.headroom != planned_headroom:
+        yield (
+            f"Fleets for one scenario alone have {choice.headroom:.0%} headroom and the plan has {planned_headroom:.0%}"
+            " above what is planned: what that costs is part of the regret."
+        )
     error = choice.throughput_error
     if error is not None and error.size == "profile":
         yield "A figure's error is what one in ten measurements fell short of such figures by, or more."

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from planner.report.wording import clean, number, percent, usd
-from planner.units import format_duration
+from planner.report.wording import clean, percent, usd
+from planner.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ def job_texts(plan: Plan) -> Iterator[str]:
 
 
 def _work_text(job: JobPlan, plan: Plan) -> str:
-    what = f"{clean(job.job)}: {number(job.amount)} {job.unit}"
+    what = f"{clean(job.job)}: {format_count(job.amount, job.unit)}"
     if not plan.schedule:
         return f"{what} at a steady rate over {format_duration(job.deadline_s - job.release_s)}"
     return f"{what}, due at {clock(job.deadline_s)}, done at {clock(job.finish_s)}"

@@ -207,12 +207,13 @@ def idle_text(plan: Plan) -> str:
 def power_text(plan: Plan) -> str:
     """Return the plan's peak power, or of how many rows it is not known."""
     if plan.power_w is not None:
-        return f"{format_power(plan.power_w)} at peak, all replicas together."
+        return f"{format_power(plan.power_w)} at peak, the GPUs of all replicas together, without PUE."
     unknown = sum(row.power_w is None for row in plan.allocation)
     if unknown in {0, len(plan.allocation)}:
         return ""
     known_w = sum(row.power_w or 0.0 for row in plan.allocation)
-    return f"{format_power(known_w)} at peak without {plural(unknown, 'option')} whose power is not known."
+    without = plural(unknown, "option")
+    return f"{format_power(known_w)} at peak, the GPUs without PUE and without {without} whose power is not known."
 
 
 def provenance_text(plan: Plan) -> str:

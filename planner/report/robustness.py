@@ -23,7 +23,7 @@ class ScenarioLine:
     description: str
     rate: str
     least: str
-    """USD/h of the cheapest fleet for it alone."""
+    """USD/h of the best fleet for it alone."""
     plain: str
     robust: str
 
@@ -98,10 +98,15 @@ def robustness_view(plan: Plan) -> RobustnessView | None:
         for index, case in enumerate(found.scenarios)
     )
     return RobustnessView(
-        title="USD/h against the cheapest fleet for that scenario alone, and what cannot be served",
+        title=f"USD/h against {_best(plan)} for that scenario alone, and what cannot be served",
         lines=lines,
         rows=tuple(_row(row) for row in found.fleets),
     )
+
+
+def _best(plan: Plan) -> str:
+    """Return what the fleet for one scenario is the best in: under objectives of the request it may be a dear one."""
+    return "the best fleet by the objective (not by cost)" if plan.objectives else "the cheapest fleet"
 
 
 def regret_entries(found: Robustness) -> tuple[RegretEntry, ...]:

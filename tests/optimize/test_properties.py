@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from planner.domain.plan import PlanStatus
 from planner.optimize import Assignment, SolverSettings, single_gpu_baselines, solve, verify_plan
 from planner.optimize.arrays import chains, fleet_arrays
-from planner.optimize.plan_check import pack
+from planner.optimize.packing_check import pack
 from planner.optimize.prune import prune
 from planner.optimize.rows.packing import instances_needed
 from planner.optimize.search import search

@@ -422,6 +422,24 @@ def test_rounds_that_a_limit_stops_leave_a_fleet_that_survives_everything(make):
     assert found.bound_usd_per_hour <= found.fleet.cost_usd_per_hour
 
 
+def test_rounds_that_would_repeat_themselves_end(make, monkeypatch):
+    """Where the check misses what the search survives, by a solver's tolerance, no round is searched twice."""
+    plain = two_types(make)
+    robust = slow(with_scenarios(plain, times(plain, {"chat": 2})), "small", 0.4)
+    fleet = fleet_arrays(prune(robust), FRACTIONAL)
+    monkeypatch.setattr("planner.optimize.scenario_search.is_missed", lambda *_: True)
+    calls = []
+
+    def counted(part, settings):
+        calls.append(len(part.scenarios))
+        assert len(calls) < 5
+        return search(part, settings)
+
+    found = search_in_rounds(fleet, EXACT, counted)
+    assert calls == [0, len(fleet.scenarios), len(fleet.scenarios)]
+    assert found.fleet.cost_usd_per_hour == cost(robust)
+
+
 def test_rounds_without_any_fleet_search_everything_at_once(make):
     plain = two_types(make)
     robust = slow(with_scenarios(plain, times(plain, {"chat": 2})), "small", 0.4)

@@ -91,6 +91,7 @@ def test_tampered_plans_are_caught(make, planned):
         "are rented": replace(plan, rentals=plan.rentals[:1]),
         "its rentals cost": replace(plan, cost_usd_per_hour=4.0, bound_usd_per_hour=4.0),
         "its allocations cost": replace(plan, allocation=(first, replace(second, cost_usd_per_hour=9.0))),
+        "req/s, and says": replace(plan, rate_rps=plan.rate_rps + 1),
         "nothing costs less": replace(plan, bound_usd_per_hour=4.7),
     }
     for words, tampered in cases.items():

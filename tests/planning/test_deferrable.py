@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import date
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 from tests_support import REPO
 
 import planner
@@ -15,7 +16,7 @@ from planner.errors import InputError
 from planner.files.documents import parse_document
 from planner.files.plan_document import plan_to_document
 from planner.files.plan_schema import plan_from_document
-from planner.files.request.deferrable import parse_moment
+from planner.files.request.deferrable import Amount, parse_moment
 
 DAY = date(2026, 11, 21)
 HOUR = 3600.0
@@ -75,9 +76,11 @@ def test_a_steady_state_harvests_first():
     assert little.cost_usd_per_hour == alone.cost_usd_per_hour
     assert little.jobs[0].harvested_fraction == 1.0
     assert little.jobs[0].extra_usd_per_hour == 0.0
-    assert any(text.startswith("batch: 1000 requests at a steady rate") for text in little.assumptions)
+    assert any(text.startswith("batch: 1,000 requests at a steady rate") for text in little.assumptions)
     never = planned(job(requests=1000, harvest="never"))
     assert never.jobs[0].harvested_fraction == 0.0
+    assert "W407" in {item.code for item in never.warnings}
+    assert "W407" not in {item.code for item in little.warnings}
     assert never.cost_usd_per_hour > alone.cost_usd_per_hour
     assert {item.service for item in never.allocation} == {"chat", "batch"}
     assert never.jobs[0].extra_usd_per_hour == pytest.approx(never.cost_usd_per_hour - alone.cost_usd_per_hour)
@@ -101,7 +104,7 @@ def test_work_on_spot_gets_the_time_that_a_replica_runs():
 def test_only_the_same_model_in_an_allowed_format_is_shared():
     other = planned(job(requests=1000, model="mistralai/Mistral-7B-v0.1"))
     assert other.jobs[0].harvested_fraction == 0.0
-    assert any("batch: 1000 requests" in text and "GPUs of its own only" in text for text in other.assumptions)
+    assert any("batch: 1,000 requests" in text and "GPUs of its own only" in text for text in other.assumptions)
     assert planned(job(requests=1000, precision="int8")).jobs[0].harvested_fraction == 0.0
     assert planned(job(requests=1000, precision=["int8", "bf16"])).jobs[0].harvested_fraction == 1.0
 
@@ -214,7 +217,9 @@ def test_a_plan_with_jobs_is_written_and_read():
         ({"deadline": "06:00"}, "time of the day, and without a horizon"),
         ({"deadline": "25:00"}, "25:00"),
         ({"deadline": "24:30"}, "no time of the day"),
-        ({"deadline": 8}, "has no unit"),
+        ({"deadline": 8}, "neither a time of the day nor a duration"),
+        ({"deadline": "22:75"}, "no time of the day"),
+        ({"deadline": "0h"}, "is the very start"),
         ({"start": "9h"}, "due before it may start"),
         ({"tokens": 1e6}, "exactly one of requests and tokens"),
         ({"requests": None}, "exactly one of requests and tokens"),
@@ -234,6 +239,26 @@ def test_wrong_jobs_are_refused(given, message):
 def test_times_beyond_the_horizon_are_refused():
     with pytest.raises(InputError, match=r"lies beyond the horizon of 12 h"):
         planned(job(deadline="18:00"), horizon={"periods": "12h"})
+
+
+def test_times_without_a_day_between_them_are_refused():
+    with pytest.raises(InputError, match="is the very start") as caught:
+        planned(job(start="22:00", deadline="00:00"), horizon={"periods": "24h"})
+    assert caught.value.where.field == "deferrable[0].deadline"
+    assert "24:00" in caught.value.hint
+    with pytest.raises(InputError, match="may start at the end of the horizon"):
+        planned(job(start="24:00", deadline="06:00"), horizon={"periods": "24h"})
+
+
+def test_work_without_end_is_refused():
+    with pytest.raises(ValidationError, match="finite"):
+        TypeAdapter(Amount).validate_python(float("inf"))
+
+
+def test_an_unquoted_time_of_the_day_is_explained():
+    with pytest.raises(InputError) as caught:
+        parse_moment(1320)
+    assert '"22:00"' in caught.value.hint
 
 
 def test_moments():

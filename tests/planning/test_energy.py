@@ -263,6 +263,18 @@ def test_wrong_power_limits_are_refused(caps):
         planned(request(services=service_with(power_caps=caps)))
 
 
+def test_watts_are_thought_of_where_a_limit_has_no_unit():
+    with pytest.raises(InputError, match=r"350% or 350 watts"):
+        planned(request(services=service_with(power_caps=[350])))
+
+
+def test_limits_of_which_nothing_is_known_on_any_gpu_are_refused():
+    with pytest.raises(InputError) as caught:
+        planned(request(services=service_with(power_caps=["20%"])))
+    assert caught.value.where.field == "services[0].engine.power_caps"
+    assert "H100-80GB from" in caught.value.hint
+
+
 def test_a_watt_of_peak_can_count_for_more_or_less():
     """Three H100 draw 2.1 kW at peak; with a PUE of 1.4 the meter sees 2.94 kW."""
     for power, fits in (

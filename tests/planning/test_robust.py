@@ -207,6 +207,46 @@ def test_a_wrong_regret_table_is_found(launch):
         wrong = replace(first, outcomes=(first.outcomes[0], replace(outcome, **change), *first.outcomes[2:]))
         with pytest.raises(SolverLiedError, match=words):
             verify_plan(question.problem, replace(good, robustness=replace(found, fleets=(wrong, *rows[1:]))))
+    for index, row in enumerate(rows):
+        cheap = (*rows[:index], replace(row, cost_usd_per_hour=0.01), *rows[index + 1 :])
+        with pytest.raises(SolverLiedError):
+            verify_plan(question.problem, replace(good, robustness=replace(found, fleets=cheap)))
+    # Row, least costs and regrets may be wrong together; what the replicas fill is not.
+    own = rows[-1]
+    off = own.cost_usd_per_hour - 0.01
+    cases = tuple(
+        replace(case, least_usd_per_hour=0.01) if case.name == own.fleet else case for case in found.scenarios
+    )
+    cheap = tuple(
+        replace(
+            row,
+            cost_usd_per_hour=row.cost_usd_per_hour - (off if row is own else 0),
+            outcomes=tuple(
+                replace(
+                    item,
+                    regret_usd_per_hour=item.regret_usd_per_hour
+                    + (off if item.scenario == own.fleet else 0)
+                    - (off if row is own else 0),
+                )
+                for item in row.outcomes
+            ),
+        )
+        for row in rows
+    )
+    with pytest.raises(SolverLiedError, match="costs at least"):
+        verify_plan(question.problem, replace(good, robustness=replace(found, fleets=cheap, scenarios=cases)))
+    robust = next(row for row in rows if row.fleet == "robust")
+    dear = replace(
+        robust,
+        cost_usd_per_hour=robust.cost_usd_per_hour + 1,
+        outcomes=tuple(replace(i, regret_usd_per_hour=i.regret_usd_per_hour + 1) for i in robust.outcomes),
+    )
+    dear_rows = tuple(dear if row is robust else row for row in rows)
+    with pytest.raises(SolverLiedError, match="the robust fleet costs"):
+        verify_plan(question.problem, replace(good, robustness=replace(found, fleets=dear_rows)))
+    busier = (found.scenarios[0], replace(found.scenarios[1], rate_rps=1.0), *found.scenarios[2:])
+    with pytest.raises(SolverLiedError, match="are asked in launch"):
+        verify_plan(question.problem, replace(good, robustness=replace(found, scenarios=busier)))
     with pytest.raises(SolverLiedError, match="surviving costs"):
         verify_plan(question.problem, replace(good, robustness=replace(found, price_usd_per_hour=0.0)))
     unlikely = tuple(replace(row, expected_unserved_rps=(row.expected_unserved_rps or 0.0) + 1) for row in rows)
@@ -220,6 +260,18 @@ def test_a_wrong_regret_table_is_found(launch):
         verify_plan(question.problem, replace(good, robustness=replace(found, unaffected=("storm",))))
     with pytest.raises(SolverLiedError, match="not its own"):
         verify_plan(question.problem, replace(good, robustness=replace(found, fleets=rows[:1])))
+
+
+def test_the_table_says_what_its_fleets_are_best_in(launch):
+    assert "against the cheapest fleet" in robustness_view(launch.plan).title
+    greedy = plan(request({"scenarios": [LAUNCH]}, objective={"minimise": ["gpus"]})).plan
+    assert "the best fleet by the objective (not by cost)" in robustness_view(greedy).title
+
+
+def test_a_headroom_that_differs_is_said(launch):
+    assert any("part of the regret" in text for text in launch.plan.assumptions)
+    same = plan(request({"scenarios": [LAUNCH], "headroom": "10%"}, constraints={"headroom": "10%"})).plan
+    assert not any("part of the regret" in text for text in same.assumptions)
 
 
 def test_plan_json_reads_back_and_is_the_same_on_every_run(launch):
@@ -246,10 +298,11 @@ def test_plan_json_reads_back_and_is_the_same_on_every_run(launch):
         ({"scenarios": [{"name": "x", "demand": 0}]}, "greater than 0"),
         ({"scenarios": [{"name": "x", "demand": 2, "likely": 1}]}, "Unknown key 'likely'"),
         ({"throughput_error": "120%"}, "leaves no throughput"),
+        ({"throughput_error": 0}, "nothing is slower"),
         ({"throughput_error": {"size": "10%", "per": "rack"}}, "gpu-type"),
         ({"throughput_error": "10%", "served": "0%"}, "greater than 0"),
         ({"scenarios": [{"name": "x", "workload": {"chat": {"trace": "gone.csv"}}}]}, "gone.csv"),
-        ({"scenarios": [{"name": "A10G slow", "demand": 2}], "throughput_error": "10%"}, "A10G slow"),
+        ({"scenarios": [{"name": "A10G slow", "demand": 2}], "throughput_error": "10%"}, "robust.scenarios[0].name"),
         (
             {"scenarios": [{"name": name, "demand": 2, "probability": "60%"} for name in ("x", "y")]},
             "probabilities sum to 1.2",

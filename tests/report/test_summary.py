@@ -81,10 +81,12 @@ def test_optimality_never_claims_more_than_was_proven(catalog):
 
 
 def test_power_counts_only_what_is_known(catalog, melange):
-    assert notes.power_text(catalog) == "2.58 kW at peak, all replicas together."
+    assert notes.power_text(catalog) == "2.58 kW at peak, the GPUs of all replicas together, without PUE."
     first = replace(catalog.allocation[0], power_w=None)
     partly = replace(catalog, power_w=None, allocation=(first, *catalog.allocation[1:]))
-    assert notes.power_text(partly) == "2 kW at peak without 1 option whose power is not known."
+    assert (
+        notes.power_text(partly) == "2 kW at peak, the GPUs without PUE and without 1 option whose power is not known."
+    )
     assert notes.power_text(melange) == ""
 
 

@@ -13,7 +13,7 @@ from planner.files.request.services import Constant, Engine, Parallelism, Precis
 from planner.files.schema import Fraction, Strict
 from planner.units import parse_duration_s
 
-_CLOCK = re.compile(r"([01]?\d|2[0-4]):([0-5]\d)")
+_CLOCK = re.compile(r"(\d{1,2}):(\d{2})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,11 @@ def parse_moment(text: Any) -> Moment:  # noqa: ANN401 - whatever the document h
     >>> parse_moment("06:30").seconds, parse_moment("8h").seconds
     (23400.0, 28800.0)
     """
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        raise InputError(
+            f"{text!r} is neither a time of the day nor a duration with a unit.",
+            hint='Write a time of the day in quotes ("22:00": without them, files may read it as 1320), or 8h.',
+        )
     match = _CLOCK.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         seconds = parse_duration_s(text)
@@ -44,8 +49,10 @@ def parse_moment(text: Any) -> Moment:  # noqa: ANN401 - whatever the document h
             raise InputError(f"It must not be in the past, not {text!r}.")
         return Moment(seconds=seconds, is_clock=False)
     seconds = int(match[1]) * 3600.0 + int(match[2]) * 60.0
-    if seconds > 86400.0:
-        raise InputError(f"{text!r} is no time of the day.", hint="Write 00:00 to 24:00.")
+    if seconds > 86400.0 or int(match[2]) > 59:
+        raise InputError(
+            f"{text!r} is no time of the day.", hint='Write "00:00" to "24:00"; a day and more as a duration: 30h.'
+        )
     return Moment(seconds=seconds, is_clock=True)
 
 
@@ -64,7 +71,7 @@ MomentField = Annotated[
 DEFAULT_SEQUENCE_TOKENS = 2048
 """Length of training sequences where nothing is said; longer ones cost more attention and memory."""
 
-Amount = Annotated[float, Field(gt=0)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class JobSizes(Strict):

@@ -43,8 +43,10 @@ def _error(value: Any) -> Any:  # noqa: ANN401 - whatever the document holds
     if value == "profile":
         return value
     fraction = parse_fraction(value)
-    if not 0 <= fraction < 1:
+    if fraction >= 1:
         raise InputError(f"An error of {value} leaves no throughput.", hint="Write e.g. 15%, or profile.")
+    if fraction <= 0:
+        raise InputError(f"With an error of {value} nothing is slower.", hint="Write e.g. 15%, or profile.")
     return fraction
 
 
