@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from planner.catalog.gpus import GpuCatalog, load_gpus
 from planner.domain.disaggregation import Role
+from planner.domain.hardware import EngineConfig
 from planner.domain.problem import (
     FleetProblem,
     Goal,
@@ -44,7 +45,7 @@ from planner.planning.horizon import (
 from planner.planning.limits import countable, limits_of
 from planner.planning.located import at, inside
 from planner.planning.power_caps import capped_configs, check_power_caps, power_cap_assumptions
-from planner.planning.question import DisaggregationWaysOut, Question, Relaxation
+from planner.planning.question import DisaggregationWaysOut, Question, Relaxation, ReplaySource
 from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
 from planner.planning.services import PreparedService, prepare_service
@@ -54,6 +55,7 @@ from planner.planning.zones import asks_for_zones, check_zones, offers_by_zone, 
 from planner.profilers.efficiency import check_engine, default_params
 from planner.profilers.measured import MeasuredStore, load_measured, read_profile_file
 from planner.profilers.options import OptionProfile, profile_option
+from planner.simulate.steps import EngineKind
 from planner.units import format_duration
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
 
     from planner.domain.egress import Egress
     from planner.domain.energy import Energy
-    from planner.domain.hardware import EngineConfig, GpuSpec, Offer
+    from planner.domain.hardware import GpuSpec, Offer
     from planner.domain.problem import ChangeCost, Rule
     from planner.domain.slo import Slo
     from planner.domain.workload import Bucket
@@ -82,7 +84,7 @@ INSTANCES_LOST = (
 ASSUMPTIONS = (
     "A replica's load is the sum of its buckets' loads (rate / largest rate of that bucket alone within the SLO).",
     "Every bucket meets the SLO on its own, which is stricter than all requests together meeting it.",
-    "The SLO enters through each GPU's throughput; this plan has not been replayed request by request.",
+    "The SLO enters through each GPU's throughput; bursts and mixed sizes come on top (`gpuplan simulate`).",
     "A replica stays within one instance; its peak power is the TDP of its GPUs, or the power limit set on them.",
     "Every offer is assumed to be available in any number unless the request says otherwise.",
 )
@@ -207,6 +209,24 @@ class Prepared:
         rates = (pair for job in self.jobs for pair in job.harvested_rates(service, offer.gpu, config))
         return {name: rate * self._availability(offer) for name, rate in rates}
 
+    def engine(self, option: ServingOption, sent_rps: Mapping[int, float]) -> EngineKind:
+        """Return one replica of `option` that serves so many req/s of each bucket of its service, by its number.
+
+        Measurements may say another speed for every bucket; a step is shared by all, so it goes at their mean, by load.
+        """
+        service = next(service for service in self.services if service.request.name == option.service)
+        config = option.config or EngineConfig()
+        profile = self._profile(service, option.offer.gpu, config, service.request.slo)
+        loads = {b: rate / profile.throughput_rps[b] for b, rate in sent_rps.items() if rate > 0}
+        total = sum(loads.values())
+        return EngineKind(
+            model=service.model,
+            gpu=self.gpus.get(option.offer.gpu),
+            config=config,
+            params=default_params(),
+            speed=sum(load * float(profile.speed[b]) for b, load in loads.items()) / total if total else 1.0,
+        )
+
     def _availability(self, offer: Offer) -> float:
         """Return the part of the time that a replica on `offer` runs."""
         return self.availability.get(offer.name, 1.0)
@@ -322,6 +342,11 @@ def fleet_question(
         unchecked_gpus=_unchecked_gpus(prepared),
         inputs={"files": files, "bundled": bundled_sha256("catalogs", "profiles")},
         relaxations=tuple(_relaxations(prepared, slos)),
+        replay=ReplaySource(
+            engine=prepared.engine,
+            traffic={service.request.name: service.traffic for service in services},
+            slos=slos,
+        ),
         problem_with_all_bounds=partial(_problem_with_all_bounds, prepared, slos),
         disaggregation=_ways_out_of_disaggregation(prepared, slos),
     )

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from planner.domain.problem import FleetProblem
+    from planner.domain.problem import FleetProblem, ServingOption
     from planner.domain.provenance import Warning_
     from planner.domain.slo import Slo
+    from planner.planning.traffic import TrafficSource
+    from planner.simulate.steps import EngineKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,16 @@ class DisaggregationWaysOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaySource:
+    """What a simulation of the plan needs beside the problem."""
+
+    engine: Callable[[ServingOption, Mapping[int, float]], EngineKind]
+    """One replica of an option that serves so many req/s of each bucket, by its number."""
+    traffic: Mapping[str, TrafficSource]
+    slos: Mapping[str, tuple[Slo, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """A problem, and what the answer must say about where it came from."""
 
@@ -51,5 +63,7 @@ class Question:
     """None where every request is served whole."""
     unchecked_gpus: Mapping[str, str] = field(default_factory=dict)
     """GPU -> its architecture, where no measurement of that architecture stands behind the throughput."""
+    replay: ReplaySource | None = None
+    """None where only throughputs are known (Mélange's form)."""
     slice_factor: int = 1
     """Slices per bucket that the request itself asks for, should the assignment be sliced."""

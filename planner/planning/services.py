@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planner.catalog.models import load_record
@@ -58,7 +58,7 @@ def prepare_service(service: Service, index: int, *, base_dir: Path, horizon: Ho
         model=record.architecture,
         model_aliases=aliases,
         demand=demand,
-        traffic=replace(traffic, trace=None),
+        traffic=traffic,
         configs=configs,
         rhythm=rhythm,
     )

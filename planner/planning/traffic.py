@@ -15,6 +15,7 @@ from planner.workload.buckets import (
     parse_peak,
 )
 from planner.workload.histogram import demand_from_histogram, read_histogram
+from planner.workload.rates import mean_rate_rps
 from planner.workload.read import ColumnMap, read_trace, resolve_trace
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class TrafficSource:
 
     name: str
     """As the request has it."""
+    rate_rps: float
+    """Mean rate; where a peak is planned for, less than the demand."""
     sha256: str = ""
     trace: Trace | None = None
 
@@ -46,12 +49,12 @@ def read_demand(service: Service, *, base_dir: Path) -> tuple[Demand, TrafficSou
         demand = constant_demand(
             service.name, workload.rate, workload.constant.input_tokens, workload.constant.output_tokens
         )
-        return demand, TrafficSource(name="constant")
+        return demand, TrafficSource(name="constant", rate_rps=workload.rate)
     if workload.histogram is not None and workload.rate is not None:
         path = base_dir / workload.histogram
         demand = demand_from_histogram(read_histogram(path), service=service.name, rate_rps=workload.rate)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return demand, TrafficSource(name=workload.histogram, sha256=digest)
+        return demand, TrafficSource(name=workload.histogram, rate_rps=workload.rate, sha256=digest)
     trace = _read_trace(workload, base_dir)
     demand = demand_from_trace(
         trace,
@@ -60,7 +63,8 @@ def read_demand(service: Service, *, base_dir: Path) -> tuple[Demand, TrafficSou
         rate_rps=workload.rate,
         peak=None if workload.peak is None else parse_peak(workload.peak),
     )
-    return demand, TrafficSource(name=workload.trace or "", sha256=trace.sha256, trace=trace)
+    rate_rps = workload.rate or mean_rate_rps(trace) or demand.total_rate_rps
+    return demand, TrafficSource(name=workload.trace or "", rate_rps=rate_rps, sha256=trace.sha256, trace=trace)
 
 
 def _read_trace(workload: Workload, base_dir: Path) -> Trace:

@@ -55,6 +55,8 @@ class OptionProfile:
     """Latencies and batch at that rate."""
     kv_bytes: Array
     """KV cache of one request when its prompt has been processed."""
+    speed: Array
+    """How many times as fast as the bare estimate measurements say that every step is; 1 where there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +200,7 @@ def profile_option(
         busy_power_w=WattsPerReplica(min(draw.busy_w, cap_w or draw.busy_w) * config.gpus_per_replica),
         estimates=estimates,
         kv_bytes=kv_bytes,
+        speed=np.ones(len(buckets)) if found is None else found.correction.speed,
     )
 
 

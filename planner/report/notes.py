@@ -20,7 +20,9 @@ from planner.units import format_power
 if TYPE_CHECKING:
     from planner.domain.plan import Baseline, Plan
 
-SLO_NOTE = "not simulated. SLOs enter through the throughput of each GPU; not yet replayed by a simulator."
+SLO_NOTE = (
+    "not simulated: SLOs enter through the throughput of each GPU; gpuplan simulate replays it request by request."
+)
 MAX_BINDING = 8
 """Binding limits that a report names; plan.json has all."""
 SAME_COST_FRACTION = 5e-4

@@ -50,7 +50,7 @@ def test_tells_what_to_rent_where_and_at_what_price(width, catalog, today):
     assert "aws 4 months old, gcp 3 months old" in flat
     assert "of 3 options 1 measured, 1 calibrated, 1 estimated" in flat
     assert "W201: Prices of aws are 134 days old" in flat
-    assert "not yet replayed by a simulator" in flat
+    assert "replays it request by request" in flat
     assert "1 of 14 rented GPUs run no replica" in flat
     assert "10% headroom is kept" in flat
 
