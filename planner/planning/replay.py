@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from planner.domain.problem import FleetProblem
     from planner.domain.slo import Slo
     from planner.domain.workload import Trace
-    from planner.planning.question import ReplaySource
+    from planner.planning.question import Question, ReplaySource
     from planner.simulate.plans import PlannedFleet
     from planner.simulate.records import RequestRecords
     from planner.simulate.run import Simulation, Traffic
@@ -133,8 +133,18 @@ def replay(
     ------
     InputError: if the plan has nothing to simulate, does not fit its request, or a trace is of no service of it.
     """
+    return replay_of(question_of(plan, plan_path), plan, traces=traces, settings=settings)
+
+
+def replay_of(
+    question: Question,
+    plan: Plan,
+    *,
+    traces: Mapping[str, Trace] | None = None,
+    settings: ReplaySettings | None = None,
+) -> Replay:
+    """Return how `plan`, an answer to `question`, fares; see `replay`."""
     settings = settings or ReplaySettings()
-    question = question_of(plan, plan_path)
     _check_can_be_replayed(plan)
     if question.replay is None:
         raise InputError(
