@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs format bench bench-optimizer clean
+.PHONY: help setup demo test test-slow check docs format bench bench-optimizer clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -25,6 +25,9 @@ demo: $(READY) ## plan Llama-3.1-8B for the Azure 2023 conversation trace over r
 
 test: $(READY) ## run the test suite
 	$(BIN)/python -m pytest -n 2 -q
+
+test-slow: $(READY) ## run the tests that take minutes
+	$(BIN)/python -m pytest -n 2 -q -m slow
 
 check: $(READY) ## format, lint, types, import rules, schema drift
 	$(BIN)/ruff format --check .

@@ -62,31 +62,47 @@ def without_spare(fleet: FleetArrays, instances: IntArray, needed: IntArray) -> 
 
 
 def kept_long_enough(fleet: FleetArrays, instances: IntArray) -> IntArray:
-    """Return the fewest instances at or above `instances` (shape (pools,)) that keep every lease and commitment.
-
-    The k-th instance of a pool runs in all periods that need at least k; each of its runs is made a lease long.
-    """
+    """Return instances at or above `instances` (shape (pools,)) that keep every lease and commitment, and few more."""
     if fleet.horizon is None or fleet.n_periods == 1:
         return instances
-    lease, found = fleet.horizon.lease_periods, instances.reshape(fleet.n_periods, -1).copy()
-    most = found.max(axis=0)
-    for pool in np.flatnonzero(most).tolist():
-        if fleet.pool_is_committed[pool]:
-            found[:, pool] = most[pool]
-        elif lease > 1:
-            found[:, pool] = sum(_extended(found[:, pool] >= level, lease) for level in range(1, int(most[pool]) + 1))
-    return found.ravel()
+    found = instances.reshape(fleet.n_periods, -1)
+    kept = np.where(
+        fleet.pool_is_committed[: found.shape[1]], found.max(axis=0), _kept(found, fleet.horizon.lease_periods)
+    )
+    return np.asarray(kept.ravel(), dtype=np.int64)
 
 
-def _extended(runs: NDArray[np.bool_], lease: int) -> IntArray:
-    """Return `runs` (which periods, the first one after the last) with each run at least `lease` long, as 0 and 1."""
-    if runs.all():
-        return runs.astype(np.int64)
-    begins = np.flatnonzero(runs & ~np.roll(runs, 1))
-    longer = runs.copy()
-    for begin in begins.tolist():
-        longer[(begin + np.arange(lease)) % len(runs)] = True
-    return longer.astype(np.int64)
+def keeps_leases(instances: FloatArray | IntArray, lease: int) -> NDArray[np.bool_]:
+    """Return for which pools everything started in the last `lease` periods is still there in every period.
+
+    Instances of a pool are alike, and the oldest go first.
+
+    instances : shape (periods, pools); the last period is before the first.
+
+    Examples
+    --------
+    >>> keeps_leases(np.array([[3, 3], [9, 9], [5, 6]]), 2)
+    array([False,  True])
+    """
+    up = np.maximum(instances - np.roll(instances, 1, axis=0), 0)
+    started = np.sum([np.roll(up, k, axis=0) for k in range(lease)], axis=0)
+    return np.asarray(np.all(started <= instances, axis=0))
+
+
+def _kept(instances: IntArray, lease: int) -> IntArray:
+    """Return instances (periods, pools) that do not fall below what was started in the last `lease` periods.
+
+    From period to period, twice around, so that the first ones know what the last ones start.
+    """
+    n_periods = len(instances)
+    if lease >= n_periods:
+        return np.broadcast_to(instances.max(axis=0), instances.shape)
+    found = instances.copy()
+    for t in (*range(n_periods), *range(n_periods)):
+        before = found[t - np.arange(1, lease + 1)]
+        started = np.maximum(before[:-1] - before[1:], 0).sum(axis=0)
+        found[t] = np.maximum(found[t], np.minimum(started, before[0]))
+    return found
 
 
 def period_of(fleet: FleetArrays, period: int) -> FleetArrays:

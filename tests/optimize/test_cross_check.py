@@ -21,13 +21,24 @@ EXACT = SolverSettings(relative_gap=0.0)
 
 @pytest.mark.parametrize("block", range(4))
 def test_everything_that_can_judge_a_random_fleet_agrees(block):
-    n_enumerated = 0
-    for index in range(30):
+    assert enumerated(block, n=30, cbc_every=3) >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(100, 110))
+def test_the_same_for_hundreds(block):
+    assert enumerated(block, n=60, cbc_every=1) >= 20
+
+
+def enumerated(block, *, n, cbc_every):
+    """Check `n` random fleets, and return how many of them could be enumerated."""
+    found = 0
+    for index in range(n):
         case = random_case(np.random.default_rng([2026, block, index]))
-        finding = check_case(case, with_cbc=index % 3 == 0)
+        finding = check_case(case, with_cbc=index % cbc_every == 0)
         assert not finding.problems, (index, case.families, finding.problems)
-        n_enumerated += finding.is_enumerated
-    assert n_enumerated >= 10
+        found += finding.is_enumerated
+    return found
 
 
 def test_every_family_is_drawn_and_often_with_others():

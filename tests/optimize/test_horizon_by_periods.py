@@ -22,6 +22,7 @@ from planner.optimize.horizon.needs import needs_of
 from planner.optimize.horizon.relaxation import first_cuts, relax
 from planner.optimize.horizon.rounding import _without_short_runs
 from planner.optimize.model import build_model
+from planner.optimize.periods import _kept
 from planner.optimize.routing import balanced_shares
 
 HOUR = 3600.0
@@ -211,16 +212,42 @@ def test_the_rounded_relaxation_never_breaks_a_limit_nor_a_lease(make, data):
     counts=st.lists(st.integers(0, 4), min_size=3, max_size=9),
     lease=st.integers(1, 3),
 )
-def test_what_is_rounded_down_keeps_leases_and_no_more_than_them(counts, lease):
-    whole = np.array(counts, dtype=float)
-    found = _without_short_runs(whole[:, None], lease).ravel()
-    for level in range(1, 5):
-        runs = whole >= level
-        spans = [(start + np.arange(lease)) % len(whole) for start in range(len(whole))]
-        kept = np.zeros(len(whole), dtype=bool)
-        for span in spans:
-            kept[span] |= bool(runs[span].all())
-        assert np.array_equal(found >= level, kept)
+def test_what_is_rounded_down_or_up_keeps_leases_and_little_more_than_them(counts, lease):
+    whole = np.array(counts, dtype=float)[:, None]
+    down, up = _without_short_runs(whole, lease), _kept(whole, lease)
+    for found in (down, up):
+        assert is_leased(found.ravel(), lease)
+    assert np.all(down <= whole)
+    assert np.all(up >= whole)
+    if is_leased(whole.ravel(), lease):
+        assert np.array_equal(down, whole)
+        assert np.array_equal(up, whole)
+    apart = sum(made_longer(whole.ravel() >= level, lease) for level in range(1, 5))
+    assert np.all(up.ravel() <= apart)
+
+
+def is_leased(counts, lease):
+    """Follow every instance round and round, the oldest going first: whether none leaves before its lease is over."""
+    n_periods = len(counts)
+    if len(set(counts)) == 1:
+        return True
+    ages = [lease] * int(counts[0])
+    for t in (*range(1, n_periods), *range(n_periods), *range(n_periods)):
+        ages = sorted((age + 1 for age in ages), reverse=True)
+        gone = len(ages) - int(counts[t])
+        if any(age < lease + 1 for age in ages[: max(gone, 0)]):
+            return False
+        ages = ages[max(gone, 0) :] + [1] * max(-gone, 0)
+    return True
+
+
+def made_longer(runs, lease):
+    """Return `runs` as 0 and 1, each at least `lease` long."""
+    begins = [] if runs.all() else np.flatnonzero(runs & ~np.roll(runs, 1)).tolist()
+    longer = runs.copy()
+    for begin in begins:
+        longer[(begin + np.arange(lease)) % len(runs)] = True
+    return longer.astype(int)
 
 
 def test_what_windows_break_with_each_other_is_mended(make):
@@ -236,6 +263,23 @@ def test_what_windows_break_with_each_other_is_mended(make):
     assert mended.is_feasible
     assert mended.cost <= 1.1 * state.cost
     assert hunt.shares(mended) is not None
+
+
+@pytest.mark.parametrize("lease", [1.0, 2.0, 3.0])
+def test_periods_made_whole_in_order_are_topped_up_to_a_plan_below_the_rounded_one(make, lease):
+    problem = busy_hours(make, lease=lease)
+    model = build_model(fleet_arrays(problem, Assignment.fractional()))
+    asked = SolverSettings(relative_gap=0.01)
+    hunt = _Hunt(model.fleet, master_of(model, model.freeze()), needs_of(model.fleet), asked, Budget(asked))
+    cuts = first_cuts(hunt._needs, hunt._price)
+    relaxed = relax(hunt._master, cuts, Budget(asked))
+    rounded = hunt._rounded(relaxed.values, cuts)
+    ordered = hunt._in_order(hunt._neighbourhood(relaxed, cuts), hunt._relaxed_state(relaxed.values, rounded))
+    assert hunt._is_whole(ordered).all()
+    mended = hunt._mended(ordered, cuts)
+    assert mended.is_feasible
+    assert hunt.shares(mended) is not None
+    assert relaxed.bound <= mended.cost < rounded.cost
 
 
 @pytest.mark.usefixtures("by_periods")

@@ -170,6 +170,8 @@ def _command(settings: SolverSettings, *, log_path: Path, folder: str) -> Any:  
         options += [f"primalT {settings.feasibility_tolerance:g}", f"integerT {settings.feasibility_tolerance:g}"]
     if settings.node_limit is not None:
         options.append(f"maxNodes {settings.node_limit}")
+    if not settings.presolve:
+        options += ["presolve off", "preprocess off"]
     if settings.seed:
         options.append(f"randomCbcSeed {settings.seed}")
     command = pulp.COIN_CMD(

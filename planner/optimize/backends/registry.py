@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.errors import SolverLiedError, SolverUnavailableError
+from planner.errors import SolverError, SolverLiedError, SolverUnavailableError
 from planner.optimize.backends.base import BackEnd, Capability, RawSolution
 from planner.optimize.termination import Termination
 from planner.optimize.verify import verify
@@ -126,14 +126,14 @@ def solve_milp(milp: Milp, settings: SolverSettings) -> RawSolution:
     if raw is None:
         module.abandon()
         return _interrupted(back_end, started)
-    return _second_opinion(milp, settings, raw) if back_end.name == "highs" and settings.presolve else raw
+    return _second_opinion(milp, settings, raw) if back_end.name in SECOND_LOOKS and settings.presolve else raw
 
 
 def _second_opinion(milp: Milp, settings: SolverSettings, raw: RawSolution) -> RawSolution:
-    """Return what HiGHS says without presolve where its first answer is untrue, or a small programme has a better one.
+    """Return the answer without presolve where the first one is untrue, or worse than it and the programme small.
 
-    With presolve HiGHS 1.14 calls a worse plan optimal, or breaks a row, on about one random fleet in 5,000 that SCIP
-    and enumeration agree on; all of those were small, where a second look costs next to nothing.
+    With presolve HiGHS 1.14 and CBC 2.10.3 call a worse plan optimal, or break a row, on about one random fleet in
+    5,000 that SCIP and enumeration agree on; all of those were small, where a second look costs next to nothing.
     """
     left_s = settings.time_limit_s - raw.seconds
     is_small = milp.n_columns <= SECOND_OPINION_COLUMNS and bool(milp.is_integer.any())
@@ -143,7 +143,10 @@ def _second_opinion(milp: Milp, settings: SolverSettings, raw: RawSolution) -> R
         return raw
     nodes = SECOND_OPINION_NODES if settings.node_limit is None else min(settings.node_limit, SECOND_OPINION_NODES)
     limit = settings.node_limit if not is_true else nodes
-    again = solve_milp(milp, replace(settings, presolve=False, time_limit_s=left_s, node_limit=limit))
+    try:
+        again = solve_milp(milp, replace(settings, presolve=False, time_limit_s=left_s, node_limit=limit))
+    except SolverError:  # CBC breaks down without preprocessing on some programmes that have no solution
+        return raw
     if not is_true:
         return again
     if again.values is None or again.objective is None or not _is_true(milp, again):
@@ -153,6 +156,7 @@ def _second_opinion(milp: Milp, settings: SolverSettings, raw: RawSolution) -> R
     return again if gained > allowed else raw
 
 
+SECOND_LOOKS = frozenset({"highs", "cbc"})
 SECOND_OPINION_COLUMNS = 500
 SECOND_OPINION_NODES = 1000
 """Bounds the second look by something that is the same on every machine."""

@@ -4,8 +4,9 @@
 2. The programme without shares, demand as cuts at list prices: a bound at once (`master`, `needs`).
 3. More cuts, first in few periods, then in all: a better bound, and prices (`relaxation`).
 4. All of it rounded down and topped up (`rounding`): a plan a few percent above the bound.
-5. A few periods at a time solved anew between the others (`windows`), over and over with the windows shifted.
-6. Shares of every service in every period, exact.
+5. The relaxation's periods made whole one after the other, and topped up where that misses something (`windows`).
+6. A few periods at a time solved anew between the others, over and over with the windows shifted.
+7. Shares of every service in every period, exact.
 
 It ends where the gap that was asked for is proven, after a fixed number of passes, or when the time is over. Numbers of
 passes and nodes are fixed, so only the last of these differs from run to run.
@@ -14,13 +15,14 @@ passes and nodes are fixed, so only the last of these differs from run to run.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from planner.optimize.decompose.budget import Budget
-from planner.optimize.decompose.workers import solve_all
+from planner.optimize.decompose.workers import WORKERS, solve_all
 from planner.optimize.horizon.master import master_of
 from planner.optimize.horizon.needs import needs_of
 from planner.optimize.horizon.relaxation import Relaxed, bound_of, first_cuts, relax
@@ -49,8 +51,10 @@ logger = logging.getLogger(__name__)
 
 WINDOWS = (1, 1, 1, 2, 2, 3)
 """Periods of a window, pass by pass. Single ones are solved in a fraction of a second; four together take many."""
-WINDOW_GAP = 1.0
-"""Of the gap that was asked for: how far a window is solved."""
+LATER_GAP = 0.5
+"""Windows are solved to the gap that was asked for the first time, and to this part of it later."""
+FIRST_TRIES = 3
+"""At a window the first time; what it then misses is topped up."""
 LOOSEST_GAP = 1e-2
 TIGHTEST_GAP = 1e-4
 STALLED = 1e-4
@@ -149,43 +153,49 @@ class _Hunt:
         plain = self._plain()
         if plain is not None:
             nothing = self._state(plain, np.zeros(self._master.m.shape))
-            self._whole(nothing, plain, solved=np.zeros(len(plain), dtype=np.bool_))
+            self._offer(self._whole(nothing, plain, solved=np.zeros(len(plain), dtype=np.bool_)))
         cuts = first_cuts(self._needs, self._price)
         self.bound = max(self.bound, bound_of(self._master, cuts, self._budget))
         relaxed = relax(self._master, cuts, self._budget.part(RELAXATION_FRACTION))
         if not isinstance(relaxed, Relaxed):
             return
         self.bound = max(self.bound, relaxed.bound)
-        values = relaxed.values
-        rounded = self._rounded(values, cuts)
-        committed = self._fleet.pool_is_committed[: self._master.m.shape[1]]
-        held = np.round(values[self._master.m]) if rounded is None else rounded.values[self._master.m]
-        current = self._state(values[self._master.n], np.where(committed, held, values[self._master.m]))
-        near = Neighbourhood(
+        rounded = self._rounded(relaxed.values, cuts)
+        near = self._neighbourhood(relaxed, cuts)
+        current = self._in_order(near, self._relaxed_state(relaxed.values, rounded))
+        near = replace(near, gap=near.gap * LATER_GAP)
+        solved = self._is_whole(current)
+        if plain is None and rounded is None and not solved.all():
+            return
+        filling = plain if rounded is None else rounded.values[self._master.n]
+        mended = self._mended(self._whole(current, filling, solved=solved), cuts)
+        tried = [state for state in (mended, rounded, self.best) if state is not None]
+        if not tried:
+            return
+        current = min(tried, key=lambda state: (float(state.excess.sum()), state.cost))
+        for number, length in enumerate(WINDOWS):
+            if self.is_done or self._budget.stopped_by is not None:
+                return
+            before = current
+            current = self._passed(near, current, split(len(self._master.periods), length, number))
+            if number and before.is_feasible and before.cost - current.cost <= STALLED * current.cost:
+                return
+
+    def _neighbourhood(self, relaxed: Relaxed, cuts: list[Cuts]) -> Neighbourhood:
+        return Neighbourhood(
             master=self._master,
             entries=Entries.of(self._master.milp),
             cuts=cuts,
             usable=usable_columns(self._master, relaxed.reduced, self._price / len(self._master.periods)),
             budget=self._budget,
-            gap=min(max(self._wanted_gap * WINDOW_GAP, TIGHTEST_GAP), LOOSEST_GAP),
+            gap=min(max(self._wanted_gap, TIGHTEST_GAP), LOOSEST_GAP),
         )
-        for number, length in enumerate(WINDOWS):
-            before = current
-            windows = split(len(self._master.periods), length, number)
-            current = self._passed(near, current, windows, is_first=number == 0)
-            if number == 0:
-                if plain is None and rounded is None and not self._is_whole(current).all():
-                    return
-                filling = plain if rounded is None else rounded.values[self._master.n]
-                current = self._whole(current, filling, solved=self._is_whole(current))
-                if rounded is not None and not current.is_feasible:
-                    current = self._mended(current, cuts) or current
-                if rounded is not None and not current.is_better_than(rounded):
-                    current = rounded
-            if self.is_done or self._budget.stopped_by is not None:
-                return
-            if number and before.is_feasible and before.cost - current.cost <= STALLED * current.cost:
-                return
+
+    def _relaxed_state(self, values: FloatArray, rounded: State | None) -> State:
+        """Return the relaxation with commitments as the rounded plan has them, or to the nearest."""
+        committed = self._fleet.pool_is_committed[: self._master.m.shape[1]]
+        held = np.round(values[self._master.m]) if rounded is None else rounded.values[self._master.m]
+        return self._state(values[self._master.n], np.where(committed, held, values[self._master.m]))
 
     def _rounded(self, values: FloatArray, cuts: list[Cuts]) -> State | None:
         """Return the relaxation's `values` rounded and topped up, and keep it as a plan; None if it breaks something.
@@ -250,31 +260,56 @@ class _Hunt:
         )
         kept = kept_long_enough(self._fleet, instances.ravel().astype(np.int64)).reshape(instances.shape)
         committed = self._fleet.pool_is_committed[: instances.shape[1]]
-        found = self._state(replicas, np.where(committed, state.values[self._master.m], kept))
-        self._offer(found)
-        return found
+        return self._state(replicas, np.where(committed, state.values[self._master.m], kept))
 
-    def _passed(self, near: Neighbourhood, state: State, windows: list[IntArray], *, is_first: bool) -> State:
-        """Return what comes of solving every window once; those solved at the same time do not touch each other.
+    def _in_order(self, near: Neighbourhood, state: State) -> State:
+        """Return what comes of making the relaxation's periods whole one after the other.
 
-        is_first : whether the state is the relaxation's, in which windows are made whole at any price.
+        Each knows what those before it start and keep, so that limits and leases hold but where two stretches meet:
+        one stretch for each worker, side by side. Demand may still be missed by a little.
         """
+        stretches = split(len(self._master.periods), -(-len(self._master.periods) // WORKERS), 0)
+
+        def work(stretch: IntArray) -> tuple[list[Solved], Neighbourhood]:
+            own, now, found = near.apart(), state, []
+            for at in stretch.tolist():
+                if self._budget.stopped_by is not None:
+                    break
+                solved = own.solve(now, np.array([at]), margin=self._margin, tries=FIRST_TRIES)
+                if solved is not None:
+                    own.take_over(solved.cuts, known=solved.known, periods=solved.periods)
+                    now = self._with(now, solved)
+                    found.append(solved)
+            return found, own
+
+        known = near.n_cuts
+        for stretch, done in zip(stretches, solve_all(work, stretches, self._budget), strict=True):
+            if done is not None:
+                for solved in done[0]:
+                    state = self._with(state, solved)
+                near.take_over(done[1].cuts, known=known, periods=stretch)
+        logger.info("%.1f s: in order, %.6g (%s)", self._budget.seconds, state.cost, float(state.excess.sum()))
+        if state.is_feasible or self._budget.stopped_by is not None:
+            return state
+        meeting = [np.append(before[-1], after[0]) for before, after in pairwise([*stretches, stretches[0]])]
+        return self._passed(near, state, meeting)
+
+    def _passed(self, near: Neighbourhood, state: State, windows: list[IntArray]) -> State:
+        """Return what comes of solving every window once; those solved at the same time do not touch each other."""
         margin = self._margin
         turns = 1 + -(-max(margin, 1) // min(map(len, windows)))
         for turn in range(min(turns, len(windows))):
             now = state
 
             def work(periods: IntArray, now: State = now) -> Solved | None:
-                return near.solve(now, periods, margin=margin)
+                return near.solve(now, periods, margin=margin, tries=None)
 
-            known = [len(each.prices) for each in near.cuts]
             for solved in solve_all(work, windows[turn::turns], self._budget):
                 if solved is None:
                     continue
-                for mine, theirs, size in zip(near.cuts, solved.cuts, known, strict=True):
-                    mine.take_over(theirs, known=size, periods=solved.periods)
+                near.take_over(solved.cuts, known=solved.known, periods=solved.periods)
                 candidate = self._with(state, solved)
-                if is_first or candidate.is_better_than(state):
+                if candidate.is_better_than(state):
                     state = candidate
                     self._offer(state)
             logger.info("%.1f s: %.6g (%s)", self._budget.seconds, state.cost, float(state.excess.sum()))
@@ -283,7 +318,10 @@ class _Hunt:
         return state
 
     def _mended(self, state: State, cuts: list[Cuts]) -> State | None:
-        """Return the state without the instances that leases and limits do not allow, topped up; None: it failed."""
+        """Return the state without the instances that limits do not allow, topped up where demand is missed.
+
+        None if it failed.
+        """
         replicas, instances = state.values[self._master.n], state.values[self._master.m]
         rounding = Rounding(
             self._fleet, cuts, self._price, replicas=replicas, instances=instances, committed=instances[0]

@@ -16,6 +16,7 @@ import numpy as np
 
 from planner.optimize.decompose.workers import solve_all
 from planner.optimize.horizon.state import WHOLE
+from planner.optimize.periods import keeps_leases
 from planner.optimize.rows.limits import all_limits, limit_coefficients
 from planner.optimize.rows.packing import packing_rows
 
@@ -259,12 +260,15 @@ class Rounding:
 
 
 def _without_short_runs(instances: FloatArray, lease: int) -> FloatArray:
-    """Return the most instances at or below `instances` (periods, pools) that all run for at least `lease` periods.
+    """Return instances at or below `instances` (periods, pools) of which all that start run for `lease` periods.
+
+    Where some do not, the k-th instance of the pool runs in all periods that have k, without runs that are too short.
 
     Examples
     --------
-    >>> _without_short_runs(np.array([[1.0], [3.0], [2.0], [1.0]]), 2).ravel().tolist()
-    [1.0, 2.0, 2.0, 1.0]
+    >>> _without_short_runs(np.array([[1.0], [3.0], [1.0], [1.0]]), 2).ravel().tolist()
+    [1.0, 1.0, 1.0, 1.0]
     """
     kept = np.min([np.roll(instances, -k, axis=0) for k in range(lease)], axis=0)
-    return np.asarray(np.max([np.roll(kept, k, axis=0) for k in range(lease)], axis=0))
+    longest = np.max([np.roll(kept, k, axis=0) for k in range(lease)], axis=0)
+    return np.asarray(np.where(keeps_leases(instances, lease), instances, longest))

@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
 PADDING = 5e-6
 """Relative: demand counts this much more after the first try, as solvers overfill replicas by 1e-6."""
+MOST_PADDING = 5e-3
+"""Relative: what a try misses of a service's demand, mostly less than this, counts on top in the tries after it."""
 OVERFULL = 1e-9
 """Replicas loaded above 1 by more than this do not serve the demand."""
-TRIES = 10
+TRIES = 6
 """Of one window, each with the cuts that the one before missed."""
 NODE_LIMIT = 20
-WINDOW_TIME_S = 4.0
-"""Of all tries at a window; few take so long."""
+WINDOW_TIME_S = 30.0
+"""Of one try, so that none holds up the rest. They take 0.1 to 2 s, without presolve half of what they do with it."""
 PER_PERIOD = 4
 """Cuts of a service that come into a period when a solution misses them."""
 NEAR = 0.03
@@ -50,6 +52,8 @@ class Solved:
     """Of the master's columns; starts are for the caller to follow up."""
     cuts: Sequence[Cuts]
     """With those that were found on the way."""
+    known: tuple[int, ...]
+    """How many cuts of each service there were before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,36 +102,56 @@ class Neighbourhood:
     budget: Budget
     gap: float
 
-    def solve(self, state: State, periods: IntArray, *, margin: int) -> Solved | None:
+    def solve(self, state: State, periods: IntArray, *, margin: int, tries: int | None) -> Solved | None:
         """Return new values for the columns of `periods`, the others as they are; None if nothing came of it.
 
         Works on cuts of its own, so that windows that are solved at once do not depend on who is first.
 
         margin : periods after the window in which what is started in it may have to be kept.
+        tries : after so many the values are returned although they miss some demand; None: they never are.
         """
-        mine = replace(self, cuts=[each.copy() for each in self.cuts])
-        values = mine.values_of(state, periods, margin)
+        mine = self.apart()
+        values = mine.values_of(state, periods, margin, tries)
+        if values is None:
+            return None
         after = _after(periods, margin, len(self.master.periods))
-        return None if values is None else Solved(periods=periods, after=after, values=values, cuts=mine.cuts)
+        return Solved(periods=periods, after=after, values=values, cuts=mine.cuts, known=self.n_cuts)
 
-    def values_of(self, state: State, periods: IntArray, margin: int) -> FloatArray | None:
+    @property
+    def n_cuts(self) -> tuple[int, ...]:
+        """How many cuts of each service are known."""
+        return tuple(len(each.prices) for each in self.cuts)
+
+    def apart(self) -> Neighbourhood:
+        """Return the same with cuts of its own."""
+        return replace(self, cuts=[each.copy() for each in self.cuts])
+
+    def take_over(self, cuts: Sequence[Cuts], *, known: tuple[int, ...], periods: IntArray) -> None:
+        """Take in what a copy has found since it had `known` cuts, and what it has activated in `periods`."""
+        for mine, theirs, size in zip(self.cuts, cuts, known, strict=True):
+            mine.take_over(theirs, known=size, periods=periods)
+
+    def values_of(self, state: State, periods: IntArray, margin: int, tries: int | None) -> FloatArray | None:
         """Return new values of the window's columns, the cuts that were missed on the way being active then."""
         free = self._free_columns(state, periods, margin)
-        budget = self.budget.at_most(WINDOW_TIME_S)
-        for number in range(TRIES):
-            padding = PADDING if number else 0.0
+        values = None
+        padding = np.zeros(len(self.cuts))
+        for _ in range(TRIES if tries is None else tries):
             milp, columns = self._programme(state, free, periods, margin, padding)
-            raw = self._run(milp, budget)
+            raw = self._run(milp)
             if raw is None:
-                return None
+                break
             values = state.values.copy()
             values[columns] = raw
-            if not self._missed(values, periods):
+            missed = self._missed(values, periods)
+            if not np.any(missed):
                 return values
-        return None
+            padding = np.maximum(padding, np.minimum(missed + PADDING, MOST_PADDING))
+        return None if tries is None else values
 
-    def _run(self, milp: Milp, budget: Budget) -> FloatArray | None:
-        limited = replace(budget.settings(), relative_gap=self.gap, node_limit=NODE_LIMIT)
+    def _run(self, milp: Milp) -> FloatArray | None:
+        settings = self.budget.at_most(WINDOW_TIME_S).settings()
+        limited = replace(settings, relative_gap=self.gap, node_limit=NODE_LIMIT, presolve=False)
         raw = self.budget.heard(solve_milp(milp, limited))
         return None if raw.values is None else np.where(milp.is_integer, np.round(raw.values), raw.values)
 
@@ -144,9 +168,12 @@ class Neighbourhood:
         return kept
 
     def _programme(
-        self, state: State, free: IntArray, periods: IntArray, margin: int, padding: float
+        self, state: State, free: IntArray, periods: IntArray, margin: int, padding: FloatArray
     ) -> tuple[Milp, IntArray]:
-        """Return the rows that touch free columns, everything else moved to their sides, and the periods' cuts."""
+        """Return the rows that touch free columns, everything else moved to their sides, and the periods' cuts.
+
+        padding : by what part more each service's demand counts, shape (services,).
+        """
         whole, period = self.master.milp, self.master.column_period
         position = np.full(whole.n_columns, -1, dtype=np.int64)
         position[free] = np.arange(len(free))
@@ -180,8 +207,8 @@ class Neighbourhood:
             lower=whole.row_lower[rows] - held - beyond,
             upper=whole.row_upper[rows] - held + beyond,
         )
-        for each in self.cuts:
-            self._add_cuts(builder, each, position, periods, padding)
+        for each, more in zip(self.cuts, padding.tolist(), strict=True):
+            self._add_cuts(builder, each, position, periods, more)
         return replace(builder.freeze(), is_integer=is_integer, start=state.values[free]), free
 
     def _add_cuts(
@@ -198,21 +225,24 @@ class Neighbourhood:
             lower=each.need.scale[periods[at]] * each.required[cut] * (1 + padding),
         )
 
-    def _missed(self, values: FloatArray, periods: IntArray) -> bool:
-        """Return whether the replicas do not serve some period; cuts that say so are active then."""
-        is_missed = False
-        for each in self.cuts:
+    def _missed(self, values: FloatArray, periods: IntArray) -> FloatArray:
+        """Return what part of each service's demand the replicas miss at most in a period; cuts that say so are active.
+
+        Shape (services,).
+        """
+        found = np.zeros(len(self.cuts))
+        for service, each in enumerate(self.cuts):
             replicas = values[self.master.n[periods]][:, each.need.options]
             if each.activate(replicas, periods, most=PER_PERIOD):
-                is_missed = True
+                found[service] = -each.room(replicas, periods).min()
                 continue
             for at in np.flatnonzero(each.need.scale[periods] > 0).tolist():
                 loaded = each.need.most_loaded(replicas[at] / each.need.scale[periods[at]])
                 if loaded.load > 1 + OVERFULL:
                     each.add(loaded.prices)
                     each.active[-1, periods[at]] = True
-                    is_missed = True
-        return is_missed
+                    found[service] = max(found[service], loaded.load - 1)
+        return found
 
 
 def _after(periods: IntArray, margin: int, n_periods: int) -> IntArray:
