@@ -36,6 +36,7 @@ from planner.domain.provenance import ProvenanceKind, Warning_
 from planner.errors import InputError, UnsupportedFormatError
 from planner.files.documents import Document, load_document, validation_error
 from planner.files.plan_document import DERIVED, KIND, SCHEMA_VERSION
+from planner.files.proof_schema import ProofDocument
 from planner.files.robustness_schema import RobustnessDocument
 
 SUPPORTED_VERSIONS = (SCHEMA_VERSION,)
@@ -480,6 +481,10 @@ class PlanDocument(_Part):
         None, description="The price of the scenarios that the request wants to survive; null where it has none."
     )
 
+    proof: ProofDocument | None = Field(
+        None, description="The simulation that the plan holds its SLOs in; null where it was not simulated."
+    )
+
     jobs: list[JobPlanDocument] = Field(
         default_factory=list,
         description="Work with a deadline. It is not in `rate_rps`, `routing` or the utilisation of a service's"
@@ -521,6 +526,7 @@ class PlanDocument(_Part):
             "binding": tuple(self.binding),
             "assumptions": tuple(self.assumptions),
             "robustness": self.robustness and self.robustness.to_robustness(),
+            "proof": self.proof and self.proof.to_proof(),
         }
         return Plan(**(plain | parts))
 

@@ -21,15 +21,19 @@ from planner.optimize.rows.minimums import kept_instances
 from planner.optimize.rows.packing import instances_needed
 from planner.optimize.search import Fleet, SearchResult, exact_cost
 from planner.optimize.termination import Termination
-from planner.optimize.verify import PLAN_TOLERANCE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from planner.domain.hardware import EngineConfig
     from planner.domain.plan import Plan
     from planner.domain.problem import FleetProblem, ServingOption
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.milp import FloatArray, IntArray
     from planner.optimize.settings import Assignment, SolverSettings
+
+    OptionsByName = Mapping[tuple[str, str], ServingOption]
+    """By service and option key."""
 
 FULLEST = 8.0
 """Times the caps: a fleet that would have to be fuller than this is not looked at."""
@@ -45,8 +49,6 @@ class ChosenFleet:
     plan: Plan
     problem: FleetProblem
     """With caps as high as the plan needs."""
-    fullness: float
-    """Load of the fullest option as a multiple of its cap before."""
 
 
 def kind_of(option: ServingOption) -> OptionKind:
@@ -61,6 +63,51 @@ def with_caps(problem: FleetProblem, caps: Mapping[OptionKind, float], others: M
         for option in problem.options
     )
     return replace(problem, options=options)
+
+
+def fullness(
+    problem: FleetProblem, replicas: Mapping[tuple[str, str], int], options: OptionsByName, assignment: Assignment
+) -> float | None:
+    """Return the load of the fullest option as a multiple of its cap; None if these replicas cannot serve everything.
+
+    Parameters
+    ----------
+    replicas : by service and option key; options : the problem's, by the same.
+    """
+    routed = _routed(problem, {id(options[name]): count for name, count in replicas.items()}, (), assignment)
+    return None if routed is None else float(routed.load_per_replica.max(initial=0.0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Routed:
+    """A fleet with its shares."""
+
+    options: tuple[ServingOption, ...]
+    fleet: FleetArrays
+    replicas: IntArray
+    shares: FloatArray
+    load_per_replica: FloatArray
+    """At the caps, shape (options,)."""
+
+
+def _routed(
+    problem: FleetProblem, count: Mapping[int, int], idle_offers: Collection[str], assignment: Assignment
+) -> _Routed | None:
+    """Return the fleet with so many replicas of each option, by its id; None if they cannot serve everything."""
+    mine = tuple(
+        option for option in problem.options if count.get(id(option), 0) > 0 or option.offer.name in idle_offers
+    )
+    try:
+        fleet = fleet_arrays(replace(problem, options=mine), assignment)
+    except InputError:
+        return None  # a rule names what this fleet has nothing of
+    n = np.array([count.get(id(option), 0) for option in fleet.options], dtype=np.int64)
+    roomy = replace(fleet, pair_load=fleet.pair_load / FULLEST)
+    shares = balanced_shares(roomy, n, np.zeros(len(fleet.pair_bucket)))
+    if shares is None:
+        return None
+    load = np.where(n > 0, option_load(fleet, shares) / np.maximum(n, 1), 0.0)
+    return _Routed(options=mine, fleet=fleet, replicas=n, shares=shares, load_per_replica=load)
 
 
 def chosen_fleet(
@@ -79,45 +126,32 @@ def chosen_fleet(
     base : a plan of the same problem: what it rents for a minimum alone stays.
     replicas : by service and option key, as in `Plan.allocation`.
     """
-    keys = option_keys(problem.options)
-    names = list(zip((option.service for option in problem.options), keys, strict=True))
-    kept = {rental.offer: rental.instances for rental in base.rentals}
-    idle = set(kept) - {item.offer for item in base.allocation}
-    mine = [
-        option
-        for option, name in zip(problem.options, names, strict=True)
-        if replicas.get(name, 0) > 0 or option.offer.name in idle
-    ]
+    names = zip((option.service for option in problem.options), option_keys(problem.options), strict=True)
     count = {id(option): replicas.get(name, 0) for option, name in zip(problem.options, names, strict=True)}
-    alone = replace(problem, options=tuple(mine))
-    try:
-        fleet = fleet_arrays(alone, assignment)
-    except InputError:
-        return None  # a rule names what this fleet has nothing of
-    n = np.array([count[id(option)] for option in fleet.options], dtype=np.int64)
-    roomy = replace(fleet, pair_load=fleet.pair_load / FULLEST)
-    shares = balanced_shares(roomy, n, np.zeros(len(fleet.pair_bucket)))
-    if shares is None:
+    kept = {rental.offer: rental.instances for rental in base.rentals}
+    routed = _routed(problem, count, set(kept) - {item.offer for item in base.allocation}, assignment)
+    if routed is None:
         return None
-    load = option_load(fleet, shares)
-    used = n > 0
-    fullness = float((load[used] / n[used]).max(initial=0.0))
-    needed = np.where(used, load / np.maximum(n, 1), 0.0)
-    rise = {
-        kind_of(option): max(1.0, float(part)) for option, part in zip(fleet.options, needed.tolist(), strict=True)
-    }
-    for option, part in zip(fleet.options, needed.tolist(), strict=True):
-        rise[kind_of(option)] = max(rise[kind_of(option)], float(part))
+    rise: dict[OptionKind, float] = {}
+    for option, part in zip(routed.fleet.options, routed.load_per_replica.tolist(), strict=True):
+        rise[kind_of(option)] = max(rise.get(kind_of(option), 1.0), part)
     raised = {
-        id(option): replace(option, utilization_cap=option.utilization_cap * rise.get(kind_of(option), 1.0))
+        id(option): replace(option, utilization_cap=option.utilization_cap * rise[kind_of(option)])
+        if kind_of(option) in rise
+        else option
         for option in problem.options
     }
     whole = replace(problem, options=tuple(raised[id(option)] for option in problem.options))
-    now = fleet_arrays(replace(whole, options=tuple(raised[id(option)] for option in mine)), assignment)
-    holding = instances_needed(now, n)
+    now = fleet_arrays(replace(whole, options=tuple(raised[id(option)] for option in routed.options)), assignment)
+    holding = instances_needed(now, routed.replicas)
     rented = np.array([kept.get(now.offers[offer].name, 0) for offer in now.pool_offer.tolist()], dtype=np.int64)
     instances = kept_instances(now, np.maximum(holding, rented), holding)
-    chosen = Fleet(replicas=n, instances=instances, shares=shares, cost_usd_per_hour=exact_cost(now, instances))
+    chosen = Fleet(
+        replicas=routed.replicas,
+        instances=instances,
+        shares=routed.shares,
+        cost_usd_per_hour=exact_cost(now, instances),
+    )
     result = SearchResult(
         fleet=chosen,
         bound_usd_per_hour=None,
@@ -131,4 +165,4 @@ def chosen_fleet(
         verify_plan(whole, plan)
     except SolverLiedError:
         return None  # a limit or a rule does not allow this fleet
-    return ChosenFleet(plan=plan, problem=whole, fullness=fullness * (1 - PLAN_TOLERANCE))
+    return ChosenFleet(plan=plan, problem=whole)

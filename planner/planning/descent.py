@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.optimize.fleets import ChosenFleet, chosen_fleet, kind_of
+from planner.optimize.fleets import ChosenFleet, chosen_fleet, fullness, kind_of
 from planner.optimize.naming import option_keys
 from planner.optimize.packing_check import instances_needed
 from planner.optimize.problem_check import offer_gpus
@@ -59,16 +59,19 @@ def swaps(
     size = {name: _capacity(option, problem) for name, option in options.items()}
     now = _replicas(plan)
     has = {service: sum(size[name] * n for name, n in now.items() if name[0] == service) for service, _ in now}
-    chosen: list[ChosenFleet] = []
+    ranked: list[tuple[float, float, Replicas]] = []
     for replicas in _candidates(problem, plan, options):
         price = _price(replicas, options)
         holds = {s: sum(size[name] * n for name, n in replicas.items() if name[0] == s) for s in has}
         if price >= cost or any(holds[s] * ROUGHLY < has[s] for s in has):
             continue
+        full = fullness(problem, replicas, options, assignment)
+        if full is not None and full <= MOST_FULL:
+            ranked.append((round(full, 9), price, replicas))
+    for _, _, replicas in sorted(ranked, key=lambda item: (*item[:2], sorted(item[2].items()))):
         found = chosen_fleet(problem, plan, replicas, settings=settings, assignment=assignment)
-        if found is not None and found.fullness <= MOST_FULL:
-            chosen.append(found)
-    yield from sorted(chosen, key=lambda found: (round(found.fullness, 9), found.plan.cost_usd_per_hour or 0.0))
+        if found is not None:
+            yield found
 
 
 def _by_name(problem: FleetProblem) -> dict[tuple[str, str], ServingOption]:

@@ -157,8 +157,11 @@ class _Search:
             self.best = tried
         return verdict
 
-    def learn(self, plan: Plan) -> None:
+    def learn(self, plan: Plan, *, only_new: bool = False) -> None:
         """Set the caps of the kinds that `plan` uses to what their pools keep, halfway to what was known before."""
+        used = {self.kinds[item.service, item.option] for item in plan.allocation}
+        if only_new and used <= set(self.caps):
+            return
         knees = pool_knees(lambda times: self.simulate(plan, times)[1])
         headroom = 1 + self.question.problem.headroom_fraction
         for item in plan.allocation:
@@ -166,6 +169,8 @@ class _Search:
             if knee is None:
                 continue
             kind = self.kinds[item.service, item.option]
+            if only_new and kind in self.caps:
+                continue
             seen = item.utilization * headroom * knee / self.factors[item.service]
             self.caps[kind] = math.sqrt(self.caps[kind] * seen) if kind in self.caps else seen
         for service in self.others:
@@ -197,8 +202,8 @@ def prove(
     search = _started(question, settings, assignment, on_round or (lambda _: None))
     ended = ProofEnd.HELD
     try:
-        search.simulate(plan)  # compiles the simulator on its first run, which no time limit should count
-        search.clock = Clock(settings)
+        search.attempt(plan, question.problem)
+        search.clock = Clock(settings)  # the first run compiles the simulator, which no time limit should count
         _climb(search, plan)
     except KeyboardInterrupt:
         ended = ProofEnd.INTERRUPTED
@@ -272,7 +277,6 @@ def _started(
 
 def _climb(search: _Search, unproven: Plan) -> None:
     """Look for the cheapest fleet that holds, as described at the top."""
-    search.attempt(unproven, search.question.problem)
     _learn(search, unproven)
     _level(search)
     for _ in range(MAX_FINAL_SEARCHES):
@@ -337,6 +341,7 @@ def _level(search: _Search) -> None:
                 search.factors[service] = math.sqrt(search.factors[service] * back)
             continue
         verdict = search.attempt(plan, search.problem())
+        search.learn(plan, only_new=True)
         for service in verdict.services:
             bracket = brackets[service.service]
             if not bracket.is_done:

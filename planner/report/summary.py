@@ -319,6 +319,8 @@ def _no_plan_text(plan: Plan) -> str:
 
 def optimality_text(plan: Plan) -> str:
     """Return in words how far the plan's cost can be from the least possible one."""
+    if plan.proof is not None and plan.status is PlanStatus.OPTIMAL:
+        return _proof_text(plan.proof.holds)
     if plan.status is PlanStatus.OPTIMAL:
         if plan.gap is None or plan.gap <= 1e-9:
             return "proven optimal"
@@ -331,6 +333,12 @@ def optimality_text(plan: Plan) -> str:
         f"not proven optimal: a limit stopped the search at a gap of {percent(plan.gap, up=True)}"
         f" (no plan can cost less than {usd(plan.bound_usd_per_hour)} USD/h)"
     )
+
+
+def _proof_text(holds: bool) -> str:
+    if holds:
+        return "simulated: its SLOs hold, and no cheaper fleet that was tried holds them"
+    return "simulated: an SLO is MISSED"
 
 
 def rental_views(plan: Plan) -> tuple[RentalView, ...]:
