@@ -22,12 +22,16 @@ class ProofEnd(StrEnum):
 class ProofStep(StrEnum):
     """Where a fleet that was simulated came from."""
 
+    ALONE = "alone"
+    """Replicas of one kind for a whole service."""
     PLAN = "plan"
     """A search with the utilisation caps of its round."""
     REMOVE = "remove"
     """The best fleet without one instance."""
     SWAP = "swap"
     """The best fleet with one instance replaced by cheaper ones."""
+    BALANCE = "balance"
+    """The fleet before, with its load moved from pools that miss to those that do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +134,4 @@ class Proof:
     caps: tuple[UtilizationCap, ...]
     rounds: tuple[ProofRound, ...]
     removals: int = 0
-    """Fleets that lack one instance of the plan, of one offer each, and could still be tried."""
-    removals_missed: int = 0
-    """How many of them miss; all of them unless the search was stopped."""
+    """Fleets without one instance of an option of the plan, each of which was replayed and misses."""

@@ -56,8 +56,9 @@ class ProofRoundDocument(_Part):
     """One fleet that was simulated."""
 
     step: ProofStep = Field(
-        description="plan: of a search with the caps of its round; remove: the best fleet without an instance; swap: the"
-        " best fleet with cheaper instances in the place of others."
+        description="alone: one kind of replicas for a service; plan: of a search with the caps of its round; remove:"
+        " the best fleet without an instance; swap: the best fleet with cheaper instances in the place of others;"
+        " balance: the fleet before it, with other routing weights."
     )
     cost_usd_per_hour: NonNegative = Field(description="What that fleet costs.")
     holds: bool = Field(description="Whether all objectives hold, with confidence where that can be had.")
@@ -87,7 +88,7 @@ class ServiceProofDocument(_Part):
     requests: Count = Field(description="Requests that count, those after the fleet has filled.")
     other_cap: Positive = Field(description="Utilisation cap of the kinds of replicas that `caps` does not name.")
     knee: NonNegative | None = Field(
-        description="Largest multiple of the planned rate at which the plan holds, to 2%; null = none, or not looked for."
+        description="Largest multiple of the planned rate at which the plan holds, to 2%; null = not looked for."
     )
 
 
@@ -115,8 +116,9 @@ class ProofDocument(_Part):
     services: list[ServiceProofDocument] = Field(description="What was replayed.")
     caps: list[UtilizationCapDocument] = Field(description="How full each kind of replica may be.")
     rounds: list[ProofRoundDocument] = Field(description="The fleets in the order in which they were simulated.")
-    removals: Count = Field(0, description="Fleets with one instance less that the limits allow; each was simulated.")
-    removals_missed: Count = Field(0, description="How many of them miss an objective.")
+    removals: Count = Field(
+        0, description="Fleets without one instance of one of its options; each was replayed, and misses."
+    )
 
     def to_proof(self) -> Proof:
         """Return the domain's proof."""

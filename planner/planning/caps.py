@@ -31,7 +31,9 @@ def with_found_caps(question: Question, proof: Proof) -> Question:
     }
     unknown = [cap.option for cap in proof.caps if (cap.service, cap.option) not in kinds]
     if unknown:
-        raise InputError(f"The plan's proof is about {unknown[0]}, which its request does not have.", hint="Plan again.")
+        raise InputError(
+            f"The plan's proof is about {unknown[0]}, which its request does not have.", hint="Plan again."
+        )
     caps = {kinds[cap.service, cap.option]: cap.utilization_cap for cap in proof.caps}
     others = {service.service: service.other_cap for service in proof.services}
 

@@ -43,7 +43,7 @@ def removals(
     problem: FleetProblem, plan: Plan, *, settings: SolverSettings, assignment: Assignment
 ) -> Iterator[ChosenFleet]:
     """Yield the plan without one instance of each of its offers, the dearest instance first."""
-    options = _by_name(problem)
+    options = options_by_name(problem)
     for replicas in _without_one(plan, options):
         found = chosen_fleet(problem, plan, replicas, settings=settings, assignment=assignment)
         if found is not None:
@@ -54,13 +54,13 @@ def swaps(
     problem: FleetProblem, plan: Plan, *, settings: SolverSettings, assignment: Assignment
 ) -> Iterator[ChosenFleet]:
     """Yield cheaper plans with one instance, or two, replaced by one or two others: those that are least full first."""
-    options = _by_name(problem)
+    options = options_by_name(problem)
     cost = plan.cost_usd_per_hour or 0.0
     size = {name: _capacity(option, problem) for name, option in options.items()}
-    now = _replicas(plan)
+    now = replicas_of(plan)
     has = {service: sum(size[name] * n for name, n in now.items() if name[0] == service) for service, _ in now}
     ranked: list[tuple[float, float, Replicas]] = []
-    for replicas in _candidates(problem, plan, options):
+    for replicas in _candidates(plan, options):
         price = _price(replicas, options)
         holds = {s: sum(size[name] * n for name, n in replicas.items() if name[0] == s) for s in has}
         if price >= cost or any(holds[s] * ROUGHLY < has[s] for s in has):
@@ -74,20 +74,21 @@ def swaps(
             yield found
 
 
-def _by_name(problem: FleetProblem) -> dict[tuple[str, str], ServingOption]:
+def options_by_name(problem: FleetProblem) -> dict[tuple[str, str], ServingOption]:
+    """Return the options by service and key."""
     return {
-        (option.service, key): option
-        for option, key in zip(problem.options, option_keys(problem.options), strict=True)
+        (option.service, key): option for option, key in zip(problem.options, option_keys(problem.options), strict=True)
     }
 
 
-def _replicas(plan: Plan) -> Replicas:
+def replicas_of(plan: Plan) -> Replicas:
+    """Return what runs in `plan`."""
     return {(item.service, item.option): item.replicas for item in plan.allocation}
 
 
 def _without_one(plan: Plan, options: Mapping[tuple[str, str], ServingOption]) -> Iterator[Replicas]:
     """Yield the replicas without as many of one option as free an instance, the dearest instance first."""
-    now = _replicas(plan)
+    now = replicas_of(plan)
     for name in sorted(now, key=lambda name: (-options[name].offer.price_usd_per_hour, name)):
         fewer = dict(now)
         instances = _instances(now, options)[options[name].offer.name]
@@ -126,8 +127,8 @@ def _capacity(option: ServingOption, problem: FleetProblem) -> float:
     return float(served / (rates[able] / option.usable_rps[able]).sum())
 
 
-def _additions(
-    problem: FleetProblem, options: Mapping[tuple[str, str], ServingOption], service: str
+def additions(
+    options: Mapping[tuple[str, str], ServingOption], service: str
 ) -> list[tuple[tuple[str, str], int, float]]:
     """Return for each kind of replica its cheapest instance, full of it: the option, its replicas and the price."""
     best: dict[object, tuple[tuple[float, float, str], tuple[str, str], int]] = {}
@@ -142,17 +143,15 @@ def _additions(
     return [(name, count, order[0]) for order, name, count in sorted(best.values())]
 
 
-def _candidates(
-    problem: FleetProblem, plan: Plan, options: Mapping[tuple[str, str], ServingOption]
-) -> Iterator[Replicas]:
+def _candidates(plan: Plan, options: Mapping[tuple[str, str], ServingOption]) -> Iterator[Replicas]:
     """Yield the fleets with one or two instances less and one or two others more that cost less, each once."""
     cost = plan.cost_usd_per_hour or 0.0
     seen: set[tuple[tuple[tuple[str, str], int], ...]] = set()
     for service in dict.fromkeys(item.service for item in plan.allocation):
-        additions = _additions(problem, options, service)
+        fitting_kinds = additions(options, service)
         for fewer in _fewer(plan, options, service):
             room = cost - _price(fewer, options)
-            fitting = [item for item in additions if item[2] < room]
+            fitting = [item for item in fitting_kinds if item[2] < room]
             for index, (name, count, price) in enumerate(fitting):
                 others = [(other, n) for other, n, more in fitting[index:] if price + more < room]
                 for extra in (None, *others):
@@ -166,12 +165,10 @@ def _candidates(
                         yield more
 
 
-def _fewer(
-    plan: Plan, options: Mapping[tuple[str, str], ServingOption], service: str
-) -> Iterator[Replicas]:
+def _fewer(plan: Plan, options: Mapping[tuple[str, str], ServingOption], service: str) -> Iterator[Replicas]:
     """Yield the fleets without one, and without two, instances that serve `service`."""
-    mine = {name for name in _replicas(plan) if name[0] == service}
-    for fewer in _without_instance(_replicas(plan), options, mine):
+    mine = {name for name in replicas_of(plan) if name[0] == service}
+    for fewer in _without_instance(replicas_of(plan), options, mine):
         yield fewer
         yield from _without_instance(fewer, options, mine)
 

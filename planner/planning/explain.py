@@ -113,7 +113,7 @@ def explain(
     question = question_of(plan, plan_path or Path(DEFAULT_PLAN_NAME))
     cost, binding = plan.cost_usd_per_hour, plan.binding
     if plan.proof is not None:
-        # What changes is compared with the least cost at the same utilisation caps, as it is searched for in the same way.
+        # Changes are compared with the least cost at the same utilisation caps, which is searched for in the same way.
         least = solve(question.problem, settings=settings, assignment=assignment_of(plan))
         plan = replace(least, baselines=plan.baselines)
     return Explanation(

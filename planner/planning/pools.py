@@ -67,9 +67,10 @@ def pool_knees(margins_at: Callable[[float], PoolMargins]) -> dict[tuple[str, st
     """
     at = {START: margins_at(LOADS[START])}
     pools = list(at[START])
-    for step, is_open in ((-1, lambda m: m < 0), (1, lambda m: m >= 0)):
+    for step in (-1, 1):
         index = START
-        while any(is_open(at[index].get(pool, math.nan)) for pool in pools) and 0 <= index + step < len(LOADS):
+        # Downwards until nobody misses, upwards until nobody keeps.
+        while any(step * at[index].get(pool, -step) >= 0 for pool in pools) and 0 <= index + step < len(LOADS):
             index += step
             at[index] = margins_at(LOADS[index])
     return {pool: _crossing([(LOADS[i], at[i][pool]) for i in sorted(at) if pool in at[i]]) for pool in pools}

@@ -14,7 +14,7 @@ Services share limits, not replicas, so that each is judged and moved by itself 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from planner.domain.disaggregation import Role
@@ -22,49 +22,51 @@ from planner.domain.plan import Plan, PlanStatus
 from planner.domain.proof import (
     Proof,
     ProofEnd,
-    ProofRound,
     ProofStep,
-    RoundService,
     ServiceProof,
     UtilizationCap,
 )
 from planner.errors import InputError
 from planner.optimize import Assignment, SolverSettings, solve
-from planner.optimize.fleets import ChosenFleet, kind_of, with_caps
+from planner.optimize.fleets import ChosenFleet, chosen_fleet, kind_of
 from planner.optimize.naming import option_keys
 from planner.optimize.settings import Clock
 from planner.optimize.termination import Termination
-from planner.planning.descent import can_descend, removals, swaps
-from planner.planning.pools import PoolMargins, pool_knees, pool_margins
-from planner.planning.replay import WARM_UP_FRACTION, ReplaySettings, replay_of
-from planner.planning.verdict import ServiceVerdict, Verdict, judge
+from planner.planning.alone import learn_alone
+from planner.planning.descent import can_descend, removals, replicas_of, swaps
+from planner.planning.proof_search import ProofSearch, Tried, fleet_key, is_cheaper, rank, replicas_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from planner.domain.problem import FleetProblem
+    from planner.domain.proof import ProofRound
     from planner.optimize.fleets import OptionKind
     from planner.planning.question import Question
+    from planner.planning.verdict import ServiceVerdict, Verdict
 
-MAX_LEARNING_ROUNDS = 8
-"""Fleets repeat after three to five in what was measured."""
+MAX_LEARNING_ROUNDS = 3
+"""Then the descent goes on from what is known."""
 MAX_LEVEL_ROUNDS = 10
 FIRST_STEP = 0.07
 """By what fraction the factor of a service moves first; steps double until it has both held and missed."""
 LEAST_FACTOR = 0.1
 """Replicas that may be a tenth as full as their pools say, and still miss, will not hold."""
-FINE = 0.025
-"""Relative: factors nearer than this give the same fleet."""
+FINE = 0.3
+"""Of a replica: factors nearer than this give the same fleet, or one that the descent finds."""
+FINEST = (0.01, 0.1)
+"""Relative: factors are sought to no more and no less than this."""
+NEARLY = -1.0
+"""Margin of a fleet that misses, but would not if its pools were loaded otherwise: twice as many late as may be."""
+MAX_BALANCINGS = 2
+MAX_STARTS = 2
+"""Fleets that are descended from: the landscape has more than one valley."""
 MAX_FINAL_SEARCHES = 3
-MAX_SWAP_TRIES = 12
+MAX_SWAP_TRIES = 10
 """Fleets with a cheaper instance that may miss, one after the other, before no other is tried."""
 KNEE_STEP = 0.02
 """Relative precision of the load up to which a plan holds."""
 MOST_LOAD = 4.0
-PROOF_REQUESTS = 50_000
-"""Requests of each service that are replayed, at most."""
-SAVES = 1e-9
-"""Relative: what is less cheaper than this is as dear."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,109 +75,6 @@ class Proven:
 
     plan: Plan
     problem: FleetProblem
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tried:
-    """A fleet that was simulated."""
-
-    plan: Plan
-    problem: FleetProblem
-    verdict: Verdict
-    others: Mapping[str, float]
-    """By service the cap of kinds of replicas that no plan has used."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Search:
-    """What is known so far."""
-
-    question: Question
-    settings: SolverSettings
-    assignment: Assignment
-    on_round: Callable[[ProofRound], None]
-    clock: Clock
-    load: float
-    may_loosen: Mapping[str, bool]
-    kinds: Mapping[tuple[str, str], OptionKind]
-    caps: dict[OptionKind, float] = field(default_factory=dict)
-    others: dict[str, float] = field(default_factory=dict)
-    factors: dict[str, float] = field(default_factory=dict)
-    simulated: dict[tuple[object, ...], tuple[Verdict, PoolMargins]] = field(default_factory=dict)
-    rounds: list[ProofRound] = field(default_factory=list)
-    tried: list[_Tried] = field(default_factory=list)
-    best: _Tried | None = None
-    removals: tuple[int, int] = (0, 0)
-
-    def problem(self) -> FleetProblem:
-        """Return the problem with the caps as they are now believed to be."""
-        caps = {kind: self._level(kind[0], cap) for kind, cap in self.caps.items()}
-        return with_caps(self.question.problem, caps, self.other_caps())
-
-    def other_caps(self) -> dict[str, float]:
-        """Return by service the cap of kinds of replicas that no plan has used."""
-        return {service: self._level(service, cap) for service, cap in self.others.items()}
-
-    def _level(self, service: str, cap: float) -> float:
-        level = cap * self.factors[service]
-        return level if self.may_loosen[service] else min(level, 1.0)
-
-    def solve(self) -> Plan | None:
-        """Return the plan with the present caps; None if there is none, or the time is over."""
-        plan = solve(self.problem(), settings=self.clock.settings(), assignment=self.assignment)
-        if plan.solver.termination == Termination.INTERRUPTED.value:
-            raise KeyboardInterrupt
-        return None if plan.cost_usd_per_hour is None or plan.unserved else plan
-
-    def simulate(self, plan: Plan, times: float = 1.0) -> tuple[Verdict, PoolMargins]:
-        """Return how `plan` fares at `times` the load that is to be proven, whole and pool by pool."""
-        key = (times, *_fleet_key(plan))
-        if key not in self.simulated:
-            settings = ReplaySettings(load=self.load * times, seed=self.settings.seed, n_requests=PROOF_REQUESTS)
-            found = replay_of(self.question, plan, settings=settings)
-            slos = self.question.replay.slos if self.question.replay else {}
-            self.simulated[key] = judge(found), pool_margins(plan, found, slos, WARM_UP_FRACTION)
-        return self.simulated[key]
-
-    def attempt(
-        self,
-        plan: Plan,
-        problem: FleetProblem,
-        *,
-        others: Mapping[str, float] | None = None,
-        step: ProofStep = ProofStep.PLAN,
-    ) -> Verdict:
-        """Return how `plan` fares, and keep it if it is the cheapest that holds."""
-        is_new = (1.0, *_fleet_key(plan)) not in self.simulated
-        verdict, _ = self.simulate(plan)
-        tried = _Tried(plan=plan, problem=problem, verdict=verdict, others=others or self.other_caps())
-        if is_new:
-            self.tried.append(tried)
-            self.rounds.append(_round(step, plan, verdict, self.factors))
-            self.on_round(self.rounds[-1])
-        if verdict.holds and (self.best is None or is_cheaper(plan, self.best.plan)):
-            self.best = tried
-        return verdict
-
-    def learn(self, plan: Plan, *, only_new: bool = False) -> None:
-        """Set the caps of the kinds that `plan` uses to what their pools keep, halfway to what was known before."""
-        used = {self.kinds[item.service, item.option] for item in plan.allocation}
-        if only_new and used <= set(self.caps):
-            return
-        knees = pool_knees(lambda times: self.simulate(plan, times)[1])
-        headroom = 1 + self.question.problem.headroom_fraction
-        for item in plan.allocation:
-            knee = knees.get((item.service, item.option))
-            if knee is None:
-                continue
-            kind = self.kinds[item.service, item.option]
-            if only_new and kind in self.caps:
-                continue
-            seen = item.utilization * headroom * knee / self.factors[item.service]
-            self.caps[kind] = math.sqrt(self.caps[kind] * seen) if kind in self.caps else seen
-        for service in self.others:
-            known = [cap for kind, cap in self.caps.items() if kind[0] == service]
-            self.others[service] = max(known, default=1.0)
 
 
 def prove(
@@ -233,28 +132,13 @@ def check_can_be_proven(question: Question, plan: Plan) -> None:
             raise InputError(f"This plan {what}, and cannot be proven by simulation.", hint="Plan with --no-verify.")
 
 
-def is_cheaper(plan: Plan, other: Plan) -> bool:
-    """Return whether `plan` is better by what the request minimises: its objectives in their order, then the cost."""
-    for one, two in zip(rank(plan), rank(other), strict=True):
-        if abs(one - two) > SAVES * max(abs(two), 1.0):
-            return one < two
-    return False
-
-
-def rank(plan: Plan) -> tuple[float, ...]:
-    """Return what plans are compared by."""
-    beside = (plan.change_usd_per_hour, plan.energy_usd_per_hour, plan.egress_usd_per_hour)
-    total = (plan.cost_usd_per_hour or 0.0) + sum(part or 0.0 for part in beside)
-    return (*(item.value for item in plan.objectives), total)
-
-
 def _started(
     question: Question, settings: SolverSettings, assignment: Assignment, on_round: Callable[[ProofRound], None]
-) -> _Search:
+) -> ProofSearch:
     problem = question.problem
     services = [demand.service for demand in problem.demands]
     traffic = question.replay.traffic if question.replay else {}
-    return _Search(
+    return ProofSearch(
         question=question,
         settings=settings,
         assignment=assignment,
@@ -275,38 +159,45 @@ def _started(
     )
 
 
-def _climb(search: _Search, unproven: Plan) -> None:
+def _climb(search: ProofSearch, unproven: Plan) -> None:
     """Look for the cheapest fleet that holds, as described at the top."""
+    if can_descend(search.question.problem, search.assignment):
+        learn_alone(search, unproven)
+        search.forget_guesses()
     _learn(search, unproven)
     _level(search)
     for _ in range(MAX_FINAL_SEARCHES):
         if search.best is None or search.clock.is_over:
             return
-        _descend(search)
+        if can_descend(search.question.problem, search.assignment):
+            for start in _starts(search):
+                _descend(search, search.rebased(start))
+        search.best = search.rebased(search.best)
         if not _searched_once_more(search):
             return
 
 
-def _learn(search: _Search, plan: Plan) -> None:
-    seen = {_replicas_key(plan)}
-    for _ in range(MAX_LEARNING_ROUNDS):
-        if search.clock.is_over:
-            return
+def _learn(search: ProofSearch, plan: Plan) -> None:
+    """Plan with what is known of each kind, and learn from the pools of that plan, until a fleet comes again."""
+    if not search.caps:
         search.learn(plan)
-        again = search.solve()
+    seen: set[tuple[object, ...]] = set()
+    for _ in range(MAX_LEARNING_ROUNDS):
+        again = None if search.clock.is_over else search.solve()
         if again is None:
             return
         search.attempt(again, search.problem())
-        if _replicas_key(again) in seen:
+        if replicas_key(again) in seen:
             return
-        seen.add(_replicas_key(again))
-        plan = again
+        seen.add(replicas_key(again))
+        search.learn(again)
 
 
 @dataclass(slots=True)
 class _Bracket:
     """The factor of one service: the largest that held, the smallest that missed, and how far to go next."""
 
+    precision: float = FINEST[1]
     low: float = 0.0
     high: float = math.inf
     step: float = FIRST_STEP
@@ -319,7 +210,7 @@ class _Bracket:
         else:
             self.high = min(self.high, factor)
         if self.low and self.high < math.inf:
-            self.is_done = self.high <= self.low * (1 + FINE)
+            self.is_done = self.high <= self.low * (1 + self.precision)
             return self.low if self.is_done else math.sqrt(self.low * self.high)
         moved = factor * (1 + self.step) if holds else factor / (1 + self.step)
         self.step *= 2
@@ -327,84 +218,107 @@ class _Bracket:
         return factor if self.is_done else moved
 
 
-def _level(search: _Search) -> None:
+def _level(search: ProofSearch) -> None:
     """Move the factor of every service to where it just holds."""
     brackets = {service: _Bracket() for service in search.factors}
     for _ in range(MAX_LEVEL_ROUNDS):
-        if search.clock.is_over:
+        plan = None if search.clock.is_over else search.solve()
+        if plan is None and search.clock.is_over:
             return
-        plan = search.solve()
         if plan is None:
-            # The limits do not allow so much: as far back as needed, by halves.
-            for service, bracket in brackets.items():
-                back = bracket.high if bracket.high < math.inf else search.factors[service] * 2
-                search.factors[service] = math.sqrt(search.factors[service] * back)
+            _back(search, brackets)
             continue
-        verdict = search.attempt(plan, search.problem())
-        search.learn(plan, only_new=True)
-        for service in verdict.services:
-            bracket = brackets[service.service]
+        if search.best is not None and not is_cheaper(plan, search.best.plan):
+            held = set(brackets)  # dearer than what is known to hold: nothing is gained further down
+        else:
+            held = set(brackets) - search.attempt(plan, search.problem()).verdict.missed
+            search.learn(plan, only_new=True)
+        for service, bracket in brackets.items():
             if not bracket.is_done:
-                at = search.factors[service.service]
-                search.factors[service.service] = bracket.move(at, holds=service.holds)
+                replicas = sum(item.replicas for item in plan.allocation if item.service == service)
+                bracket.precision = min(max(FINE / max(replicas, 1), FINEST[0]), FINEST[1])
+                search.factors[service] = bracket.move(search.factors[service], holds=service in held)
         if all(bracket.is_done for bracket in brackets.values()):
             return
 
 
-def _descend(search: _Search) -> None:
-    """Take instances away from the best fleet, or put cheaper ones in their place, as long as it holds."""
-    if not can_descend(search.question.problem, search.assignment):
-        return
-    while not search.clock.is_over and search.best is not None:
-        if not (_removed(search) or _swapped(search)):
-            return
+def _back(search: ProofSearch, brackets: Mapping[str, _Bracket]) -> None:
+    """Move factors back, by halves: the limits allow no plan with so much headroom."""
+    for service, bracket in brackets.items():
+        back = bracket.high if bracket.high < math.inf else search.factors[service] * 2
+        search.factors[service] = math.sqrt(search.factors[service] * back)
 
 
-def _removed(search: _Search) -> bool:
-    """Return whether the best fleet could do without an instance; the dearest one goes."""
-    best = search.best
-    if best is None:
-        return False
-    n_tried = 0
-    for found in removals(best.problem, best.plan, settings=search.settings, assignment=search.assignment):
-        if search.clock.is_over:
-            return False
-        if not _is_allowed(search, found):
-            continue
-        n_tried += 1
-        if search.attempt(found.plan, found.problem, others=best.others, step=ProofStep.REMOVE).holds:
-            return True
-    search.removals = (n_tried, n_tried)
-    return False
+def _descend(search: ProofSearch, start: Tried) -> None:
+    """Take instances away from a fleet that holds, or put cheaper ones in their place, as long as that holds."""
+    now: Tried | None = start
+    while now is not None and not search.clock.is_over:
+        now = _removed(search, now) or _swapped(search, now)
 
 
-def _swapped(search: _Search) -> bool:
-    """Return whether a cheaper instance in the place of another one held."""
-    best = search.best
-    if best is None:
-        return False
+def _removed(search: ProofSearch, now: Tried) -> Tried | None:
+    """Return the fleet without an instance that it can do without, the dearest one; None if there is none."""
     n_missed = 0
-    for found in swaps(best.problem, best.plan, settings=search.settings, assignment=search.assignment):
+    for found in removals(now.problem, now.plan, settings=search.settings, assignment=search.assignment):
+        if search.clock.is_over:
+            return None
+        if search.is_allowed(found):
+            tried = _tried(search, found, now, ProofStep.REMOVE)
+            if tried.verdict.holds:
+                return tried
+            n_missed += 1
+    search.removals[fleet_key(now.plan)] = n_missed
+    return None
+
+
+def _tried(search: ProofSearch, found: ChosenFleet, now: Tried, step: ProofStep) -> Tried:
+    """Return how a fleet fares: if it nearly holds, with its load moved from pools that miss to those that do not."""
+    tried = search.attempt(found.plan, found.problem, others=now.others, step=step)
+    for _ in range(MAX_BALANCINGS):
+        margin = min(service.worst.margin for service in tried.verdict.services)
+        if tried.verdict.holds or margin < NEARLY or search.clock.is_over or len(tried.plan.allocation) < 2:
+            break
+        moved = chosen_fleet(
+            search.problem_by_pools(tried),
+            tried.plan,
+            replicas_of(tried.plan),
+            settings=search.settings,
+            assignment=search.assignment,
+        )
+        if moved is None or not search.is_allowed(moved):
+            break
+        tried = search.attempt(moved.plan, moved.problem, others=now.others, step=ProofStep.BALANCE)
+    return tried
+
+
+def _swapped(search: ProofSearch, now: Tried) -> Tried | None:
+    """Return a fleet with cheaper instances in the place of others; None if none that was tried holds."""
+    n_missed = 0
+    for found in swaps(now.problem, now.plan, settings=search.settings, assignment=search.assignment):
         if search.clock.is_over or n_missed >= MAX_SWAP_TRIES:
-            return False
-        if not _is_allowed(search, found) or not is_cheaper(found.plan, best.plan):
-            continue
-        search.attempt(found.plan, found.problem, others=best.others, step=ProofStep.SWAP)
-        if search.best is not best:
-            return True
-        n_missed += 1
-    return False
+            return None
+        if search.is_allowed(found) and is_cheaper(found.plan, now.plan):
+            tried = _tried(search, found, now, ProofStep.SWAP)
+            if tried.verdict.holds:
+                return tried
+            n_missed += 1
+    return None
 
 
-def _is_allowed(search: _Search, found: ChosenFleet) -> bool:
-    """Return whether the fleet is no fuller than the request lets its services be."""
-    headroom = 1 + search.question.problem.headroom_fraction
-    return all(
-        search.may_loosen[item.service] or item.utilization * headroom <= 1 + 1e-9 for item in found.plan.allocation
-    )
+def _starts(search: ProofSearch) -> list[Tried]:
+    """Return the cheapest fleets that hold, each of other kinds of replicas, to descend from: the best one first."""
+    held = sorted((tried for tried in search.tried if tried.verdict.holds), key=lambda tried: rank(tried.plan))
+    kinds: set[tuple[object, ...]] = set()
+    starts = []
+    for tried in held:
+        mine = tuple(sorted((item.service, item.gpu, item.gpus_per_replica) for item in tried.plan.allocation))
+        if mine not in kinds:
+            kinds.add(mine)
+            starts.append(tried)
+    return starts[:MAX_STARTS]
 
 
-def _searched_once_more(search: _Search) -> bool:
+def _searched_once_more(search: ProofSearch) -> bool:
     """Return whether a search with the best fleet's own caps finds a cheaper one that holds; its bound is kept."""
     best = search.best
     if best is None or search.clock.is_over:
@@ -431,7 +345,7 @@ def _bounded(plan: Plan, found: Plan) -> Plan:
     return replace(plan, bound_usd_per_hour=bound, gap=gap, status=status)
 
 
-def _proven(search: _Search, unproven: Plan, ended: ProofEnd) -> Proven:
+def _proven(search: ProofSearch, unproven: Plan, ended: ProofEnd) -> Proven:
     best = search.best
     if best is None:
         best = max(search.tried, key=_nearness) if search.tried else _untried(search, unproven)
@@ -469,8 +383,7 @@ def _proven(search: _Search, unproven: Plan, ended: ProofEnd) -> Proven:
             for (service, option), cap in _caps(search, best).items()
         ),
         rounds=tuple(search.rounds),
-        removals=search.removals[0],
-        removals_missed=search.removals[1],
+        removals=search.removals.get(fleet_key(plan), 0),
     )
     status, solver = plan.status, plan.solver
     if ended in {ProofEnd.TIME_LIMIT, ProofEnd.INTERRUPTED}:
@@ -482,12 +395,12 @@ def _proven(search: _Search, unproven: Plan, ended: ProofEnd) -> Proven:
     )
 
 
-def _untried(search: _Search, plan: Plan) -> _Tried:
+def _untried(search: ProofSearch, plan: Plan) -> Tried:
     problem = search.question.problem
-    return _Tried(plan=plan, problem=problem, verdict=search.simulate(plan)[0], others=search.other_caps())
+    return Tried(plan=plan, problem=problem, verdict=search.simulate(plan)[0], others=search.other_caps())
 
 
-def _caps(search: _Search, best: _Tried) -> dict[tuple[str, str], float]:
+def _caps(search: ProofSearch, best: Tried) -> dict[tuple[str, str], float]:
     """Return the caps that are not the service's own: of one option for each kind, one that the plan uses if any."""
     names = zip(best.problem.options, option_keys(best.problem.options), strict=True)
     caps = {(option.service, key): option.utilization_cap for option, key in names}
@@ -499,7 +412,7 @@ def _caps(search: _Search, best: _Tried) -> dict[tuple[str, str], float]:
     return {name: caps[name] for name in found.values()}
 
 
-def _nearness(tried: _Tried) -> tuple[float, float]:
+def _nearness(tried: Tried) -> tuple[float, float]:
     """Return how near a fleet that misses comes to holding: by its worst service, then by cost."""
     worst = min(service.worst.margin for service in tried.verdict.services)
     return (round(worst, 6), -(tried.plan.cost_usd_per_hour or 0.0))
@@ -515,12 +428,12 @@ def _deciding(verdict: Verdict) -> tuple[str, ...]:
     )
 
 
-def _knees(search: _Search, best: _Tried) -> dict[str, float | None]:
+def _knees(search: ProofSearch, best: Tried) -> dict[str, float | None]:
     """Return by service the largest multiple of the planned rate at which the plan holds, to 2%."""
     return {service.service: _knee(search, best.plan, service) for service in best.verdict.services}
 
 
-def _knee(search: _Search, plan: Plan, verdict: ServiceVerdict) -> float | None:
+def _knee(search: ProofSearch, plan: Plan, verdict: ServiceVerdict) -> float | None:
     def holds(times: float) -> bool:
         found = search.simulate(plan, times)[0]
         return next(service.holds for service in found.services if service.service == verdict.service)
@@ -534,39 +447,3 @@ def _knee(search: _Search, plan: Plan, verdict: ServiceVerdict) -> float | None:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if holds(middle) else (low, middle)
     return round(low * search.load, 3)
-
-
-def _round(step: ProofStep, plan: Plan, verdict: Verdict, factors: Mapping[str, float]) -> ProofRound:
-    return ProofRound(
-        step=step,
-        cost_usd_per_hour=plan.cost_usd_per_hour or 0.0,
-        holds=verdict.holds,
-        services=tuple(
-            RoundService(
-                service=service.service,
-                factor=factors[service.service],
-                worst=f"{service.worst.slo.metric} {service.worst.slo.statistic}",
-                bound_s=service.worst.slo.bound_s,
-                simulated_s=service.worst.slo.simulated_s,
-                attainment=service.worst.slo.attainment,
-                met=service.worst.slo.met,
-                sure=service.worst.slo.sure,
-            )
-            for service in verdict.services
-            if service.objectives
-        ),
-    )
-
-
-def _replicas_key(plan: Plan) -> tuple[object, ...]:
-    return tuple(sorted((item.service, item.gpu, item.precision, item.replicas) for item in plan.allocation))
-
-
-def _fleet_key(plan: Plan) -> tuple[object, ...]:
-    """Return what decides how a plan fares: its replicas and its weights."""
-    fleet = tuple((item.service, item.option, item.replicas) for item in plan.allocation)
-    weights = tuple(
-        (route.service, route.row, route.column, *((key, round(value, 9)) for key, value in sorted(route.weights.items())))
-        for route in plan.routing
-    )
-    return (fleet, weights)

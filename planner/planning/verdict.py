@@ -1,10 +1,10 @@
 """Whether a replay proves that a plan holds its objectives: with confidence where the requests are enough for it.
 
-An objective "p99 <= 2 s" holds if at least 99% of the requests are within 2 s. So what is asked is whether the lower end
-of the 95% interval of that fraction, by batch means, reaches 99%. That is the same question as whether the upper end of
-the percentile's interval is within the bound, and has an answer also where the percentile's own interval has no upper
-end because the slowest 1% came together. Of n requests without one miss, up to 3 / n may miss (the rule of three), so
-fewer than 3 / (1 - p) requests prove nothing: there the value itself decides, and the plan says so.
+An objective "p99 <= 2 s" holds if at least 99% of the requests are within 2 s. So what is asked is whether the lower
+end of the 95% interval of that fraction, by batch means, reaches 99%. That is the same question as whether the upper
+end of the percentile's interval is within the bound, and has an answer also where the percentile's own interval has no
+upper end because the slowest 1% came together. Of n requests without one miss, up to 3 / n may miss (the rule of
+three), so fewer than 3 / (1 - p) requests prove nothing: there the value itself decides, and the plan says so.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ def _not_proven(error: InputError) -> Warning_:
 
 def _assumptions(proof: Proof) -> Iterator[str]:
     yield (
-        f"Proven by a replay at {proof.load:g} times the planned rate, which is the headroom: traffic to come is assumed"
-        " to be no burstier than what was replayed."
+        f"Proven by a replay at {proof.load:g} times the planned rate, which is the headroom: traffic to come is"
+        " assumed to be no burstier than what was replayed."
     )
     yield "Single-GPU plans have the same utilisation caps; they are not replayed."
 
@@ -108,7 +108,7 @@ def _warnings(proof: Proof) -> Iterator[Warning_]:
         fewest = min(service.requests for service in proof.services)
         yield Warning_(
             code=TOO_SHORT,
-            message=f"A replay of {fewest:,} requests is too short for confidence in every objective: its values decided.",
+            message=f"A replay of {fewest:,} requests is too short for confidence in all objectives: values decided.",
             observed=fewest,
         )
 
@@ -130,6 +130,6 @@ def _missed(proof: Proof) -> str:
             f" ({slo.attainment:.2%} of its requests are in time)"
         )
     return (
-        f"No plan within the limits was found whose replay holds; of those tried this one is nearest: {'; '.join(parts)}."
-        " A looser bound, a lower percentile, more GPU types (catalog.gpus, parallelism.tp) or looser limits would help."
+        f"No plan within the limits was found whose replay holds; of those tried this is nearest: {'; '.join(parts)}."
+        " A looser bound, a lower percentile, other GPUs (catalog.gpus, parallelism.tp) or looser limits would help."
     )

@@ -42,7 +42,7 @@ def proof_text(plan: Plan) -> str:
         return ""
     parts = [_price(proof), f"{plural(proof.fleets, 'fleet')} simulated"]
     if proof.removals and proof.ended is ProofEnd.HELD:
-        parts.append(f"{proof.removals_missed} of {plural(proof.removals, 'fleet')} with an instance less miss")
+        parts.append(f"with an instance less it misses ({plural(proof.removals, 'way')} tried)")
     knees = [(service.service, service.knee) for service in proof.services if service.knee]
     several = len(proof.services) > 1
     parts += [

@@ -317,10 +317,17 @@ def _no_plan_text(plan: Plan) -> str:
     return f"no plan was found before a limit was reached ({clean(plan.solver.termination)}).{bound}"
 
 
+SIMULATED = {
+    True: "simulated: its SLOs hold, and no cheaper fleet that was tried holds them",
+    False: "simulated: an SLO is MISSED",
+}
+"""Of a plan with a proof, by whether it holds."""
+
+
 def optimality_text(plan: Plan) -> str:
     """Return in words how far the plan's cost can be from the least possible one."""
     if plan.proof is not None and plan.status is PlanStatus.OPTIMAL:
-        return _proof_text(plan.proof.holds)
+        return SIMULATED[plan.proof.holds]
     if plan.status is PlanStatus.OPTIMAL:
         if plan.gap is None or plan.gap <= 1e-9:
             return "proven optimal"
@@ -333,12 +340,6 @@ def optimality_text(plan: Plan) -> str:
         f"not proven optimal: a limit stopped the search at a gap of {percent(plan.gap, up=True)}"
         f" (no plan can cost less than {usd(plan.bound_usd_per_hour)} USD/h)"
     )
-
-
-def _proof_text(holds: bool) -> str:
-    if holds:
-        return "simulated: its SLOs hold, and no cheaper fleet that was tried holds them"
-    return "simulated: an SLO is MISSED"
 
 
 def rental_views(plan: Plan) -> tuple[RentalView, ...]:
