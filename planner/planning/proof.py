@@ -56,6 +56,8 @@ FINE = 0.3
 """Of a replica: factors nearer than this give the same fleet, or one that the descent finds."""
 FINEST = (0.01, 0.1)
 """Relative: factors are sought to no more and no less than this."""
+MAX_SWAPS = 40
+"""In all."""
 NEARLY = -1.0
 """Margin of a fleet that misses, but would not if its pools were loaded otherwise: twice as many late as may be."""
 MAX_BALANCINGS = 2
@@ -295,9 +297,10 @@ def _swapped(search: ProofSearch, now: Tried) -> Tried | None:
     """Return a fleet with cheaper instances in the place of others; None if none that was tried holds."""
     n_missed = 0
     for found in swaps(now.problem, now.plan, settings=search.settings, assignment=search.assignment):
-        if search.clock.is_over or n_missed >= MAX_SWAP_TRIES:
+        if search.clock.is_over or n_missed >= MAX_SWAP_TRIES or search.n_swaps >= MAX_SWAPS:
             return None
         if search.is_allowed(found) and is_cheaper(found.plan, now.plan):
+            search.n_swaps += 1
             tried = _tried(search, found, now, ProofStep.SWAP)
             if tried.verdict.holds:
                 return tried

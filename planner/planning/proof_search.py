@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from planner.domain.proof import ProofRound, ProofStep, RoundService
-from planner.optimize import Assignment, SolverSettings, solve
+from planner.errors import SolverLiedError
+from planner.optimize import Assignment, SolverSettings, solve, verify_plan
 from planner.optimize.fleets import kind_of, with_caps
 from planner.optimize.termination import Termination
 from planner.planning.pools import PoolMargins, pool_knees, pool_margins
@@ -61,6 +62,7 @@ class ProofSearch:
     rounds: list[ProofRound] = field(default_factory=list)
     tried: list[Tried] = field(default_factory=list)
     best: Tried | None = None
+    n_swaps: int = 0
     removals: dict[tuple[object, ...], int] = field(default_factory=dict)
     """By fleet: how many fleets with an instance less were replayed, if all of them miss."""
 
@@ -157,7 +159,12 @@ class ProofSearch:
         for item in best.plan.allocation:
             kind = self.kinds[item.service, item.option]
             caps[kind] = max(caps.get(kind, others[item.service]), item.utilization * headroom * (1 + ROOM))
-        return replace(best, problem=with_caps(self.question.problem, caps, others), others=others)
+        problem = with_caps(self.question.problem, caps, others)
+        try:
+            verify_plan(problem, best.plan)
+        except SolverLiedError:
+            return best  # what is left after a loss must be fuller than that
+        return replace(best, problem=problem, others=others)
 
     def is_allowed(self, found: ChosenFleet) -> bool:
         """Return whether a fleet is no fuller than the request lets its services be."""

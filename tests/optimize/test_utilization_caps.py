@@ -18,9 +18,7 @@ NOT_THE_SAME = frozenset({"energy", "jobs", "disaggregation", "goals"})
 
 
 def capped(problem, caps):
-    options = tuple(
-        replace(option, utilization_cap=cap) for option, cap in zip(problem.options, caps, strict=True)
-    )
+    options = tuple(replace(option, utilization_cap=cap) for option, cap in zip(problem.options, caps, strict=True))
     return replace(problem, options=options)
 
 
@@ -75,7 +73,9 @@ def test_energy_and_utilisation_are_those_of_the_true_load(seed):
 @pytest.mark.parametrize("seed", range(300, 310))
 def test_work_beside_requests_keeps_the_cap(seed):
     rng = np.random.default_rng(seed)
-    problem = random_case(rng, without=frozenset({"shedding", "goals", "energy", "changes", "disaggregation", "scenarios"})).problem
+    problem = random_case(
+        rng, without=frozenset({"shedding", "goals", "energy", "changes", "disaggregation", "scenarios"})
+    ).problem
     if not problem.jobs:
         from random_fleets import add_jobs
 
