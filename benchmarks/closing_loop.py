@@ -238,16 +238,16 @@ def main() -> None:
         f"`python benchmarks/closing_loop.py`, {machine()}. Llama-3.1-8B on the on-demand offers of AWS, GCP and Azure"
         " with 10% headroom. Plans are made and proven with the first half of each trace; the second half, unseen, is"
         " replayed at the planned rate without the headroom. In time: requests within every bound, on the first and"
-        " the second half. Extra: against the plan by throughput alone. One less: of the fleets without one replica of one"
-        " option, routed anew, how many the same proof rejects.",
+        " the second half. Extra: against the plan by throughput alone. One less: of the fleets without one replica of"
+        " one option, routed anew, how many the same proof rejects.",
         "",
         "| trace | SLOs | by throughput USD/h | in time | holds | proven USD/h | extra | replicas | first half"
         " | in time, second half | holds | one less misses | fleets | s |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *map(line, rows),
         "",
-        f"Without the loop {missed} of {len(rows)} plans miss on one half or both; with it {lasting} of {len(rows)} hold"
-        f" on the half that they have not seen. Of {tight[1]} fleets with a replica less {tight[0]} do not hold.",
+        f"Without the loop {missed} of {len(rows)} plans miss on one half or both; with it {lasting} of {len(rows)}"
+        f" hold on the half that they have not seen. Of {tight[1]} fleets with a replica less {tight[0]} do not hold.",
     ])  # fmt: skip
     print(text)
     if not options.no_write and not options.only:

@@ -400,7 +400,9 @@ class PlanDocument(_Part):
     usd_per_million_output_tokens: NonNegative | None = Field(
         None, description="Cost per million generated tokens at the planned rate; null if token counts are not known."
     )
-    bound_usd_per_hour: NonNegative | None = Field(description="No plan can cost less: proven.")
+    bound_usd_per_hour: NonNegative | None = Field(
+        description="No plan can cost less: proven. With a `proof`, no plan whose replicas are no fuller than that says."
+    )
     gap: NonNegative | None = Field(description="(cost - bound) / cost; 0 = proven optimal.")
     savings_vs_best_single: float | None = Field(
         None, description="1 - cost / cost of the best baseline, as a fraction; null if no single GPU type suffices."
