@@ -401,7 +401,8 @@ class PlanDocument(_Part):
         None, description="Cost per million generated tokens at the planned rate; null if token counts are not known."
     )
     bound_usd_per_hour: NonNegative | None = Field(
-        description="No plan can cost less: proven. With a `proof`, no plan whose replicas are no fuller than that says."
+        description="No plan can cost less: proven. With a `proof`, no plan whose replicas are no fuller than that"
+        " says."
     )
     gap: NonNegative | None = Field(description="(cost - bound) / cost; 0 = proven optimal.")
     savings_vs_best_single: float | None = Field(

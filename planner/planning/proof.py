@@ -98,6 +98,7 @@ def prove(
     Raises
     ------
     InputError: if the plan cannot be replayed, or not planned again with other caps.
+    KeyboardInterrupt: if Ctrl-C comes before anything was replayed.
     """
     check_can_be_proven(question, plan)
     search = _started(question, settings, assignment, on_round or (lambda _: None))
@@ -107,6 +108,8 @@ def prove(
         search.clock = Clock(settings)  # the first run compiles the simulator, which no time limit should count
         _climb(search, plan)
     except KeyboardInterrupt:
+        if not search.tried:
+            raise
         ended = ProofEnd.INTERRUPTED
     if ended is ProofEnd.HELD and search.clock.is_over:
         ended = ProofEnd.TIME_LIMIT
@@ -351,7 +354,7 @@ def _bounded(plan: Plan, found: Plan) -> Plan:
 def _proven(search: ProofSearch, unproven: Plan, ended: ProofEnd) -> Proven:
     best = search.best
     if best is None:
-        best = max(search.tried, key=_nearness) if search.tried else _untried(search, unproven)
+        best = max(search.tried, key=_nearness)
         ended = ProofEnd.MISSED if ended is ProofEnd.HELD else ended
     knees = _knees(search, best) if ended is ProofEnd.HELD else {}
     plan, verdict = best.plan, best.verdict
@@ -396,11 +399,6 @@ def _proven(search: ProofSearch, unproven: Plan, ended: ProofEnd) -> Proven:
         plan=replace(plan, proof=proof, status=status, solver=solver, binding=(*_deciding(verdict), *plan.binding)),
         problem=best.problem,
     )
-
-
-def _untried(search: ProofSearch, plan: Plan) -> Tried:
-    problem = search.question.problem
-    return Tried(plan=plan, problem=problem, verdict=search.simulate(plan)[0], others=search.other_caps())
 
 
 def _caps(search: ProofSearch, best: Tried) -> dict[tuple[str, str], float]:

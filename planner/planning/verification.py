@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from planner.domain.plan import PlanStatus
 from planner.domain.proof import ProofEnd
 from planner.domain.provenance import Warning_
 from planner.errors import InputError
@@ -55,7 +56,12 @@ def verified(
         if is_asked:
             raise
         return question, replace(plan, warnings=(*plan.warnings, _not_proven(error)))
-    found = prove(question, plan, settings=settings, assignment=assignment, on_round=on_round)
+    try:
+        found = prove(question, plan, settings=settings, assignment=assignment, on_round=on_round)
+    except KeyboardInterrupt:
+        stopped = replace(plan.solver, termination=Termination.INTERRUPTED.value)
+        warning = Warning_(code=STOPPED, message="Ctrl-C came before the plan was replayed: its SLOs are not proven.")
+        return question, replace(plan, status=PlanStatus.FEASIBLE, solver=stopped, warnings=(*plan.warnings, warning))
     proof = found.plan.proof
     if proof is None:
         return question, plan

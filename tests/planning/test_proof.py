@@ -274,6 +274,11 @@ def test_ctrl_c_keeps_the_best_until_then(folder, monkeypatch):
     assert nothing.cost_usd_per_hour == plain.cost_usd_per_hour
     assert not nothing.proof.holds
     assert "no plan was found" in next(item.message for item in nothing.warnings if item.code == "W411")
+    monkeypatch.setattr(loop.ProofSearch, "attempt", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    at_once = planned(folder)
+    assert (at_once.proof, at_once.solver.termination) == (None, "interrupted")
+    assert at_once.cost_usd_per_hour == plain.cost_usd_per_hour
+    assert "not proven" in next(item.message for item in at_once.warnings if item.code == "W411")
 
 
 def test_the_time_limit_stops_the_proof_and_is_told(folder):
