@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from planner.planning.question import Question
     from planner.planning.verdict import ServiceVerdict, Verdict
 
+TIMES_THE_LIMIT = 4.0
+"""All searches and replays of a proof together may take so many times the time limit of one search. Counts stop it
+before on an idle machine, so that the same request gives the same plan."""
 MAX_LEARNING_ROUNDS = 3
 """Then the descent goes on from what is known."""
 MAX_LEVEL_ROUNDS = 10
@@ -92,7 +95,7 @@ def prove(
     Parameters
     ----------
     plan : the unproven answer to `question`.
-    settings : of the searches; its time limit is that of all searches and replays together.
+    settings : of the searches; all searches and replays together take `TIMES_THE_LIMIT` its time limit at most.
     on_round : is told of every fleet that was simulated.
 
     Raises
@@ -105,7 +108,8 @@ def prove(
     ended = ProofEnd.HELD
     try:
         search.attempt(plan, question.problem)
-        search.clock = Clock(settings)  # the first run compiles the simulator, which no time limit should count
+        # The first run compiled the simulator, which no time limit should count.
+        search.clock = Clock(replace(settings, time_limit_s=settings.time_limit_s * TIMES_THE_LIMIT))
         _climb(search, plan)
     except KeyboardInterrupt:
         if not search.tried:
@@ -329,7 +333,7 @@ def _searched_once_more(search: ProofSearch) -> bool:
     best = search.best
     if best is None or search.clock.is_over:
         return False
-    found = solve(best.problem, settings=search.clock.settings(), assignment=search.assignment)
+    found = solve(best.problem, settings=search.limited(), assignment=search.assignment)
     if found.solver.termination == Termination.INTERRUPTED.value:
         raise KeyboardInterrupt
     if found.cost_usd_per_hour is not None:

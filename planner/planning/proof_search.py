@@ -79,9 +79,14 @@ class ProofSearch:
         level = cap * self.factors[service]
         return level if self.may_loosen[service] else min(level, 1.0)
 
+    def limited(self) -> SolverSettings:
+        """Return the settings of one search, within the time that is left for all."""
+        left = self.clock.settings()
+        return replace(left, time_limit_s=min(left.time_limit_s, self.settings.time_limit_s))
+
     def solve(self) -> Plan | None:
         """Return the plan with the present caps; None if there is none, or the time is over."""
-        plan = solve(self.problem(), settings=self.clock.settings(), assignment=self.assignment)
+        plan = solve(self.problem(), settings=self.limited(), assignment=self.assignment)
         if plan.solver.termination == Termination.INTERRUPTED.value:
             raise KeyboardInterrupt
         return None if plan.cost_usd_per_hour is None or plan.unserved else plan

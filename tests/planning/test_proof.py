@@ -281,8 +281,9 @@ def test_ctrl_c_keeps_the_best_until_then(folder, monkeypatch):
     assert "not proven" in next(item.message for item in at_once.warnings if item.code == "W411")
 
 
-def test_the_time_limit_stops_the_proof_and_is_told(folder):
-    found = planned(folder, settings=SolverSettings(time_limit_s=0.4))
+def test_the_time_limit_stops_the_proof_and_is_told(folder, monkeypatch):
+    monkeypatch.setattr(loop, "TIMES_THE_LIMIT", 0.001)
+    found = planned(folder, settings=SolverSettings(time_limit_s=60.0))
     assert found.proof.ended is ProofEnd.TIME_LIMIT
     assert found.status == "feasible"
     assert any(warning.code == "W411" for warning in found.warnings)
