@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check docs format bench bench-optimizer clean
+.PHONY: help setup demo test test-slow check docs format bench bench-optimizer bench-loop clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ bench-optimizer: $(READY) ## measure the optimiser alone: small requests, large 
 	$(BIN)/python benchmarks/optimizer_scale.py
 	$(BIN)/python benchmarks/optimizer_horizon.py
 	$(BIN)/python benchmarks/optimizer_cross_check.py
+
+bench-loop: $(READY) ## measure planning until the replay holds: what it costs, and whether it lasts
+	$(BIN)/python benchmarks/closing_loop.py
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

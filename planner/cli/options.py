@@ -29,7 +29,8 @@ TimeLimitOption = Annotated[
     str,
     typer.Option(
         metavar="TIME",
-        help="Stop each search after this long with the best found; the single-GPU plans share as much again.",
+        help="Stop each search after this long with the best found; the single-GPU plans share as much again, and the"
+        " proof of a plan takes four times as long at most.",
     ),
 ]
 GapOption = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ from planner.errors import ExitCode
 
 if TYPE_CHECKING:
     from planner.domain.plan import Plan
+    from planner.domain.proof import ProofRound
     from planner.report.result import PlanResult
 
 
@@ -60,6 +62,15 @@ def command(
         Path | None,
         typer.Option(metavar="PLAN", help="plan.json that runs today: plan the changes to it, and show their order."),
     ] = None,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Replay the plan request by request, and plan again until its SLOs hold. "
+            "Default: where all traffic comes from traces with arrival times.",
+            show_default=False,
+        ),
+    ] = None,
     routes: Annotated[bool, typer.Option("--routes", help="Show the routing weights of every bucket.")] = False,
     force: ForceOption = False,
 ) -> int:
@@ -78,6 +89,8 @@ def command(
         slice_factor=slice_factor,
         strict=strict,
         current=current,
+        verify=verify,
+        on_round=_progress if sys.stderr.isatty() else None,
     )
     for target in targets:
         console.write_result(target, result.to_text(suffix_of(target)), force=force)
@@ -91,15 +104,25 @@ def command(
 def exit_code(plan: Plan) -> ExitCode:
     """Return the exit code that says how the plan ended."""
     from planner.domain.plan import PlanStatus
+    from planner.domain.proof import ProofEnd
 
     if plan.solver.termination == "interrupted":
         return ExitCode.INTERRUPTED
+    if plan.proof is not None and plan.proof.ended is ProofEnd.MISSED:
+        return ExitCode.CHECK_FAILED
     return {
         PlanStatus.OPTIMAL: ExitCode.OK,
         PlanStatus.INFEASIBLE: ExitCode.INFEASIBLE,
         PlanStatus.FEASIBLE: ExitCode.LIMIT_REACHED,
         PlanStatus.UNKNOWN: ExitCode.LIMIT_REACHED,
     }[plan.status]
+
+
+def _progress(found: ProofRound) -> None:
+    """Tell the user on stderr of a fleet that was replayed."""
+    services = ", ".join(f"{item.service} {item.worst} {item.attainment:.2%} in time" for item in found.services)
+    verdict = "holds" if found.holds else "misses"
+    console.note(f"Replayed a fleet of {found.cost_usd_per_hour:,.2f} USD/h ({found.step}): {verdict}; {services}.")
 
 
 def show(result: PlanResult, *, routes: bool) -> None:

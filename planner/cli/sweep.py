@@ -54,7 +54,7 @@ def command(
     as_of: AsOfOption = None,
     force: ForceOption = False,
 ) -> int:
-    """Find plans of which none is better in one objective without being worse in the other."""
+    """Find plans of which none is better in one objective without being worse in the other; they are not replayed."""
     from planner.planning.sweep import pareto_sweep, parse_measures
     from planner.report.front import FRONT_SUFFIXES, front_document, front_text
 

@@ -12,6 +12,7 @@ from planner.domain.provenance import ProvenanceKind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from planner.domain.proof import Proof
     from planner.domain.provenance import Warning_
     from planner.domain.robustness import Robustness
 
@@ -402,5 +403,7 @@ class Plan:
     """Electricity and emissions at the prices that the request states; not in `cost_usd_per_hour`."""
     robustness: Robustness | None = None
     """The price of the scenarios that the request wants to survive; None where it has none."""
+    proof: Proof | None = None
+    """The simulation that the plan holds its objectives in; None where it was not simulated."""
     jobs: tuple[JobPlan, ...] = ()
     """Work with a deadline; not in `rate_rps` and `routing`, nor in the utilisation of a service's replicas."""

@@ -69,6 +69,15 @@ class ServingOption:
             return None
         return (self.service, self.offer.provider, self.offer.region, self.handover.group)
 
+    utilization_cap: float = 1.0
+    """Largest load per replica, beside that of the whole problem; above 1 where all requests together keep an SLO that
+    every bucket alone would not."""
+
+    @property
+    def usable_rps(self) -> NDArray[np.float64]:
+        """Largest steady rates that a plan may send to one replica; shape (buckets of the service,)."""
+        return self.throughput_rps * self.utilization_cap
+
     job_rates: Mapping[str, float] = field(default_factory=dict)
     """By job that may use what is left of a replica: its units per second on ONE replica with nothing else to do."""
 

@@ -36,6 +36,7 @@ from planner.domain.provenance import ProvenanceKind, Warning_
 from planner.errors import InputError, UnsupportedFormatError
 from planner.files.documents import Document, load_document, validation_error
 from planner.files.plan_document import DERIVED, KIND, SCHEMA_VERSION
+from planner.files.proof_schema import ProofDocument
 from planner.files.robustness_schema import RobustnessDocument
 
 SUPPORTED_VERSIONS = (SCHEMA_VERSION,)
@@ -399,7 +400,10 @@ class PlanDocument(_Part):
     usd_per_million_output_tokens: NonNegative | None = Field(
         None, description="Cost per million generated tokens at the planned rate; null if token counts are not known."
     )
-    bound_usd_per_hour: NonNegative | None = Field(description="No plan can cost less: proven.")
+    bound_usd_per_hour: NonNegative | None = Field(
+        description="No plan can cost less: proven. With a `proof`, no plan whose replicas are no fuller than that"
+        " says."
+    )
     gap: NonNegative | None = Field(description="(cost - bound) / cost; 0 = proven optimal.")
     savings_vs_best_single: float | None = Field(
         None, description="1 - cost / cost of the best baseline, as a fraction; null if no single GPU type suffices."
@@ -480,6 +484,10 @@ class PlanDocument(_Part):
         None, description="The price of the scenarios that the request wants to survive; null where it has none."
     )
 
+    proof: ProofDocument | None = Field(
+        None, description="The simulation that the plan holds its SLOs in; null where it was not simulated."
+    )
+
     jobs: list[JobPlanDocument] = Field(
         default_factory=list,
         description="Work with a deadline. It is not in `rate_rps`, `routing` or the utilisation of a service's"
@@ -521,6 +529,7 @@ class PlanDocument(_Part):
             "binding": tuple(self.binding),
             "assumptions": tuple(self.assumptions),
             "robustness": self.robustness and self.robustness.to_robustness(),
+            "proof": self.proof and self.proof.to_proof(),
         }
         return Plan(**(plain | parts))
 

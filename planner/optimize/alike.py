@@ -187,7 +187,7 @@ def option_classes(fleet: FleetArrays) -> IntArray:
     """
     seen: dict[tuple[object, ...], int] = {}
     keys = (
-        (period, option.service, option.throughput_rps.tobytes(), *_handover_key(option))
+        (period, option.service, option.usable_rps.tobytes(), *_handover_key(option))
         for period, option in zip(fleet.option_period.tolist(), fleet.options, strict=True)
     )
     return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)

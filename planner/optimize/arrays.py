@@ -72,7 +72,9 @@ class FleetArrays:
     """Shape (pairs,): bucket of every eligible (bucket, option)."""
     pair_option: IntArray
     pair_load: FloatArray
-    """Replicas at the utilisation cap that the whole bucket keeps busy, headroom included: lam (1 + rho) / (X U)."""
+    """Replicas at the utilisation cap that the whole bucket keeps busy, headroom included: lam (1 + rho) / (X U).
+
+    U is the cap of the whole problem times that of the option."""
     pair_transfer: FloatArray
     """Shape (pairs,): how busy a pair keeps a replica's network, as a multiple of its load: X S / W; 0 = not at all."""
     option_offer: IntArray
@@ -334,7 +336,7 @@ def _scenarios(problem: FleetProblem, planned: FleetArrays) -> Iterator[Scenario
         then = in_scenario(replace(problem, options=planned.options), replace(rule, bound=1.0))
         bucket, option, load, _ = _pairs(then, then.options)
         classes: dict[tuple[str, bytes], int] = {}
-        keys = ((each.service, each.throughput_rps.tobytes()) for each in then.options)
+        keys = ((each.service, each.usable_rps.tobytes()) for each in then.options)
         found = ScenarioArrays(
             position=position,
             name=rule.name,
@@ -475,7 +477,7 @@ def _pairs(
         mine = [index for index, option in enumerate(options) if option.service == demand.service]
         size = len(demand.buckets)
         if mine and size:
-            throughput = np.array([options[index].throughput_rps for index in mine]).T
+            throughput = np.array([options[index].usable_rps for index in mine]).T
             rates = np.array([bucket.rate_rps for bucket in demand.buckets])
             inner_bucket, inner_option = np.nonzero(throughput > 0)
             buckets.append(inner_bucket + start)

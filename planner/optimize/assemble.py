@@ -222,7 +222,7 @@ def _allocations(
                 replicas=replicas,
                 instances=instances[offer_index],
                 cost=part * float(option.offer.price_usd_per_hour) * instances[offer_index],
-                utilization=float(loads[j]) / pressure / replicas,
+                utilization=float(loads[j]) * option.utilization_cap / pressure / replicas,
                 work_utilization=float(done[j]) / replicas,
                 rate_rps=float(served[j]),
                 shares=shares,

@@ -111,7 +111,8 @@ def energy_arrays(problem: FleetProblem, fleet: FleetArrays) -> EnergyArrays | N
     pue = np.array([1.0 if site is None else site.pue for site in sites])
     idle = pue * np.array([_watts(option.idle_power_w) for option in fleet.options]) / WATTS_PER_KW
     busy = pue * np.array([_watts(option.busy_power_w) for option in fleet.options]) / WATTS_PER_KW
-    load = fleet.pair_load * problem.utilization_cap / (1 + problem.headroom_fraction)
+    caps = np.array([option.utilization_cap for option in fleet.options])[fleet.pair_option]
+    load = fleet.pair_load * caps * problem.utilization_cap / (1 + problem.headroom_fraction)
     kg = np.array(
         [_kg_per_kwh(energy, option, period) for option, period in zip(fleet.options, fleet.option_period, strict=True)]
     )

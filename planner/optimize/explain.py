@@ -235,7 +235,7 @@ def _comparison(problem: FleetProblem, plan: Plan, gpu: str) -> str:
 def _usd_per_request(option: ServingOption, bucket: int) -> float:
     """Return the price of a full replica per request it serves: price share / (3600 s x req/s)."""
     price = float(replica_price(option.offer, option.gpus_per_replica))
-    return price / (SECONDS_PER_HOUR * float(option.throughput_rps[bucket]))
+    return price / (SECONDS_PER_HOUR * float(option.usable_rps[bucket]))
 
 
 SECONDS_PER_HOUR = 3600.0

@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from planner.errors import SolverLiedError
+from planner.optimize.jobs import work_cap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,19 +34,18 @@ def check_jobs(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, str
     if len(stated) != len(plan.jobs) or set(stated) != set(jobs):
         _fail(f"it does the jobs {sorted(item.job for item in plan.jobs)}, and the request has {sorted(jobs)}")
     replicas, busy = _replicas(plan), _request_loads(problem, plan, by_key)
-    capacity = {
-        place: count * (1.0 if place[1] in jobs else problem.utilization_cap) for place, count in replicas.items()
-    }
+    full: dict[Place, float] = {place: busy[place] / _request_cap(problem, by_key[place[1:]]) for place in busy}
     for name, item in stated.items():
         for run in item.runs:
             place = (run.period or 0, run.service, run.option)
             load = _load(jobs[name], run, problem, by_key)
-            share = load / (1.0 if run.service == name else problem.utilization_cap)
+            is_own = run.service == name
+            share = load / (1.0 if is_own else work_cap(problem, by_key[run.service, run.option]))
             if abs(share - run.busy_replicas) > 10 * TOLERANCE * max(share, 1.0):
                 _fail(f"{run.amount:g} {item.unit} of {name} take {share!r} replicas, not {run.busy_replicas!r}")
-            busy[place] += load
-            if busy[place] > capacity.get(place, 0.0) * (1 + TOLERANCE):
-                _fail(f"{run.service} on {run.option} has {busy[place]!r} replicas' work, and {capacity.get(place, 0)}")
+            full[place] = full.get(place, 0.0) + share
+            if full[place] > replicas.get(place, 0) * (1 + TOLERANCE):
+                _fail(f"{run.service} on {run.option} has {full[place]!r} replicas' work, and {replicas.get(place, 0)}")
         _check_amounts(jobs[name], item, problem.horizon)
         paid = sum(row.cost_usd_per_hour for row in plan.allocation if row.service == name)
         if abs(paid - item.own_usd_per_hour) > TOLERANCE * max(paid, 1.0):
@@ -79,6 +79,10 @@ def _stated_loads(plan: Plan) -> dict[Place, float]:
         for index, allocation in enumerate(parts)
         for item in allocation
     }
+
+
+def _request_cap(problem: FleetProblem, option: ServingOption) -> float:
+    return problem.utilization_cap * option.utilization_cap
 
 
 def _request_loads(

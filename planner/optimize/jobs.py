@@ -81,7 +81,7 @@ def _pairs(
     step_s = job.window_s(None) if horizon is None else horizon.step_s
     for j, option in enumerate(options):
         is_own = option.service == job.name
-        cap = 1.0 if is_own else problem.utilization_cap
+        cap = 1.0 if is_own else work_cap(problem, option)
         rate = _rate(job, option)
         if rate <= 0:
             continue
@@ -89,6 +89,11 @@ def _pairs(
         for t, (seconds, order) in enumerate(_periods(job, horizon)):
             if seconds > 0:
                 yield k, t * len(options) + j, replica_s / (seconds * cap), replica_s / step_s, is_own, order
+
+
+def work_cap(problem: FleetProblem, option: ServingOption) -> float:
+    """Return what work may fill of a service's replica without requests: a cap above 1 is for requests alone."""
+    return problem.utilization_cap * min(option.utilization_cap, 1.0)
 
 
 def sorted_jobs(problem: FleetProblem) -> tuple[Job, ...]:

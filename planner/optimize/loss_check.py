@@ -122,7 +122,7 @@ def least_served(demand: Demand, running: list[tuple[ServingOption, int]], cap: 
         able = np.flatnonzero(option.throughput_rps > 0)
         rates = np.array([demand.buckets[bucket].rate_rps for bucket in able])
         share = builder.add_columns("share", len(able))
-        terms = [(np.full(len(able), size + index), -rates / option.throughput_rps[able])]
+        terms = [(np.full(len(able), size + index), -rates / option.usable_rps[able])]
         lower[size + index] = -cap * count
         if option.role is not Role.DECODE:
             terms.append((able, np.ones(len(able))))

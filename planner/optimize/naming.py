@@ -65,7 +65,8 @@ def _numbered(options: Sequence[ServingOption], keys: list[str]) -> list[str]:
     count = Counter((option.service, key) for option, key in zip(options, keys, strict=True))
     seen: Counter[tuple[str, str]] = Counter()
     result = list(keys)
-    for index in sorted(range(len(options)), key=lambda i: option_sort_key(options[i])):
+    alike = [index for index, option in enumerate(options) if count[option.service, keys[index]] > 1]
+    for index in sorted(alike, key=lambda i: option_sort_key(options[i])):
         place = (options[index].service, keys[index])
         if count[place] > 1:
             seen[place] += 1

@@ -207,7 +207,8 @@ def _check_loads(
         _fail(f"requests are unserved of buckets that the problem does not have: {sorted(unserved)[:3]}")
     for place, load in loads.items():
         replicas = used[place].replicas
-        limit = problem.utilization_cap * replicas / (1 + problem.headroom_fraction)
+        cap = problem.utilization_cap * by_key[place].utilization_cap
+        limit = cap * replicas / (1 + problem.headroom_fraction)
         if load > limit * (1 + 2 * TOLERANCE):
             _fail(f"{place[0]} on {place[1]} has a load of {load!r} replicas, and {limit!r} may be used")
         if abs(used[place].utilization * replicas - load) > max(TOLERANCE * load, TOLERANCE) * 10:

@@ -196,6 +196,11 @@ def _check_option(option: ServingOption, sizes: dict[str, int]) -> None:
         )
     if not np.all(np.isfinite(option.throughput_rps)) or np.any(option.throughput_rps < 0):
         raise InputError(f"A throughput of {option.service} on {name} is negative or not finite.")
+    if not (np.isfinite(option.utilization_cap) and option.utilization_cap > 0):
+        raise InputError(
+            f"The utilisation cap of {option.service} on {name} is {option.utilization_cap!r}.",
+            hint="It must be above 0; 1 is the throughput itself.",
+        )
     _check_handover(option)
     if not (np.isfinite(option.offer.price_usd_per_hour) and option.offer.price_usd_per_hour >= 0):
         raise InputError(f"The price of {name} is {option.offer.price_usd_per_hour!r} USD/h.")

@@ -241,8 +241,9 @@ def _is_as_fast(better: ServingOption, worse: ServingOption) -> bool:
     if any(better.job_rates.get(job, 0.0) < rate for job, rate in worse.job_rates.items()):
         return False
     scenarios = better.scenario_rps.keys() | worse.scenario_rps.keys()
-    return bool(np.all(better.throughput_rps >= worse.throughput_rps)) and all(
-        bool(np.all(better.throughput_in(name) >= worse.throughput_in(name))) for name in scenarios
+    caps = better.utilization_cap, worse.utilization_cap
+    return bool(np.all(better.usable_rps >= worse.usable_rps)) and all(
+        bool(np.all(better.throughput_in(name) * caps[0] >= worse.throughput_in(name) * caps[1])) for name in scenarios
     )
 
 

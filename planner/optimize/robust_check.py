@@ -187,7 +187,7 @@ def _served_rps(asked: Sequence[tuple[Demand, Replicas]], scenario: str, cap: fl
         for option, count in fleet:
             if option.service != demand.service or not demand.buckets:
                 continue
-            speed = option.throughput_in(scenario)
+            speed = option.throughput_in(scenario) * option.utilization_cap
             able = np.flatnonzero(speed > 0).tolist()
             flow = builder.add_columns("flow", len(able), cost=-1.0).tolist()
             for bucket, column in zip(able, flow, strict=True):

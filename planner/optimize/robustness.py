@@ -223,7 +223,7 @@ def unserved_rps(
     mine = [index for index, option in enumerate(options) if option.service == demand.service]
     bare = np.array([bucket.rate_rps for bucket in demand.buckets])
     rates = np.concatenate([bare * factor for factor in factors])
-    speed = np.array([options[index].throughput_rps for index in mine]).reshape(len(mine), n_buckets)
+    speed = np.array([options[index].usable_rps for index in mine]).reshape(len(mine), n_buckets)
     counts = np.array([[float(now[index]) for index in mine] for now in replicas]).reshape(len(factors), len(mine))
     period, option, bucket = np.nonzero(
         (counts > 0)[:, :, None] & (speed > 0)[None, :, :] & (np.array(factors) > 0)[:, None, None]

@@ -35,8 +35,9 @@ from planner.planning.relax import disaggregation_conflicts, slo_conflicts
 from planner.report.result import PlanResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
+    from planner.domain.proof import ProofRound
     from planner.domain.provenance import Warning_
     from planner.planning.question import Question
 
@@ -55,6 +56,8 @@ def plan(
     slice_factor: int | None = None,
     strict: bool = False,
     current: Path | str | None = None,
+    verify: bool | None = None,
+    on_round: Callable[[ProofRound], None] | None = None,
 ) -> PlanResult:
     """Return the cheapest verified plan for `request`, or the reasons why there is none.
 
@@ -68,10 +71,13 @@ def plan(
     slice_factor : slices per bucket for "sliced"; default: what the request says, else 1.
     strict : refuse stale prices instead of warning of them.
     current : the plan.json that runs today: the plan gets a rollout from it, and its changes can have a price.
+    verify : replay the plan request by request, and plan again until its SLOs hold; None = where all traffic comes from
+        traces with arrival times, and the plan can be replayed.
+    on_round : is told of every fleet that was replayed.
 
     Raises
     ------
-    InputError: if the request, or a file that it names, is wrong.
+    InputError: if the request, or a file that it names, is wrong; or if it cannot be replayed, and `verify` is true.
     DataMissingError: if it names something that is not known.
     """
     document = read_request(request)
@@ -89,16 +95,30 @@ def plan(
         "slice_factor": chosen.slice_factor,
         **({} if current is None else {"current": str(current)}),
         **question.inputs,
-        "reproduce": _reproduce(document.path, today, settings, chosen, strict=strict, current=running),
+        "reproduce": _reproduce(document.path, today, settings, chosen, strict=strict, current=running, verify=verify),
         "request": document.data,
     }
-    found = replace(answer(question, settings=settings, assignment=chosen), inputs=inputs)
+    found = answer(question, settings=settings, assignment=chosen, verify=verify, on_round=on_round)
+    found = replace(found, inputs=inputs)
     return PlanResult(plan=found, today=today)
 
 
-def answer(question: Question, *, settings: SolverSettings, assignment: Assignment) -> Plan:
+def answer(
+    question: Question,
+    *,
+    settings: SolverSettings,
+    assignment: Assignment,
+    verify: bool | None = None,
+    on_round: Callable[[ProofRound], None] | None = None,
+) -> Plan:
     """Return the plan for `question` with its baselines, or with the conflicts that leave none."""
     found = solve(question.problem, settings=settings, assignment=assignment)
+    if verify is not False and found.cost_usd_per_hour is not None:
+        from planner.planning.verification import verified  # noqa: PLC0415 - the simulator takes a second to import
+
+        question, found = verified(
+            question, found, settings=settings, assignment=assignment, is_asked=verify is True, on_round=on_round
+        )
     found = replace(
         found,
         name=question.name,
@@ -239,7 +259,14 @@ def _assignment(kind: str, *, asked_slices: int | None, slice_factor: int) -> As
 
 
 def _reproduce(
-    path: str, today: date, settings: SolverSettings, assignment: Assignment, *, strict: bool, current: Path | None
+    path: str,
+    today: date,
+    settings: SolverSettings,
+    assignment: Assignment,
+    *,
+    strict: bool,
+    current: Path | None,
+    verify: bool | None,
 ) -> str | None:
     """Return the command that gives this plan again, from the same folder and files; None if there was no file."""
     if path in {STDIN, IN_MEMORY}:
@@ -253,4 +280,6 @@ def _reproduce(
         parts.append("--strict")
     if current is not None:
         parts += ["--current", str(current)]
+    if verify is not None:
+        parts.append("--verify" if verify else "--no-verify")
     return shlex.join(parts)

@@ -22,6 +22,7 @@ from planner.optimize import (
     verify_plan,
 )
 from planner.planning.answer import read_question
+from planner.planning.caps import with_found_caps
 from planner.report.result import PlanResult
 from planner.units import HOURS_PER_MONTH, format_duration
 
@@ -110,9 +111,14 @@ def explain(
             conflicts=tuple(conflict.suggestion or conflict.explanation for conflict in plan.conflicts),
         )
     question = question_of(plan, plan_path or Path(DEFAULT_PLAN_NAME))
+    cost, binding = plan.cost_usd_per_hour, plan.binding
+    if plan.proof is not None:
+        # Changes are compared with the least cost at the same utilisation caps, which is searched for in the same way.
+        least = solve(question.problem, settings=settings, assignment=assignment_of(plan))
+        plan = replace(least, baselines=plan.baselines)
     return Explanation(
-        cost_usd_per_hour=plan.cost_usd_per_hour,
-        binding=plan.binding,
+        cost_usd_per_hour=cost,
+        binding=binding,
         limits=tuple(_limit_prices(question, plan, settings)),
         objectives=tuple(_objective_prices(question, plan, settings)),
         gpus=tuple(_gpu_reasons(question, plan, _chosen_gpus(question, plan, gpus), settings)),
@@ -132,6 +138,8 @@ def question_of(plan: Plan, plan_path: Path) -> Question:
     folder = _folder(made, plan_path)
     current = Path(plan.inputs["current"]) if "current" in plan.inputs else None
     question = read_question(made.document, base_dir=folder, today=made.as_of, strict=False, current=current)
+    if plan.proof is not None:
+        question = with_found_caps(question, plan.proof)
     for name, digest in question.inputs.get("files", {}).items():
         if made.files.get(name) != digest:
             raise InputError(f"{name} has changed since the plan was made.", hint="Plan again.", where=where)

@@ -81,10 +81,13 @@ INSTANCES_LOST = (
     "instance is not planned."
 )
 
+UNPROVEN = "The SLO enters through each GPU's throughput; bursts and mixed sizes come on top (`gpuplan simulate`)."
+"""Of plans that are not replayed."""
+
 ASSUMPTIONS = (
     "A replica's load is the sum of its buckets' loads (rate / largest rate of that bucket alone within the SLO).",
     "Every bucket meets the SLO on its own, which is stricter than all requests together meeting it.",
-    "The SLO enters through each GPU's throughput; bursts and mixed sizes come on top (`gpuplan simulate`).",
+    UNPROVEN,
     "A replica stays within one instance; its peak power is the TDP of its GPUs, or the power limit set on them.",
     "Every offer is assumed to be available in any number unless the request says otherwise.",
 )

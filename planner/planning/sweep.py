@@ -53,6 +53,8 @@ def pareto_sweep(
 ) -> Sweep:
     """Return the front of two measures for a request; its own objective is left aside, its limits are kept.
 
+    These plans rest on throughput alone: they are not replayed.
+
     Raises
     ------
     InputError: if the request, or a file that it names, is wrong.

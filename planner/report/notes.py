@@ -13,6 +13,7 @@ from planner.domain.provenance import ProvenanceKind
 from planner.report.disaggregation import disaggregation_text
 from planner.report.energy import carbon_text, energy_text
 from planner.report.jobs import job_texts
+from planner.report.proof import proof_text, slo_text
 from planner.report.robustness import robustness_text
 from planner.report.wording import age, clean, number, percent, plural, price, usd
 from planner.units import format_power
@@ -20,9 +21,6 @@ from planner.units import format_power
 if TYPE_CHECKING:
     from planner.domain.plan import Baseline, Plan
 
-SLO_NOTE = (
-    "not simulated: SLOs enter through the throughput of each GPU; gpuplan simulate replays it request by request."
-)
 MAX_BINDING = 8
 """Binding limits that a report names; plan.json has all."""
 SAME_COST_FRACTION = 5e-4
@@ -99,7 +97,8 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
             ("Robust", robustness_text(plan)),
             *(("Work", text) for text in job_texts(plan)),
             ("Saving", saving_text(plan)),
-            ("SLO", SLO_NOTE if plan.allocation else ""),
+            ("SLO", slo_text(plan)),
+            ("Proof", proof_text(plan)),
             ("Binding", binding_text(plan)),
             ("Redundancy", redundancy_text(plan)),
             ("Egress", egress_text(plan)),

@@ -317,8 +317,17 @@ def _no_plan_text(plan: Plan) -> str:
     return f"no plan was found before a limit was reached ({clean(plan.solver.termination)}).{bound}"
 
 
+SIMULATED = {
+    True: "simulated: its SLOs hold, and no cheaper fleet that was tried holds them",
+    False: "simulated: an SLO is MISSED",
+}
+"""Of a plan with a proof, by whether it holds."""
+
+
 def optimality_text(plan: Plan) -> str:
     """Return in words how far the plan's cost can be from the least possible one."""
+    if plan.proof is not None and plan.status is PlanStatus.OPTIMAL:
+        return SIMULATED[plan.proof.holds]
     if plan.status is PlanStatus.OPTIMAL:
         if plan.gap is None or plan.gap <= 1e-9:
             return "proven optimal"

@@ -36,10 +36,20 @@ from planner.domain.plan import (
     SolverInfo,
     Unserved,
 )
+from planner.domain.proof import (
+    Proof,
+    ProofEnd,
+    ProofRound,
+    ProofStep,
+    RoundService,
+    ServiceProof,
+    SimulatedSlo,
+    UtilizationCap,
+)
 from planner.domain.provenance import ProvenanceKind, Warning_
 from planner.domain.robustness import FleetOutcomes, FleetReplicas, Outcome, Robustness, ScenarioCase
 from planner.errors import InputError, PlannerError, UnsupportedFormatError
-from planner.files import plan_schema, robustness_schema
+from planner.files import plan_schema, proof_schema, robustness_schema
 from planner.files.documents import parse_document
 from planner.files.plan_document import DERIVED, plan_to_document
 from planner.files.plan_schema import plan_from_document, plan_json_schema, read_plan
@@ -315,6 +325,23 @@ def plans(draw):
         scenarios=several(built(ScenarioCase)),
         fleets=several(built(FleetOutcomes, replicas=several(built(FleetReplicas)), outcomes=several(built(Outcome)))),
     )
+    part, positive = st.sampled_from([0.0, 0.25, 0.99, 1.0]), st.sampled_from([0.06, 0.5, 1.1])
+    shares = {"attainment": part, "bound_s": positive}
+    parts["proof"] = st.none() | built(
+        Proof,
+        ended=st.sampled_from(ProofEnd),
+        load=positive,
+        slos=several(built(SimulatedSlo, attainment_low=part, **shares)),
+        services=several(built(ServiceProof, other_cap=positive)),
+        caps=several(built(UtilizationCap, utilization_cap=positive)),
+        rounds=several(
+            built(
+                ProofRound,
+                step=st.sampled_from(ProofStep),
+                services=several(built(RoundService, factor=positive, **shares)),
+            )
+        ),
+    )
     return draw(built(Plan, **parts))
 
 
@@ -421,6 +448,12 @@ MODELS = [
     plan_schema.RedundancyPriceDocument,
     plan_schema.JobPlanDocument,
     plan_schema.JobRunDocument,
+    proof_schema.ProofDocument,
+    proof_schema.SimulatedSloDocument,
+    proof_schema.RoundServiceDocument,
+    proof_schema.ProofRoundDocument,
+    proof_schema.UtilizationCapDocument,
+    proof_schema.ServiceProofDocument,
     robustness_schema.RobustnessDocument,
     robustness_schema.ScenarioCaseDocument,
     robustness_schema.FleetOutcomesDocument,

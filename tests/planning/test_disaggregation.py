@@ -135,7 +135,7 @@ def test_pools_go_with_limits_rules_and_a_horizon():
 
 
 def test_the_example_rents_pools_on_two_gpu_types():
-    found = planner.plan(REPO / "examples" / "disaggregated.yaml").plan
+    found = planner.plan(REPO / "examples" / "disaggregated.yaml", verify=False).plan
     assert {(row.gpu, row.role) for row in found.allocation} >= {
         ("H100-80GB", Role.PREFILL),
         ("A100-80GB", Role.DECODE),

@@ -23,7 +23,8 @@ def folder(tmp_path_factory):
     at = tmp_path_factory.mktemp("replay")
     for name in ("request", "busy_minutes", "two_services", "day", "priorities"):
         shutil.copy(REPO / "examples" / f"{name}.yaml", at)
-        assert run(["plan", str(at / f"{name}.yaml"), "-o", str(at / f"{name}.json"), "--as-of", AS_OF, "-q"]) in {0, 4}
+        plan = ["plan", str(at / f"{name}.yaml"), "-o", str(at / f"{name}.json"), "--no-verify"]
+        assert run([*plan, "--as-of", AS_OF, "-q"]) in {0, 4}
     shutil.copy(REPO / "examples" / "melange.json", at / "table.json")
     assert run(["plan", str(at / "table.json"), "-o", str(at / "melange.json"), "--as-of", AS_OF, "-q"]) == 0
     return at

@@ -1,0 +1,131 @@
+"""The `proof` of plan.json: field for field the dataclasses of `planner.domain.proof`."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from planner.domain.proof import (
+    Proof,
+    ProofEnd,
+    ProofRound,
+    ProofStep,
+    RoundService,
+    ServiceProof,
+    SimulatedSlo,
+    UtilizationCap,
+)
+
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SimulatedSloDocument(_Part):
+    """One objective of one service, simulated."""
+
+    service: str = Field(description="The service that the objective is of.")
+    metric: str = Field(description="ttft, tpot or e2e.")
+    statistic: str = Field(description="mean, or a percentile: p99.")
+    bound_s: Positive = Field(description="What the statistic must not exceed, in seconds.")
+    simulated_s: NonNegative | None = Field(description="What it came to; null where requests were never answered.")
+    attainment: Fraction = Field(description="Part of the requests that are within the bound.")
+    attainment_low: Fraction = Field(description="Lower end of its 95% interval, by batch means.")
+    met: bool = Field(description="Whether the value itself is within the bound.")
+    sure: bool = Field(description="Whether the whole 95% interval says the same.")
+
+
+class RoundServiceDocument(_Part):
+    """How one service fared in one round."""
+
+    service: str = Field(description="Name of the service.")
+    factor: Positive = Field(description="What all of its learned utilisation caps were multiplied by.")
+    worst: str = Field(description="Its objective nearest to being missed, e.g. `ttft p99`.")
+    bound_s: Positive = Field(description="The bound of that objective in seconds.")
+    simulated_s: NonNegative | None = Field(description="What it came to; null where requests were never answered.")
+    attainment: Fraction = Field(description="Part of the requests within that bound.")
+    met: bool = Field(description="Whether the value is within the bound.")
+    sure: bool = Field(description="Whether the whole 95% interval says the same.")
+
+
+class ProofRoundDocument(_Part):
+    """One fleet that was simulated."""
+
+    step: ProofStep = Field(
+        description="alone: one kind of replicas for a service; plan: of a search with the caps of its round; remove:"
+        " the best fleet without an instance; swap: the best fleet with cheaper instances in the place of others;"
+        " balance: the fleet before it, with other routing weights."
+    )
+    cost_usd_per_hour: NonNegative = Field(description="What that fleet costs.")
+    holds: bool = Field(description="Whether all objectives hold, with confidence where that can be had.")
+    services: list[RoundServiceDocument] = Field(description="How each service fared.")
+
+    def to_round(self) -> ProofRound:
+        """Return the domain's round."""
+        return ProofRound(**(dict(self) | {"services": tuple(RoundService(**dict(row)) for row in self.services)}))
+
+
+class UtilizationCapDocument(_Part):
+    """How full replicas of one kind may be: of one GPU and engine configuration, on whatever offer."""
+
+    service: str = Field(description="The service that they serve.")
+    option: str = Field(description="One option of that kind, as `option` of an allocation.")
+    utilization_cap: Positive = Field(
+        description="Largest load per replica, headroom included; 1 = the throughput under the SLO, bucket by bucket."
+    )
+
+
+class ServiceProofDocument(_Part):
+    """What was replayed of one service, and what it says of the headroom that it needs."""
+
+    service: str = Field(description="Name of the service.")
+    traffic: str = Field(description="The trace that was replayed, or what arrivals were drawn from.")
+    rate_rps: NonNegative = Field(description="Mean rate of the replay.")
+    requests: Count = Field(description="Requests that count, those after the fleet has filled.")
+    other_cap: Positive = Field(description="Utilisation cap of the kinds of replicas that `caps` does not name.")
+    knee: NonNegative | None = Field(
+        description="Largest multiple of the planned rate at which the plan holds, to 2%; null = not looked for."
+    )
+
+
+class ProofDocument(_Part):
+    """Whether the plan holds its objectives request by request, and how it was found."""
+
+    holds: bool = Field(description="Whether every objective holds in the replay.")
+    sure: bool = Field(
+        description="Whether all hold with 95% confidence; false also where the replay is too short for that."
+    )
+    ended: ProofEnd = Field(
+        description="held: nothing cheaper that was tried holds; missed: no plan was found that holds; time-limit and"
+        " interrupted: the plan is the best one until then."
+    )
+    load: Positive = Field(description="What the planned rates were multiplied by: 1 + headroom.")
+    seed: Count = Field(description="Seed of the replays.")
+    requests: Count = Field(description="Requests of one replay, all services.")
+    fleets: Count = Field(description="Different fleets that were simulated.")
+    unproven_usd_per_hour: NonNegative = Field(
+        description="What the plan costs whose SLOs enter through throughput alone."
+    )
+    extra_usd_per_hour: float = Field(description="What this plan costs more; negative where there was room to spare.")
+    bound_of: str = Field(description="What plans `bound_usd_per_hour` is a bound of.")
+    slos: list[SimulatedSloDocument] = Field(description="Every objective, simulated.")
+    services: list[ServiceProofDocument] = Field(description="What was replayed.")
+    caps: list[UtilizationCapDocument] = Field(description="How full each kind of replica may be.")
+    rounds: list[ProofRoundDocument] = Field(description="The fleets in the order in which they were simulated.")
+    removals: Count = Field(
+        0, description="Fleets without one instance of one of its options; each was replayed, and misses."
+    )
+
+    def to_proof(self) -> Proof:
+        """Return the domain's proof."""
+        parts: dict[str, Any] = {
+            "slos": tuple(SimulatedSlo(**dict(row)) for row in self.slos),
+            "services": tuple(ServiceProof(**dict(row)) for row in self.services),
+            "caps": tuple(UtilizationCap(**dict(row)) for row in self.caps),
+            "rounds": tuple(row.to_round() for row in self.rounds),
+        }
+        return Proof(**(dict(self) | parts))

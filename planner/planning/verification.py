@@ -1,0 +1,141 @@
+"""Whether a plan is to be proven, what its proof changes of the question, and what the user must know of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from planner.domain.plan import PlanStatus
+from planner.domain.proof import ProofEnd
+from planner.domain.provenance import Warning_
+from planner.errors import InputError
+from planner.optimize.termination import Termination
+from planner.planning.caps import with_found_caps
+from planner.planning.fleet import UNPROVEN
+from planner.planning.proof import check_can_be_proven, prove
+from planner.units import format_duration
+from planner.workload.buckets import W_MEAN_OF_BURSTY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from planner.domain.plan import Plan
+    from planner.domain.proof import Proof, ProofRound
+    from planner.optimize import Assignment, SolverSettings
+    from planner.planning.question import Question
+
+NOT_PROVEN = "W408"
+TOO_SHORT = "W409"
+MISSED = "W410"
+STOPPED = "W411"
+
+
+def verified(
+    question: Question,
+    plan: Plan,
+    *,
+    settings: SolverSettings,
+    assignment: Assignment,
+    is_asked: bool,
+    on_round: Callable[[ProofRound], None] | None = None,
+) -> tuple[Question, Plan]:
+    """Return the plan that holds its objectives in a replay, or comes nearest, and the question that it answers.
+
+    Without being asked for it, only what comes from traces with arrival times is proven, and what cannot be replayed
+    is returned with a warning.
+
+    Raises
+    ------
+    InputError: if the plan cannot be replayed, and `is_asked`.
+    """
+    if plan.solver.termination == Termination.INTERRUPTED.value or not (is_asked or has_arrivals(question)):
+        return question, plan
+    try:
+        check_can_be_proven(question, plan)
+    except InputError as error:
+        if is_asked:
+            raise
+        return question, replace(plan, warnings=(*plan.warnings, _not_proven(error)))
+    try:
+        found = prove(question, plan, settings=settings, assignment=assignment, on_round=on_round)
+    except KeyboardInterrupt:
+        stopped = replace(plan.solver, termination=Termination.INTERRUPTED.value)
+        warning = Warning_(code=STOPPED, message="Ctrl-C came before the plan was replayed: its SLOs are not proven.")
+        return question, replace(plan, status=PlanStatus.FEASIBLE, solver=stopped, warnings=(*plan.warnings, warning))
+    proof = found.plan.proof
+    if proof is None:
+        return question, plan
+    capped = with_found_caps(question, proof)
+    assumptions = (text for text in question.assumptions if text != UNPROVEN)
+    warnings = (item for item in question.warnings if not (proof.holds and item.code == W_MEAN_OF_BURSTY))
+    return (
+        replace(
+            capped,
+            problem=found.problem,
+            assumptions=(*assumptions, *_assumptions(proof)),
+            warnings=tuple(warnings),
+        ),
+        replace(found.plan, warnings=(*found.plan.warnings, *_warnings(proof))),
+    )
+
+
+def has_arrivals(question: Question) -> bool:
+    """Return whether all traffic comes from traces that say when each request came."""
+    if question.replay is None:
+        return False
+    traces = [source.trace for source in question.replay.traffic.values()]
+    return bool(traces) and all(trace is not None and trace.has_arrivals for trace in traces)
+
+
+def _not_proven(error: InputError) -> Warning_:
+    return Warning_(code=NOT_PROVEN, message=f"{error.message} Its SLOs rest on throughput alone.")
+
+
+def _assumptions(proof: Proof) -> Iterator[str]:
+    yield (
+        f"Proven by a replay at {proof.load:g} times the planned rate, which is the headroom: traffic to come is"
+        " assumed to be no burstier than what was replayed."
+    )
+    yield "Single-GPU plans have the same utilisation caps; they are not replayed."
+
+
+def _warnings(proof: Proof) -> Iterator[Warning_]:
+    if proof.ended is ProofEnd.MISSED:
+        yield Warning_(code=MISSED, message=_missed(proof), observed=", ".join(_misses(proof)))
+    if proof.ended in {ProofEnd.TIME_LIMIT, ProofEnd.INTERRUPTED}:
+        what = "The time limit" if proof.ended is ProofEnd.TIME_LIMIT else "Ctrl-C"
+        which = (
+            "the plan is the cheapest one until then whose replay holds"
+            if proof.holds
+            else "no plan was found until then whose replay holds, and this one misses"
+        )
+        yield Warning_(code=STOPPED, message=f"{what} stopped the proof: {which}.", observed=proof.fleets)
+    if proof.holds and not proof.sure:
+        fewest = min(service.requests for service in proof.services)
+        yield Warning_(
+            code=TOO_SHORT,
+            message=f"A replay of {fewest:,} requests is too short for confidence in all objectives: values decided.",
+            observed=fewest,
+        )
+
+
+def _misses(proof: Proof) -> list[str]:
+    return list(dict.fromkeys(slo.service for slo in proof.slos if not (slo.met and slo.sure)))
+
+
+def _missed(proof: Proof) -> str:
+    """Return which objectives are missed, by how much, and what would help."""
+    parts = []
+    for slo in proof.slos:
+        if slo.met and slo.sure:
+            continue
+        value = "never ends" if slo.simulated_s is None else f"is {format_duration(slo.simulated_s)}"
+        unsure = ", and not surely within it" if slo.met else ""
+        parts.append(
+            f"{slo.service} {slo.metric} {slo.statistic} {value} instead of {format_duration(slo.bound_s)}{unsure}"
+            f" ({slo.attainment:.2%} of its requests are in time)"
+        )
+    return (
+        f"No plan within the limits was found whose replay holds; of those tried this is nearest: {'; '.join(parts)}."
+        " A looser bound, a lower percentile, other GPUs (catalog.gpus, parallelism.tp) or looser limits would help."
+    )
