@@ -110,7 +110,7 @@ class Prepared:
     def _replication(
         self, scene: Scene, fleet: PlannedFleet, settings: ReplaySettings, notes: tuple[str, ...], number: int
     ) -> Replay:
-        """Return one replication; number 0 is the traffic as it is, others draw blocks of it with seeds of their own."""
+        """Return one replication; number 0 plays the traffic as it is, others draw blocks of it by another seed."""
         seed = (
             settings.seed if number == 0 else int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
         )
@@ -147,6 +147,7 @@ class Prepared:
             simulation=simulation,
             notes=notes,
             n_lost=changes.n_lost,
+            origin_s=scene.origin_s,
         )
 
     def _stage(self, settings: ReplaySettings) -> tuple[Scene, PlannedFleet]:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from planner.simulate.statistics import Estimate, SloOutcome
 
 N_PHASES = 10
-SCHEMA_VERSION = "1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +96,8 @@ class Replay:
     n_replications: int = 1
     notes: tuple[str, ...] = ()
     """What was replayed, and what was not."""
+    origin_s: float = 0.0
+    """When the time that counts begins, in the time of the records."""
     n_lost: int = 0
     """Times that a replica was lost, in the first replication."""
 
