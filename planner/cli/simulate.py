@@ -100,8 +100,11 @@ def command(
     if as_json and STDOUT not in targets:
         console.print_json(found.to_dict())
     elif STDOUT not in targets:
+        from rich.text import Text
+
         has_phases = bool(event) or found.phases[0].period is not None
-        console.print_result(_table(found), *([_phases(found)] if has_phases else []), *_lines(found))
+        lines = map(Text, _lines(found))  # not markup: options have [brackets] in their names
+        console.print_result(_table(found), *([_phases(found)] if has_phases else []), *lines)
     return int(ExitCode.OK if found.is_met else ExitCode.CHECK_FAILED)
 
 
@@ -189,8 +192,12 @@ def _lines(found: Replay) -> Iterator[str]:
             f"{service.attainment.value:.2%} within every SLO{of_all}."
         )
     yield from _period_lines(found)
-    for name, share in found.utilization.items():
-        yield f"{name}: at work {share:.0%} of the time."
+    for pool in found.pools:
+        at_a_time = f", {pool.at_a_time:.3g} requests at a time" if pool.at_a_time >= 0 else ""
+        yield (
+            f"{pool.name}: at work {pool.utilization:.0%} of the time{at_a_time}, {pool.peak_kv_fraction:.0%} of the "
+            "KV memory at most."
+        )
     if found.n_lost:
         yield f"{found.n_lost:,} times a replica was lost."
     yield from found.notes

@@ -198,7 +198,9 @@ def _load_sweep(
     if as_json and "-" not in targets:
         console.print_json(found.to_dict())
     elif "-" not in targets:
-        console.print_result(_load_table(found), found.sentence(), *found.notes)
+        from rich.text import Text
+
+        console.print_result(_load_table(found), *map(Text, (found.sentence(), *found.notes)))
     return int(ExitCode.OK)
 
 

@@ -16,6 +16,7 @@ from planner.errors import InputError
 from planner.planning.explain import question_of
 from planner.planning.replay_outcome import (
     Phase,
+    PoolOutcome,
     Replay,
     ServiceOutcome,
     across_replications,
@@ -143,7 +144,7 @@ class Prepared:
                 for index, (name, objectives) in enumerate(slos.items())
             ),
             phases=tuple(phases_of(slos, records, events, scene.stretches, fleet.replicas.sum(axis=1).tolist())),
-            utilization=_utilization(fleet, simulation, changes),
+            pools=tuple(_pools(fleet, simulation, changes)),
             simulation=simulation,
             notes=notes,
             n_lost=changes.n_lost,
@@ -213,19 +214,24 @@ def prepare(question: Question, plan: Plan, *, traces: Mapping[str, Trace] | Non
     return Prepared(question=question, source=question.replay, plan=plan, traces=traces or {})
 
 
-def _utilization(fleet: PlannedFleet, simulation: Simulation, changes: Timeline) -> dict[str, float]:
-    """Return by pool what part of the time in which they serve its replicas are at work, draining left out."""
+def _pools(fleet: PlannedFleet, simulation: Simulation, changes: Timeline) -> Iterator[PoolOutcome]:
+    """Yield how busy each pool is; draining counts as work and not as time that a replica serves."""
     records = simulation.records
-    ends = (records.arrival_s + records.e2e_s)[records.is_answered]
+    answered = records.is_answered
+    ends = (records.arrival_s + records.e2e_s)[answered]
     served_s = np.array(changes.served_s(float(ends.max()) if len(ends) else 0.0))
+    there = np.bincount(records.replica[answered], weights=records.e2e_s[answered], minlength=len(served_s))
     last = np.cumsum(fleet.pools.replicas).tolist()
-    found = {}
     for item, end in zip(fleet.allocation, last, strict=True):
         mine = slice(end - item.replicas, end)
-        there_s = float(served_s[mine].sum())
-        busy_s = float(simulation.busy_s[mine].sum())
-        found[f"{item.service} on {item.option}"] = min(1.0, busy_s / there_s) if there_s > 0 else 0.0
-    return found
+        total_s = float(served_s[mine].sum())
+        yield PoolOutcome(
+            name=f"{item.service} on {item.option}",
+            replicas=item.replicas,
+            utilization=min(1.0, float(simulation.busy_s[mine].sum()) / total_s) if total_s > 0 else 0.0,
+            at_a_time=math.nan if item.role is not Role.BOTH else float(there[mine].sum()) / max(total_s, 1e-9),
+            peak_kv_fraction=float(simulation.peak_kv_fraction[mine].max(initial=0.0)),
+        )
 
 
 def _notes(

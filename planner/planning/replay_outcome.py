@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -83,14 +83,28 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolOutcome:
+    """How busy one pool's replicas are."""
+
+    name: str
+    """Service on option."""
+    replicas: int
+    utilization: float
+    """Mean part of the time in which they serve that they are at work."""
+    at_a_time: float
+    """Requests that one replica has on average, those that wait there among them; NaN where it serves but a part of them."""
+    peak_kv_fraction: float
+    """Largest part of the KV memory of any that was given out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
     """A simulated plan."""
 
     services: tuple[ServiceOutcome, ...]
     phases: tuple[Phase, ...]
     """The time cut at the periods and events, or into `N_PHASES` equal parts without any."""
-    utilization: Mapping[str, float]
-    """Mean part of the time in which a replica of each pool was at work, by "service on option"."""
+    pools: tuple[PoolOutcome, ...]
     simulation: Simulation
     """The first replication."""
     n_replications: int = 1
@@ -105,6 +119,11 @@ class Replay:
     def is_met(self) -> bool:
         """Whether every objective of every service holds."""
         return all(service.is_met for service in self.services)
+
+    @property
+    def utilization(self) -> dict[str, float]:
+        """Mean part of the time in which a replica of each pool was at work, by "service on option"."""
+        return {pool.name: pool.utilization for pool in self.pools}
 
     @property
     def slos(self) -> dict[str, tuple[Slo, ...]]:
@@ -130,7 +149,8 @@ class Replay:
             "met": self.is_met,
             "services": {service.service: _service_dict(service) for service in self.services},
             "phases": [_phase_dict(phase) for phase in self.phases],
-            "utilization": dict(self.utilization),
+            "utilization": self.utilization,
+            "pools": [asdict(pool) | {"at_a_time": finite(pool.at_a_time)} for pool in self.pools],
             "replicas_lost": self.n_lost,
             "notes": list(self.notes),
             "events": self.simulation.n_events,
@@ -149,8 +169,17 @@ def across_replications(replays: Sequence[Replay]) -> Replay:
         first,
         services=tuple(services),
         phases=tuple(phases),
-        utilization={name: float(np.mean([each.utilization[name] for each in replays])) for name in first.utilization},
+        pools=tuple(_pool_across([each.pools[i] for each in replays]) for i in range(len(first.pools))),
         n_replications=len(replays),
+    )
+
+
+def _pool_across(found: Sequence[PoolOutcome]) -> PoolOutcome:
+    return replace(
+        found[0],
+        utilization=float(np.mean([each.utilization for each in found])),
+        at_a_time=float(np.mean([each.at_a_time for each in found])),
+        peak_kv_fraction=max(each.peak_kv_fraction for each in found),
     )
 
 

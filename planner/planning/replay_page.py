@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from planner.planning.replay_outcome import is_within
 from planner.report.lines import Axis, Mark, Series, line_chart
-from planner.report.page import BAR_STEP, CHART_WIDTH, Figure, placed_bars
-from planner.report.replay_page import Bars, Cell, ResultPage, Table, result_html
+from planner.report.page import Figure
+from planner.report.replay_page import Cell, ResultPage, Table, result_html
 from planner.report.wording import clean
 from planner.units import format_duration
 
@@ -42,8 +43,7 @@ def replay_html(found: Replay, *, title: str) -> str:
             figures=tuple(_figures(found)),
             tables=(_slo_table(found),),
             charts=tuple(_charts(found)),
-            bars=_bars(found),
-            later_tables=(_phase_table(found),),
+            later_tables=(_pool_table(found), _phase_table(found)),
             notes=tuple(map(clean, found.notes)),
         )
     )
@@ -99,6 +99,32 @@ def _slo_table(found: Replay) -> Table:
     return Table(title="Objectives", columns=columns, rows=tuple(rows), remark=f"Intervals are from {what}.")
 
 
+@dataclass(frozen=True, slots=True)
+class _TimeAxis:
+    """How seconds since what counts began are shown: in a round unit, or a schedule in periods."""
+
+    unit_s: float
+    first: float
+    label: str
+
+    def at(self, seconds: float) -> float:
+        return self.first + seconds / self.unit_s
+
+    def axis(self, last_s: float) -> Axis:
+        return Axis(low=self.first, high=self.at(last_s), label=self.label, show=lambda value: f"{value:g}")
+
+
+def _time_axis(found: Replay, last_s: float) -> _TimeAxis:
+    periods = [phase for phase in found.phases if phase.period is not None]
+    if periods and periods[0].period is not None:
+        ends = [phase.end_s for phase in periods if phase.period == periods[0].period]
+        return _TimeAxis(ends[-1] - periods[0].start_s, periods[0].period, "period of the schedule")
+    for name, unit_s in (("hours", 3600.0), ("minutes", 60.0)):
+        if last_s >= 2 * unit_s:
+            return _TimeAxis(unit_s, 0.0, f"time of arrival, {name}")
+    return _TimeAxis(1.0, 0.0, "time of arrival, seconds")
+
+
 def _charts(found: Replay) -> Iterator[LineChart]:
     records = found.simulation.records
     counted = records.select(records.arrival_s >= found.origin_s)
@@ -106,7 +132,8 @@ def _charts(found: Replay) -> Iterator[LineChart]:
     last_s = float(at_s[-1])
     n_bins = int(min(MOST_BINS, max(4, len(counted) / BIN_REQUESTS)))
     edges = np.linspace(0.0, last_s, n_bins + 1)
-    middles = ((edges[1:] + edges[:-1]) / 2).tolist()
+    time = _time_axis(found, last_s)
+    middles = [time.at(at) for at in ((edges[1:] + edges[:-1]) / 2).tolist()]
     held, came = [], []
     for index, (name, slos) in enumerate(found.slos.items()):
         mine = counted.service == index
@@ -117,26 +144,43 @@ def _charts(found: Replay) -> Iterator[LineChart]:
         held.append(Series(name=clean(name), x=middles, y=shares.tolist()))
         rates = np.histogram(at_s[mine], edges)[0] / (edges[1] - edges[0])
         came.append(Series(name=clean(name), x=middles, y=rates.tolist()))
-    time = Axis(low=0.0, high=last_s, label="time of arrival", show=_clock)
-    marks = tuple(_marks(found.phases))
+    marks = tuple(replace(mark, start=time.at(mark.start), end=time.at(mark.end)) for mark in _marks(found.phases))
     yield line_chart(
         "attainment",
-        "Requests within every SLO, by time of arrival",
+        "Requests within every SLO",
         held,
-        x=time,
+        x=time.axis(last_s),
         y=Axis(low=0.0, high=1.0, label="", show=lambda value: f"{value:.0%}"),
         description="; ".join(f"{each.name}: {_range(each.y)}" for each in held) + ".",
         marks=marks,
     )
-    most = max(max(each.y) for each in came) * 1.05
     yield line_chart(
         "rate",
         "Requests per second that came in",
         came,
-        x=time,
-        y=Axis(low=0.0, high=most, label="", show=lambda value: f"{value:g}"),
+        x=time.axis(last_s),
+        y=_from_0(max(max(each.y) for each in came)),
         description="; ".join(f"{each.name}: up to {max(each.y):.3g} req/s" for each in came) + ".",
         marks=marks,
+    )
+    if found.phases[0].period is not None:
+        yield _replicas_chart(found, time, last_s)
+
+
+def _from_0(most: float) -> Axis:
+    return Axis(low=0.0, high=most * 1.05 or 1.0, label="", show=lambda value: f"{value:g}")
+
+
+def _replicas_chart(found: Replay, time: _TimeAxis, last_s: float) -> LineChart:
+    steps = [(time.at(at), phase.replicas) for phase in found.phases for at in (phase.start_s, phase.end_s)]
+    counts = [float(count) for _, count in steps]
+    return line_chart(
+        "replicas",
+        "Replicas that the plan has",
+        [Series(name="replicas", x=[at for at, _ in steps], y=counts)],
+        x=time.axis(last_s),
+        y=_from_0(max(counts)),
+        description=f"{min(counts):g} to {max(counts):g} replicas.",
     )
 
 
@@ -158,15 +202,19 @@ def _marks(phases: tuple[Phase, ...]) -> Iterator[Mark]:
             yield Mark(start=inside[0].start_s, end=inside[-1].end_s, label=clean(text))
 
 
-def _bars(found: Replay) -> Bars:
-    items = [(clean(name), share, f"{share:.0%}", True) for name, share in found.utilization.items()]
-    return Bars(
-        title="Time at work",
-        description="; ".join(f"{label}: {shown}" for label, _, shown, _ in items) + ".",
-        bars=placed_bars(items, longest=1.0),
-        width=CHART_WIDTH,
-        height=len(items) * BAR_STEP,
+def _pool_table(found: Replay) -> Table:
+    rows = tuple(
+        (
+            Cell(text=clean(pool.name)),
+            Cell(text=str(pool.replicas)),
+            Cell(text=f"{pool.utilization:.0%}"),
+            Cell(text="-" if math.isnan(pool.at_a_time) else f"{pool.at_a_time:.3g}"),
+            Cell(text=f"{pool.peak_kv_fraction:.0%}"),
+        )
+        for pool in found.pools
     )
+    columns = ("pool", "replicas#", "time at work#", "requests at a time#", "most KV memory#")
+    return Table(title="Pools", columns=columns, rows=rows, remark="Requests at a time: mean of one replica.")
 
 
 def _phase_table(found: Replay) -> Table:

@@ -131,9 +131,9 @@ def _figures(plan: Plan, summary: PlanSummary) -> Iterator[Figure]:
         yield Figure(label="Carbon", value=number(plan.carbon_kg_per_hour), unit=unit)
 
 
-def placed_bars(items: Sequence[tuple[str, float, str, bool]], *, longest: float | None = None) -> tuple[Bar, ...]:
-    """Return placed bars of (label, length, figure shown, is it the plan); `longest`: what a full bar stands for."""
-    longest = longest or max(value for _, value, _, _ in items) or 1.0
+def _bars(items: Sequence[tuple[str, float, str, bool]]) -> tuple[Bar, ...]:
+    """Return placed bars of (label, length, figure shown, is it the plan)."""
+    longest = max(value for _, value, _, _ in items) or 1.0
     room = CHART_WIDTH - VALUE_WIDTH
     return tuple(
         Bar(
@@ -160,7 +160,7 @@ def _chart(name: str, title: str, items: Sequence[tuple[str, float, str, bool]])
         name=name,
         title=title,
         description="; ".join(f"{label}: {shown}" for label, _, shown, _ in items) + ".",
-        bars=placed_bars(items),
+        bars=_bars(items),
         width=CHART_WIDTH,
         height=len(items) * BAR_STEP,
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from planner.report.lines import LineChart
-    from planner.report.page import Bar, Figure
+    from planner.report.page import Figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +38,6 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bars:
-    """A bar chart, placed."""
-
-    title: str
-    description: str
-    bars: tuple[Bar, ...]
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ResultPage:
     """What a page shows, from top to bottom."""
 
@@ -60,7 +49,6 @@ class ResultPage:
     figures: tuple[Figure, ...]
     tables: tuple[Table, ...]
     charts: tuple[LineChart, ...]
-    bars: Bars | None = None
     later_tables: tuple[Table, ...] = ()
     """Below the charts, folded where they are long."""
     notes: tuple[str, ...] = ()
