@@ -152,7 +152,7 @@ def in_unit_rate(trace_s: Floats, step_s: float | None = None) -> Floats:
     if n < 2 or trace_s[-1] <= trace_s[0]:
         return np.arange(1.0, n + 1)
     times = trace_s - trace_s[0]
-    n_steps = 1 if step_s is None else max(1, int(times[-1] // step_s))
+    n_steps = 1 if step_s is None else max(1, round(times[-1] / step_s))
     edges = np.append(np.arange(n_steps) * (step_s or 0.0), times[-1])
     counts = np.append(np.searchsorted(times, edges[:-1], side="left"), n - 1)
     return np.asarray(np.interp(times, edges, counts) + 1.0)

@@ -232,7 +232,7 @@ def _lost(loss: Loss, places: Sequence[Place]) -> list[int]:
             f"The plan has nothing in {loss.place} {loss.name!r} that could be lost.",
             hint=f"It is in: {', '.join(there)}.",
         )
-    if len(meant) > 1:
+    if loss.place == "zone" and len(meant) > 1:
         raise InputError(
             f"The plan has more than one {loss.place} {loss.name!r}.",
             hint=f"Say which: {', '.join(sorted(meant))}.",

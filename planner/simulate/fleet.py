@@ -20,6 +20,7 @@ from planner.simulate.engine import (
     cut_jump,
     end_step,
     enqueue,
+    evict_for_growth,
     grown_bytes,
     in_blocks,
     kv_bytes,
@@ -259,19 +260,27 @@ def _least(fleet: Fleet, routing: Routing, bucket: int, now_s: float) -> int:
 
 
 @compiled
+def _cached_now(fleet: Fleet, r: int, q: int, now_s: float) -> int:
+    """Return how many blocks at the head of a prompt a replica has now."""
+    replica, cache = fleet.replicas[r], _cache_of(fleet.cache, r)
+    evict_for_growth(fleet.kinds[replica.kind], replica, fleet.running[r], fleet.requests, cache, now_s)
+    return cached_blocks(fleet.requests[q], cache, q)
+
+
+@compiled
 def _longest_prefix(fleet: Fleet, routing: Routing, q: int, bucket: int, now_s: float) -> int:
     """Return the replica that has most of the prompt cached, of those not much busier than the least loaded one."""
     best = _least(fleet, routing, bucket, now_s)
     if best == NOBODY:
         return best
     most = PREFIX_LOAD_FACTOR * _load(fleet.replicas[best]) + PREFIX_LOAD_SLACK
-    request, longest = fleet.requests[q], cached_blocks(fleet.requests[q], _cache_of(fleet.cache, best), q)
+    longest = _cached_now(fleet, best, q, now_s)
     for g in range(routing.weights.shape[1]):
         if routing.rate_rps[bucket, g] <= 0:
             continue
         for r in range(routing.first[g], routing.first[g + 1]):
             if fleet.replicas[r].is_up and _load(fleet.replicas[r]) <= most:
-                found = cached_blocks(request, _cache_of(fleet.cache, r), q)
+                found = _cached_now(fleet, r, q, now_s)
                 if found > longest:
                     best, longest = r, found
     return best
