@@ -92,7 +92,7 @@ class PoolOutcome:
     utilization: float
     """Mean part of the time in which they serve that they are at work."""
     at_a_time: float
-    """Requests that one replica has on average, those that wait there among them; NaN where it serves but a part of them."""
+    """Requests that one replica has on average, those that wait among them; NaN where it serves but a part of each."""
     peak_kv_fraction: float
     """Largest part of the KV memory of any that was given out."""
 
