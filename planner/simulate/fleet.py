@@ -65,6 +65,8 @@ class Routing(NamedTuple):
     policy: int
     weights: Floats
     """(buckets, groups): the plan's; rows sum to 1."""
+    planned: Floats
+    """(buckets, groups): replicas that the weights are meant for."""
     rate_rps: Floats
     """(buckets, groups): what one replica serves of a bucket alone; 0 = it cannot."""
     decode_row: int
@@ -190,13 +192,26 @@ def _draw_of(request: Record) -> float:
 
 
 @compiled
-def _draw_group(routing: Routing, bucket: int, draw: float) -> int:
-    """Return a group by its weight."""
-    left, last = draw * routing.weights[bucket].sum(), NOBODY
+def _weight(replicas: Records, routing: Routing, bucket: int, g: int) -> float:
+    """Return a group's weight for a bucket, less the share of the replicas that it should have and has not."""
+    weight = routing.weights[bucket, g]
+    if weight == 0:
+        return 0.0
+    return float(weight * min(1.0, _n_up(replicas, routing, g) / max(1.0, routing.planned[bucket, g])))
+
+
+@compiled
+def _draw_group(replicas: Records, routing: Routing, bucket: int, draw: float) -> int:
+    """Return a group by its weight; NOBODY where no group with a weight has a replica up."""
+    total = 0.0
     for g in range(routing.weights.shape[1]):
-        if routing.weights[bucket, g] > 0:
+        total += _weight(replicas, routing, bucket, g)
+    left, last = draw * total, NOBODY
+    for g in range(routing.weights.shape[1]):
+        weight = _weight(replicas, routing, bucket, g)
+        if weight > 0:
             last = g
-            left -= routing.weights[bucket, g]
+            left -= weight
             if left < 0:
                 break
     return last
@@ -295,8 +310,8 @@ def _choose(fleet: Fleet, routing: Routing, q: int, now_s: float) -> int:
         return _least(fleet, routing, bucket, now_s)
     if routing.policy == PREFIX_AWARE:
         return _longest_prefix(fleet, routing, q, bucket, now_s)
-    g = _draw_group(routing, bucket, _draw_of(request))
-    if g == NOBODY or not _n_up(replicas, routing, g):
+    g = _draw_group(replicas, routing, bucket, _draw_of(request))
+    if g == NOBODY:
         return _least(fleet, routing, bucket, now_s)  # whoever else can serve it
     if routing.policy == WEIGHTED_RANDOM:
         return _random_in(replicas, routing, g, (request.draw * 65536.0) % 1.0)

@@ -211,6 +211,8 @@ def _router(
     for pool, option in enumerate(options):
         mine = [index for (service, _, _), index in numbers.items() if service == option.service]
         rates[blocks[pool], :, mine, pool] = option.throughput_rps[:, None]
+    counts = np.array([_replicas_in(plan, allocation, stretch) for stretch in stretches], dtype=np.float64)
+    planned = np.broadcast_to(counts[None, :, None, :], shape)
     for number, stretch in enumerate(stretches):
         routing: Sequence[Route | PeriodRoute] = _period(plan, stretch).routing
         for route in routing:
@@ -223,6 +225,7 @@ def _router(
         decode_row=len(stretches) * len(numbers),
         handover=tuple(handover),
         policy=policy,
+        planned=planned.reshape(-1, len(allocation)),
     )
 
 

@@ -92,7 +92,8 @@ class Router:
     """Which pools serve which requests."""
 
     weights: Floats
-    """(rows, pools): fraction of a row's requests that goes to each pool."""
+    """(rows, pools): fraction of a row's requests that goes to each pool; of a pool with fewer replicas up than
+    planned as much less, and more to the others."""
     rate_rps: Floats
     """(rows, pools): what one replica of a pool serves of a row alone; 0 = it cannot."""
     decode_row: int = 0
@@ -100,6 +101,8 @@ class Router:
     handover: tuple[int, ...] = ()
     """(pools,): what a pool has prefilled of row b goes on by row b + handover x decode_row; empty = 1 for all."""
     policy: Policy = Policy.WEIGHTS
+    planned: Floats | None = None
+    """(rows, pools): replicas that the weights are meant for; None = all that the pools have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,12 +181,16 @@ def simulate(
     slots = int(pools.kinds["max_seqs"].max()) if len(pools.kinds) else 0
     running = np.zeros((len(replicas), slots), dtype=np.int64)
     state = loop.Fleet(pools.kinds, replicas, running, requests, _prefix_cache(traffic, len(replicas)))
+    planned = np.broadcast_to(np.array(pools.replicas, dtype=np.float64), router.weights.shape)
+    if router.planned is not None:
+        planned = router.planned
     ordered = sorted(faults, key=lambda fault: (fault.at_s, fault.replica))
     n_events = loop.run(
         state,
         loop.Routing(
             _CODES[router.policy],
             np.ascontiguousarray(router.weights, dtype=np.float64),
+            np.ascontiguousarray(planned, dtype=np.float64),
             np.ascontiguousarray(router.rate_rps, dtype=np.float64),
             router.decode_row,
             np.array(router.handover or (1,) * len(pools.replicas), dtype=np.int64),

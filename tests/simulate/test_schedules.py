@@ -10,7 +10,7 @@ from simulate.test_theory import MEAN_TOKENS, STEP_S, erlang_c, geometric
 from planner.simulate import arrivals, statistics
 from planner.simulate.faults import Place, timeline
 from planner.simulate.plans import PlannedFleet, SizeClass, Stretch
-from planner.simulate.run import Policy, Pools, Router, simulate
+from planner.simulate.run import Fault, Policy, Pools, Router, simulate
 
 SERVICE_S = MEAN_TOKENS * STEP_S
 
@@ -169,3 +169,15 @@ def test_replications_hold_the_known_mean():
     assert together.low <= 1 / (1 - 0.7) <= together.high
     assert together.high - together.low < 2 * np.median([one.high - one.low for one in found])
     assert statistics.across(found[:1]) == found[0]
+
+
+def test_a_pool_that_has_lost_replicas_gets_as_much_less():
+    """Weights are meant for the replicas that the plan has: one of two lost leaves half, the rest goes elsewhere."""
+    rng = np.random.default_rng(8)
+    n = 20_000
+    kinds = np.concatenate([station(0.001, slots=50), station(0.001, slots=50)])
+    router = Router(weights=np.array([[0.5, 0.5]]), rate_rps=np.ones((1, 2)))
+    requests = traffic(arrivals.poisson(20.0, n, rng), np.full(n, 5))
+    lost = [Fault(at_s=0.0, replica=0, is_up=False)]
+    records = simulate(Pools(kinds=kinds, replicas=(2, 1)), requests, router, faults=lost).records
+    assert np.bincount(records.replica, minlength=3) / n == pytest.approx([0, 1 / 3, 2 / 3], abs=0.02)
