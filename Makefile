@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check docs format bench bench-optimizer bench-loop clean
+.PHONY: help setup demo test test-slow check docs format bench bench-optimizer bench-loop bench-faults clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ format: $(READY) ## rewrite the code in house style
 
 bench: $(READY) ## measure, and write the tables of docs/benchmarks.md
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+bench-faults: $(READY) ## measure what redundancy is worth: a zone lost, spot lost, twice the load
+	$(BIN)/python benchmarks/fault_runs.py
 
 bench-optimizer: $(READY) ## measure the optimiser alone: small requests, large fleets, many periods, cross-check
 	$(BIN)/python benchmarks/optimizer_small.py

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "init": ("planner.cli.init", "Write a commented request that plans as it stands."),
     "plan": ("planner.cli.plan", "Find the cheapest mix of GPUs that serves a request within its SLOs."),
-    "sweep": ("planner.cli.sweep", "Find the front of two objectives: cost against power, for instance."),
+    "sweep": ("planner.cli.sweep", "Find the front of two objectives, or up to which load a plan holds its SLOs."),
     "simulate": ("planner.cli.simulate", "Replay a plan request by request: does it hold its SLOs?"),
     "explain": ("planner.cli.explain", "Say what binds a plan, what it costs, and why other GPUs are not in it."),
     "catalog": ("planner.cli.catalog", "GPUs and what renting them costs."),

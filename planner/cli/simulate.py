@@ -8,98 +8,118 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from planner.cli import console
-from planner.cli.options import STDOUT, ForceOption, JsonOption, OutputOption, check_targets
-from planner.errors import ExitCode, InputError
+from planner.cli.options import STDOUT, ForceOption, JsonOption, check_targets, suffix_of
+from planner.cli.replaying import (
+    ArrivalsOption,
+    EventOption,
+    PeriodsOption,
+    PolicyOption,
+    ReplicationsOption,
+    RequestsOption,
+    TraceOption,
+    settings_of,
+    traces_of,
+)
+from planner.errors import ExitCode
 from planner.units import format_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.table import Table
 
-    from planner.domain.plan import Plan
-    from planner.domain.workload import Trace
-    from planner.planning.replay import Replay
-    from planner.simulate.statistics import Estimate
+    from planner.planning.replay_outcome import Phase, Replay
 
-SUFFIXES = (".json",)
+SUFFIXES = (".json", ".html")
+MOST_PHASES = 48
+"""Rows of the table over time; of more the worst are shown."""
+MOST_PERIODS_NAMED = 6
 
 
 def command(
     plan: Annotated[
         Path, typer.Argument(help="plan.json as `gpuplan plan -o plan.json` wrote it.", show_default=False)
     ],
-    trace: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[SERVICE=]FILE",
-            help="Replay this trace instead of the request's own; bundled:NAME for one that ships. Repeatable.",
-        ),
-    ] = None,
+    trace: TraceOption = None,
     load: Annotated[float, typer.Option(metavar="FACTOR", help="Multiply the rates: 1.3 is 30% more.")] = 1.0,
-    policy: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="Router: weights, weighted-random, least-loaded, least-kv or prefix-aware."),
-    ] = "weights",
-    event: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="EVENT",
-            help="What goes wrong: '10min-20min: lose region us-east-1', 'lose 30% of market spot', 'load x 2'. "
-            "Repeatable.",
-        ),
+    arrivals: ArrivalsOption = None,
+    policy: PolicyOption = "weights",
+    event: EventOption = None,
+    spot_interruptions: Annotated[
+        bool, typer.Option("--spot-interruptions", help="Reclaim spot at random, as often as the catalog says.")
+    ] = False,
+    requests: RequestsOption = None,
+    periods: PeriodsOption = None,
+    replications: ReplicationsOption = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Replications at a time; default: one for each core.")
     ] = None,
-    requests: Annotated[int, typer.Option(min=1, metavar="N", help="Most requests of a service to replay.")] = 100_000,
     exact: Annotated[bool, typer.Option("--exact", help="Walk every engine step: slower, the same result.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of routing and random arrivals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of routing, random arrivals and random losses.")] = 0,
     as_json: JsonOption = False,
-    output: OutputOption = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write to FILE: .json or .html; - is stdout. Repeatable."),
+    ] = None,
+    records: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write what every request saw to FILE: .csv or .parquet."),
+    ] = None,
     force: ForceOption = False,
 ) -> int:
     """Replay a plan request by request and say whether every service holds its SLOs; exit code 5 if one does not."""
-    check_targets([output] if output else [], suffixes=SUFFIXES, force=force)
     from planner.files.plan_schema import read_plan
-    from planner.planning.replay import ReplaySettings, replay
-    from planner.simulate.events import parse_event
-    from planner.simulate.run import Policy
+    from planner.planning.replay import replay
+    from planner.planning.replay_records import RECORD_SUFFIXES, check_parquet, write_records
 
-    if not 0 < load < float("inf"):
-        raise InputError(f"The load cannot be multiplied by {load:g}.", hint="Write e.g. --load 1.3.")
-    if policy not in set(Policy):
-        raise InputError(f"{policy!r} is not a router.", hint=f"Use one of {', '.join(Policy)}.")
-    document = read_plan(plan)
-    settings = ReplaySettings(
+    targets = output or []
+    check_targets(targets, suffixes=SUFFIXES, force=force)
+    if records is not None:
+        check_targets([records], suffixes=RECORD_SUFFIXES, force=force)
+        check_parquet(Path(records))
+    settings = settings_of(
         load=load,
-        policy=Policy(policy),
+        policy=policy,
         seed=seed,
-        is_exact=exact,
-        n_requests=requests,
-        events=tuple(map(parse_event, event or [])),
+        exact=exact,
+        requests=requests,
+        event=event,
+        arrivals=arrivals,
+        periods=periods,
+        replications=replications,
+        threads=threads,
+        spot_interruptions=spot_interruptions,
     )
-    found = replay(document, plan_path=plan, traces=_traces(trace or [], document), settings=settings)
-    if output:
-        console.write_result(output, console.to_json(found.to_dict()), force=force)
-    if as_json and output != STDOUT:
+    document = read_plan(plan)
+    found = replay(document, plan_path=plan, traces=traces_of(trace or [], document), settings=settings)
+    for target in targets:
+        console.write_result(target, _text(found, target, title=document.name), force=force)
+    if records is not None:
+        write_records(found, Path(records), force=force)
+        console.note(f"Wrote {records}.")
+    if as_json and STDOUT not in targets:
         console.print_json(found.to_dict())
-    elif output != STDOUT:
-        console.print_result(_table(found), *([_phases(found)] if event else []), *_lines(found))
+    elif STDOUT not in targets:
+        from rich.text import Text
+
+        has_phases = bool(event) or found.phases[0].period is not None
+        lines = map(Text, _lines(found))  # not markup: options have [brackets] in their names
+        console.print_result(_table(found), *([_phases(found)] if has_phases else []), *lines)
     return int(ExitCode.OK if found.is_met else ExitCode.CHECK_FAILED)
 
 
-def _traces(named: list[str], plan: Plan) -> dict[str, Trace]:
-    """Return the traces by service; a file without a service is for the plan's only one."""
-    from planner.workload.read import read_trace, resolve_trace
+def _text(found: Replay, target: str, *, title: str) -> str:
+    if suffix_of(target) == ".html":
+        from planner.planning.replay_page import replay_html
 
-    services = sorted({item.service for item in plan.allocation})
-    found = {}
-    for text in named:
-        service, _, path = text.partition("=") if "=" in text else ("", "", text)
-        if not service and len(services) > 1:
-            raise InputError(f"Which service is {path} for?", hint=f"Write e.g. --trace {services[0]}={path}.")
-        found[service or services[0]] = read_trace(resolve_trace(path, base_dir=Path()))
-    return found
+        return replay_html(found, title=title)
+    return console.to_json(found.to_dict())
 
 
 def _table(found: Replay) -> Table:
     from rich.table import Table
+
+    from planner.planning.replay_page import interval_text, percent_text, seconds_text
 
     table = Table(box=None, pad_edge=False)
     for name, justify in (
@@ -113,10 +133,10 @@ def _table(found: Replay) -> Table:
             table.add_row(
                 service.service,
                 str(item.slo),
-                _duration(item.simulated.value),
-                _interval(item.simulated),
+                seconds_text(item.simulated.value),
+                interval_text(item.simulated),
                 verdict,
-                f"{item.attainment.value:.2%}",
+                percent_text(item.attainment.value),
             )
     return table
 
@@ -124,42 +144,78 @@ def _table(found: Replay) -> Table:
 def _phases(found: Replay) -> Table:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, title="Within every SLO, by time of arrival", title_justify="left")
+    from planner.planning.replay_page import percent_text
+
+    phases, title = _shown_phases(found)
+    has_periods = found.phases[0].period is not None
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    if has_periods:
+        table.add_column("period", justify="right")
+        table.add_column("replicas", justify="right")
     table.add_column("from")
     table.add_column("to")
     table.add_column("what is wrong")
     for service in found.services:
         table.add_column(service.service, justify="right")
-    for phase in found.phases:
+    for phase in phases:
         table.add_row(
+            *([str(phase.period), str(phase.replicas)] if has_periods else []),
             format_duration(phase.start_s),
             format_duration(phase.end_s),
             "; ".join(phase.events) or "-",
-            *(f"{value:.2%}" if value == value else "-" for value in phase.attainment.values()),  # noqa: PLR0124
+            *map(percent_text, phase.attainment.values()),
         )
     return table
 
 
-def _duration(seconds: float) -> str:
-    return format_duration(seconds) if seconds < float("inf") else "never"
+def _shown_phases(found: Replay) -> tuple[list[Phase], str]:
+    title = "Within every SLO, by time of arrival"
+    phases = list(found.phases)
+    if len(phases) <= MOST_PHASES:
+        return phases, title
+
+    def worst(phase: Phase) -> float:
+        return min((value for value in phase.attainment.values() if value >= 0), default=1.0)
+
+    phases = sorted(sorted(phases, key=worst)[:MOST_PHASES], key=lambda phase: phase.start_s)
+    return phases, f"{title}: the {MOST_PHASES} worst of {len(found.phases)} stretches"
 
 
-def _interval(estimate: Estimate) -> str:
-    return f"{_duration(max(0.0, estimate.low))} to {_duration(estimate.high)}"
-
-
-def _lines(found: Replay) -> list[str]:
-    lines = [""]
+def _lines(found: Replay) -> Iterator[str]:
+    yield ""
     for service in found.services:
         lost = f", {service.n_unanswered:,} never answered" if service.n_unanswered else ""
-        lines.append(
-            f"{service.service}: {service.n_requests:,} requests at {service.rate_rps:,.4g} req/s{lost}; "
-            f"{service.attainment.value:.2%} within every SLO."
+        away = f", {service.n_turned_away:,} turned away" if service.n_turned_away else ""
+        of_all = f" ({service.attainment_of_all.value:.2%} of all)" if service.n_turned_away else ""
+        yield (
+            f"{service.service}: {service.n_requests:,} requests at {service.rate_rps:,.4g} req/s{away}{lost}; "
+            f"{service.attainment.value:.2%} within every SLO{of_all}."
         )
-    lines += [f"{name}: at work {share:.0%} of the time." for name, share in found.utilization.items()]
+    yield from _period_lines(found)
+    for pool in found.pools:
+        at_a_time = f", {pool.at_a_time:.3g} requests at a time" if pool.at_a_time >= 0 else ""
+        yield (
+            f"{pool.name}: at work {pool.utilization:.0%} of the time{at_a_time}, {pool.peak_kv_fraction:.0%} of the "
+            "KV memory at most."
+        )
+    if found.n_lost:
+        yield f"{found.n_lost:,} times a replica was lost."
+    yield from found.notes
     simulation = found.simulation
-    lines.append(
+    rounds = f" (the first of {found.n_replications} replications)" if found.n_replications > 1 else ""
+    yield (
         f"{simulation.n_steps:,} engine steps in {simulation.n_events:,} events, simulated in "
-        f"{format_duration(simulation.seconds)}."
+        f"{format_duration(simulation.seconds)}{rounds}."
     )
-    return lines
+
+
+def _period_lines(found: Replay) -> Iterator[str]:
+    missed = found.missed_periods()
+    for service in found.services:
+        mine = [str(period) for period, name in missed if name == service.service]
+        if mine:
+            more = f" and {len(mine) - MOST_PERIODS_NAMED} more" if len(mine) > MOST_PERIODS_NAMED else ""
+            yield (
+                f"{service.service}: by itself {'period' if len(mine) == 1 else 'periods'} "
+                f"{', '.join(mine[:MOST_PERIODS_NAMED])}{more} would miss an SLO."
+            )

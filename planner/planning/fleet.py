@@ -49,12 +49,13 @@ from planner.planning.question import DisaggregationWaysOut, Question, Relaxatio
 from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
 from planner.planning.services import PreparedService, prepare_service
-from planner.planning.spot import availability, spot_assumptions, with_reclaims
+from planner.planning.spot import availability, recovery_time_s, spot_assumptions, with_reclaims
 from planner.planning.unused import unused_settings
 from planner.planning.zones import asks_for_zones, check_zones, offers_by_zone, zone_assumptions
 from planner.profilers.efficiency import check_engine, default_params
 from planner.profilers.measured import MeasuredStore, load_measured, read_profile_file
 from planner.profilers.options import OptionProfile, profile_option
+from planner.profilers.power import capped
 from planner.simulate.steps import EngineKind
 from planner.units import format_duration
 
@@ -219,12 +220,13 @@ class Prepared:
         """
         service = next(service for service in self.services if service.request.name == option.service)
         config = option.config or EngineConfig()
+        gpu, cap_w = self.gpus.get(option.offer.gpu), config.power_cap_w
         profile = self._profile(service, option.offer.gpu, config, service.request.slo)
-        loads = {b: rate / profile.throughput_rps[b] for b, rate in sent_rps.items() if rate > 0}
+        loads = {b: rate / option.throughput_rps[b] for b, rate in sent_rps.items() if rate > 0}
         total = sum(loads.values())
         return EngineKind(
             model=service.model,
-            gpu=self.gpus.get(option.offer.gpu),
+            gpu=gpu if cap_w is None else capped(gpu, cap_w),
             config=config,
             params=default_params(),
             speed=sum(load * float(profile.speed[b]) for b, load in loads.items()) / total if total else 1.0,
@@ -349,6 +351,8 @@ def fleet_question(
             engine=prepared.engine,
             traffic={service.request.name: service.traffic for service in services},
             slos=slos,
+            start_up_s=request.horizon.start_up if request.horizon is not None else None,
+            spot_recovery_s=recovery_time_s(request),
         ),
         problem_with_all_bounds=partial(_problem_with_all_bounds, prepared, slos),
         disaggregation=_ways_out_of_disaggregation(prepared, slos),

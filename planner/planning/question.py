@@ -45,6 +45,10 @@ class ReplaySource:
     """One replica of an option that serves so many req/s of each bucket, by its number."""
     traffic: Mapping[str, TrafficSource]
     slos: Mapping[str, tuple[Slo, ...]]
+    start_up_s: float | None = None
+    """Until a replica that is started serves; None = the request does not say."""
+    spot_recovery_s: float | None = None
+    """Until a replacement of a reclaimed spot instance serves; None = the request does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,41 +3,67 @@
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from planner.domain.disaggregation import Role
 from planner.errors import InputError
 from planner.planning.explain import question_of
-from planner.simulate.events import Loss, Surge, faults_of, with_surge
-from planner.simulate.plans import merged, planned_fleet, requests_of, rows_of
+from planner.planning.replay_outcome import (
+    Phase,
+    PoolOutcome,
+    Replay,
+    ServiceOutcome,
+    across_replications,
+    phases_of,
+    service_outcome,
+)
+from planner.planning.replay_traffic import (
+    DEFAULT_REQUESTS,
+    FAULT_STREAM,
+    TrafficSettings,
+    moved_events,
+    scene_notes,
+    scene_of,
+    traffic_of,
+)
+from planner.simulate.events import Reclaims
+from planner.simulate.faults import SPOT, Recovery, timeline
+from planner.simulate.plans import planned_fleet
 from planner.simulate.run import Policy, simulate
-from planner.simulate.statistics import Estimate, SloOutcome, fraction, outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from planner.domain.plan import Plan
-    from planner.domain.problem import FleetProblem
-    from planner.domain.slo import Slo
     from planner.domain.workload import Trace
     from planner.planning.question import Question, ReplaySource
+    from planner.planning.replay_traffic import Scene
+    from planner.simulate.arrivals import Process
+    from planner.simulate.events import AnyEvent
+    from planner.simulate.faults import Timeline
     from planner.simulate.plans import PlannedFleet
-    from planner.simulate.records import RequestRecords
-    from planner.simulate.run import Simulation, Traffic
+    from planner.simulate.run import Simulation
 
-N_PHASES = 10
+__all__ = [
+    "DEFAULT_REQUESTS",
+    "Phase",
+    "Replay",
+    "ReplaySettings",
+    "ServiceOutcome",
+    "prepare",
+    "replay",
+    "replay_of",
+]
+
 WARM_UP_FRACTION = 0.05
 """A fleet starts empty; what arrives in this first part of the time does not count."""
-
-DEFAULT_REQUESTS = 100_000
-"""Requests of each service that are replayed unless the user says otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,75 +75,95 @@ class ReplaySettings:
     policy: Policy = Policy.WEIGHTS
     seed: int = 0
     is_exact: bool = False
-    n_requests: int = DEFAULT_REQUESTS
-    events: tuple[Loss | Surge, ...] = ()
-    """What goes wrong on the way."""
+    n_requests: int | None = None
+    """Most requests of a service; None = `DEFAULT_REQUESTS`, and of a schedule at least two minutes of every period."""
+    events: tuple[AnyEvent, ...] = ()
+    """What goes wrong on the way; times count from where the time that counts begins."""
+    process: Process | None = None
+    """How requests arrive; None = as in the trace where it has times, else as a Poisson process."""
+    periods: tuple[int, int] | None = None
+    """First and last period of a schedule, counted from 0; None = all."""
+    n_replications: int = 1
+    n_threads: int | None = None
+    """Replications at a time; None = one for each core. The result does not depend on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceOutcome:
-    """How one service fares."""
+class Prepared:
+    """A plan, ready to be replayed as often as is wanted."""
 
-    service: str
-    n_requests: int
-    n_unanswered: int
-    rate_rps: float
-    slos: tuple[SloOutcome, ...]
-    attainment: Estimate
-    """Fraction of requests that are within every bound."""
+    question: Question
+    source: ReplaySource
+    plan: Plan
+    traces: Mapping[str, Trace]
 
-    @property
-    def is_met(self) -> bool:
-        """Whether every objective holds."""
-        return all(found.is_met for found in self.slos)
+    def run(self, settings: ReplaySettings) -> Replay:
+        """Return how the plan fares."""
+        scene, fleet = self._stage(settings)
+        numbers = range(settings.n_replications)
+        n_threads = min(settings.n_replications, settings.n_threads or os.cpu_count() or 1)
+        notes = tuple(_notes(self.question, self.plan, scene, fleet, settings))
+        with ThreadPoolExecutor(max_workers=n_threads) as pool:  # the event loop does not hold the interpreter
+            return across_replications(
+                list(pool.map(partial(self._replication, scene, fleet, settings, notes), numbers))
+            )
 
+    def _replication(
+        self, scene: Scene, fleet: PlannedFleet, settings: ReplaySettings, notes: tuple[str, ...], number: int
+    ) -> Replay:
+        """Return one replication; number 0 plays the traffic as it is, others draw blocks of it by another seed."""
+        seed = (
+            settings.seed if number == 0 else int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
+        )
+        events = moved_events(settings.events, scene.origin_s)
+        traffic = traffic_of(scene, fleet, seed, is_resampled=number > 0)
+        changes = timeline(
+            fleet.places,
+            events,
+            length_s=max(scene.end_s, float(traffic.arrival_s[-1])),
+            scheduled=fleet.scheduled(),
+            recovery=Recovery(start_up_s=self.source.start_up_s, spot_s=self.source.spot_recovery_s),
+            rng=np.random.default_rng([seed, FAULT_STREAM]),
+        )
+        simulation = simulate(
+            fleet.pools,
+            traffic,
+            fleet.router,
+            seed=seed,
+            is_exact=settings.is_exact,
+            faults=changes.faults,
+            down_at_start=changes.down_at_start,
+        )
+        records = simulation.records
+        counts_from_s = scene.origin_s or WARM_UP_FRACTION * float(records.arrival_s[-1])
+        counted = records.select(records.arrival_s >= counts_from_s)
+        slos = {demand.service: self.source.slos[demand.service] for demand in scene.demands}
+        return Replay(
+            services=tuple(
+                service_outcome(name, objectives, counted.select(counted.service == index))
+                for index, (name, objectives) in enumerate(slos.items())
+            ),
+            phases=tuple(phases_of(slos, records, events, scene.stretches, fleet.replicas.sum(axis=1).tolist())),
+            pools=tuple(_pools(fleet, simulation, changes)),
+            simulation=simulation,
+            notes=notes,
+            n_lost=changes.n_lost,
+            origin_s=scene.origin_s,
+        )
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
-    """A stretch of the replay."""
-
-    start_s: float
-    end_s: float
-    events: tuple[str, ...]
-    """What was wrong in it."""
-    attainment: Mapping[str, float]
-    """Fraction of the requests that came in then which are within every bound, by service; NaN without any."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replay:
-    """A simulated plan."""
-
-    services: tuple[ServiceOutcome, ...]
-    phases: tuple[Phase, ...]
-    """The time cut at the events, or into `N_PHASES` equal parts without any."""
-    utilization: Mapping[str, float]
-    """Mean part of the time that a replica of each pool was at work, by "service on option"."""
-    simulation: Simulation
-
-    @property
-    def is_met(self) -> bool:
-        """Whether every objective of every service holds."""
-        return all(service.is_met for service in self.services)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the outcome as JSON-ready data; statistics that no request has are null."""
-        return {
-            "requests": len(self.simulation.records),
-            "services": {service.service: _service_dict(service) for service in self.services},
-            "phases": [
-                {
-                    "start_s": phase.start_s,
-                    "end_s": phase.end_s,
-                    "events": list(phase.events),
-                    "attainment": {name: _finite(value) for name, value in phase.attainment.items()},
-                }
-                for phase in self.phases
-            ],
-            "utilization": dict(self.utilization),
-            "events": self.simulation.n_events,
-            "seconds": self.simulation.seconds,
-        }
+    def _stage(self, settings: ReplaySettings) -> tuple[Scene, PlannedFleet]:
+        wanted = TrafficSettings(
+            load=settings.load,
+            n_requests=settings.n_requests,
+            periods=settings.periods,
+            process=settings.process,
+            events=settings.events,
+        )
+        scene = scene_of(self.question, self.source, self.traces, wanted)
+        fleet = planned_fleet(
+            self.question.problem, self.plan, self.source.engine, scene.stretches, policy=settings.policy
+        )
+        return scene, fleet
 
 
 def replay(
@@ -144,169 +190,74 @@ def replay_of(
     settings: ReplaySettings | None = None,
 ) -> Replay:
     """Return how `plan`, an answer to `question`, fares; see `replay`."""
-    settings = settings or ReplaySettings()
-    _check_can_be_replayed(plan)
+    return prepare(question, plan, traces=traces).run(settings or ReplaySettings())
+
+
+def prepare(question: Question, plan: Plan, *, traces: Mapping[str, Trace] | None = None) -> Prepared:
+    """Return `plan`, an answer to `question`, ready to be replayed.
+
+    Raises
+    ------
+    InputError: as `replay`.
+    """
+    services = [demand.service for demand in question.problem.demands]
+    if not any(item.service in services for item in plan.allocation):
+        raise InputError("The plan rents nothing that serves requests: there is nothing to simulate.")
     if question.replay is None:
         raise InputError(
             "This plan has throughputs alone: nothing says how long an engine step takes.",
             hint="Plan a PlanRequest, whose models and GPUs are known.",
         )
-    services = [demand.service for demand in question.problem.demands]
     for name in traces or {}:
         if name not in services:
             raise InputError(f"The plan has no service {name!r}.", hint=f"There are: {', '.join(services)}.")
-    fleet = planned_fleet(question.problem, plan, question.replay.engine, policy=settings.policy)
-    traffic = _traffic(question.problem, question.replay, fleet, traces or {}, settings)
-    losses = [event for event in settings.events if isinstance(event, Loss)]
-    simulation = simulate(
-        fleet.pools,
-        traffic,
-        fleet.router,
-        seed=settings.seed,
-        is_exact=settings.is_exact,
-        faults=tuple(faults_of(losses, fleet.allocation)),
-    )
-    warm = simulation.records.arrival_s >= WARM_UP_FRACTION * simulation.records.arrival_s[-1]
-    counted = simulation.records.select(warm)
-    return Replay(
-        services=tuple(
-            _outcome(name, question.replay.slos[name], counted.select(counted.service == index))
-            for index, name in enumerate(services)
-        ),
-        phases=tuple(_phases(services, question.replay.slos, simulation.records, settings.events)),
-        utilization=_utilization(fleet, simulation),
-        simulation=simulation,
-    )
+    return Prepared(question=question, source=question.replay, plan=plan, traces=traces or {})
 
 
-def _check_can_be_replayed(plan: Plan) -> None:
-    """Refuse plans whose fleet is not one of equal rights over one stretch of time."""
-    if not plan.allocation:
-        raise InputError("The plan rents nothing: there is nothing to simulate.", hint="Plan with demand.")
-    for is_so, what, hint in (
-        (plan.schedule, "is a schedule", "Plan the busiest hour without a horizon, and simulate that."),
-        (plan.unserved, "leaves requests unserved", "Plan without constraints.shed to simulate the fleet."),
-        (plan.jobs, "does work with a deadline", "Plan the services without `deferrable`."),
-        (
-            any(item.role is not Role.BOTH for item in plan.allocation),
-            "serves prefill and decode apart",
-            "Plan with disaggregate: never.",
-        ),
-        (
-            any(item.power_cap_w is not None for item in plan.allocation),
-            "runs GPUs at a lower power limit",
-            "Plan without engine.power_caps.",
-        ),
-    ):
-        if is_so:
-            raise InputError(f"This plan {what}, which cannot be simulated yet.", hint=hint)
-
-
-def _traffic(
-    problem: FleetProblem,
-    source: ReplaySource,
-    fleet: PlannedFleet,
-    traces: Mapping[str, Trace],
-    settings: ReplaySettings,
-) -> Traffic:
-    """Return the requests of all services over the time that the shortest traffic lasts."""
-    found = {d.service: traces.get(d.service, source.traffic[d.service].trace) for d in problem.demands}
-    rates = {d.service: source.traffic[d.service].rate_rps * settings.load for d in problem.demands}
-    lengths = {
-        name: settings.n_requests if t is None else min(t.n_requests, settings.n_requests) for name, t in found.items()
-    }
-    span_s = min(lengths[name] / rates[name] for name in lengths)
-    rng = np.random.default_rng(settings.seed)
-    asked, rows = [], []
-    for demand in problem.demands:
-        name = demand.service
-        n_requests = max(1, round(span_s * rates[name]))
-        requests = requests_of(demand, found[name], rate_rps=rates[name], n_requests=n_requests, rng=rng)
-        asked.append(requests)
-        rows.append(rows_of(fleet.routes, name, requests.input_tokens, requests.output_tokens))
-    traffic = merged(asked, rows)
-    for event in settings.events:
-        if isinstance(event, Surge):
-            traffic = with_surge(traffic, event, rng)
-    return traffic
-
-
-def _phases(
-    services: Sequence[str],
-    slos: Mapping[str, tuple[Slo, ...]],
-    records: RequestRecords,
-    events: Sequence[Loss | Surge],
-) -> Iterator[Phase]:
-    last_s = float(records.arrival_s[-1])
-    if events:
-        cuts = {event.start_s for event in events} | {event.end_s for event in events}
-        edges = [0.0, *sorted(cut for cut in cuts if 0 < cut < last_s), last_s]
-    else:
-        edges = np.linspace(0.0, last_s, N_PHASES + 1).tolist()
-    within = {name: (_is_within(records, slos[name]), records.service == index) for index, name in enumerate(services)}
-    for start_s, end_s in pairwise(edges):
-        inside = (records.arrival_s >= start_s) & ((records.arrival_s < end_s) | (end_s == last_s))
-        yield Phase(
-            start_s=start_s,
-            end_s=end_s,
-            events=tuple(event.text for event in events if event.start_s < end_s and event.end_s > start_s),
-            attainment={
-                name: float(held[inside & mine].mean()) if (inside & mine).any() else math.nan
-                for name, (held, mine) in within.items()
-            },
+def _pools(fleet: PlannedFleet, simulation: Simulation, changes: Timeline) -> Iterator[PoolOutcome]:
+    """Yield how busy each pool is; draining counts as work and not as time that a replica serves."""
+    records = simulation.records
+    answered = records.is_answered
+    ends = (records.arrival_s + records.e2e_s)[answered]
+    served_s = np.array(changes.served_s(float(ends.max()) if len(ends) else 0.0))
+    there = np.bincount(records.replica[answered], weights=records.e2e_s[answered], minlength=len(served_s))
+    last = np.cumsum(fleet.pools.replicas).tolist()
+    for item, end in zip(fleet.allocation, last, strict=True):
+        mine = slice(end - item.replicas, end)
+        total_s = float(served_s[mine].sum())
+        yield PoolOutcome(
+            name=f"{item.service} on {item.option}",
+            replicas=item.replicas,
+            utilization=min(1.0, float(simulation.busy_s[mine].sum()) / total_s) if total_s > 0 else 0.0,
+            at_a_time=math.nan if item.role is not Role.BOTH else float(there[mine].sum()) / max(total_s, 1e-9),
+            peak_kv_fraction=float(simulation.peak_kv_fraction[mine].max(initial=0.0)),
         )
 
 
-def _is_within(records: RequestRecords, slos: tuple[Slo, ...]) -> NDArray[np.bool_]:
-    """Return for each request whether it is within every bound that applies to it."""
-    within = np.ones(len(records), dtype=bool)
-    for slo in slos:
-        within &= ~(records.values(slo.metric) > slo.bound_s)  # NaN: the objective does not apply
-    return within
-
-
-def _outcome(service: str, slos: tuple[Slo, ...], records: RequestRecords) -> ServiceOutcome:
-    span_s = float(np.ptp(records.arrival_s)) if len(records) > 1 else 0.0
-    return ServiceOutcome(
-        service=service,
-        n_requests=len(records),
-        n_unanswered=int(np.sum(~records.is_answered)),
-        rate_rps=(len(records) - 1) / span_s if span_s else 0.0,
-        slos=tuple(outcome(records, slo) for slo in slos),
-        attainment=fraction(_is_within(records, slos).astype(np.float64)),
-    )
-
-
-def _utilization(fleet: PlannedFleet, simulation: Simulation) -> dict[str, float]:
-    ends = np.cumsum(fleet.pools.replicas)
-    return {
-        f"{item.service} on {item.option}": float(simulation.utilization[end - item.replicas : end].mean())
-        for item, end in zip(fleet.allocation, ends.tolist(), strict=True)
-    }
-
-
-def _service_dict(found: ServiceOutcome) -> dict[str, Any]:
-    return {
-        "requests": found.n_requests,
-        "unanswered": found.n_unanswered,
-        "rate_rps": found.rate_rps,
-        "slo": [
-            {
-                "metric": str(item.slo.metric),
-                "statistic": item.slo.statistic,
-                "bound_s": item.slo.bound_s,
-                "simulated_s": _finite(item.simulated.value),
-                "interval_s": [_finite(item.simulated.low), _finite(item.simulated.high)],
-                "met": item.is_met,
-                "sure": item.is_sure,
-                "attainment": _finite(item.attainment.value),
-            }
-            for item in found.slos
-        ],
-        "attainment": _finite(found.attainment.value),
-        "attainment_interval": [_finite(found.attainment.low), _finite(found.attainment.high)],
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _notes(
+    question: Question, plan: Plan, scene: Scene, fleet: PlannedFleet, settings: ReplaySettings
+) -> Iterator[str]:
+    """Yield what was replayed of the plan, and what was not."""
+    horizon = question.problem.horizon
+    yield from scene_notes(scene, None if horizon is None else horizon.step_s)
+    if plan.jobs:
+        names = ", ".join(job.job for job in plan.jobs)
+        yield (
+            f"Work with a deadline ({names}) is not replayed: the services run alone, as if work beside their requests "
+            "took nothing from them."
+        )
+    if plan.unserved:
+        yield "Requests that the plan leaves unserved are turned away at random, by the share of their size."
+    if any(item.role is Role.PREFILL for item in fleet.allocation):
+        yield (
+            "KV caches leave a prefill replica one after the other, at the rate of its network or of the slowest "
+            "decode option's, whichever is less."
+        )
+    if question.problem.egress is not None:
+        yield "Round trips of users in other regions are not added to the times."
+    asks_catalog = any(isinstance(event, Reclaims) and event.per_s is None for event in settings.events)
+    unknown = sorted({place.listing for place in fleet.places if place.market == SPOT and place.reclaims_per_s is None})
+    if asks_catalog and unknown:
+        yield f"Never reclaimed here, as it is not known how often they are: {', '.join(unknown)}."
+    if any(math.isinf(event.end_s) for event in settings.events) and settings.n_replications == 1:
+        yield "What happens at random happens once here; --replications shows what it may come to."

@@ -415,6 +415,19 @@ def grown_bytes(kind: Record, replica: Record, running: Ints, requests: Records,
 
 
 @compiled
+def evict_for_growth(
+    kind: Record, replica: Record, running: Ints, requests: Records, cache: PrefixCache, now_s: float
+) -> None:
+    """Evict what the steps under way have needed room for by now, so that the router sees the cache as it is."""
+    if replica.jump <= 1 or replica.oldest == NOBODY:
+        return
+    begun = min(replica.jump, steps_until(replica, now_s))
+    used = grown_bytes(kind, replica, running, requests, begun)
+    while used + replica.idle_bytes > kind.kv_room and replica.oldest != NOBODY:
+        _evict_block(kind, replica, cache)
+
+
+@compiled
 def begin_step(
     kind: Record,
     replica: Record,

@@ -1,34 +1,41 @@
-"""What goes wrong in a replay: places lost for a while, and bursts of load.
+"""What goes wrong in a replay: places lost for a while, bursts of load, replicas that fail and spot that is reclaimed.
 
 Written as "FROM-TO: WHAT": "10min-20min: lose region us-east-1", "10min-20min: lose 30% of market spot",
-"10min-20min: load x 2".
+"10min-20min: load x 2", "10min-20min: spot at 5%/h, back in 15min"; what happens at random may do so all the time:
+"fail every 30d, back in 10min".
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from planner.errors import InputError
-from planner.simulate.run import Fault
-from planner.units import parse_duration_s
+from planner.units import format_duration, parse_duration_s
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from planner.domain.plan import Allocation
     from planner.simulate.run import Traffic
 
-PLACES = ("provider", "region", "market", "gpu", "offer")
-"""What can be lost; the names are fields of an allocation."""
+PLACES = ("provider", "region", "zone", "market", "gpu", "offer")
+"""What can be lost."""
 
-_EVENT = re.compile(r"\s*([^:]+?)\s*-\s*([^:]+?)\s*:\s*(.*?)\s*")
+_SPAN_S = {"h": 3600.0, "day": 86400.0, "week": 7 * 86400.0, "month": 30 * 86400.0}
+_TIMES = re.compile(r"\s*([^:]+?)\s*-\s*([^:]+?)\s*:\s*(.*?)\s*")
 _LOSS = re.compile(rf"lose\s+(?:(\d+(?:\.\d+)?)\s*%\s+of\s+)?({'|'.join(PLACES)})\s+(\S.*)", re.IGNORECASE)
 _SURGE = re.compile(r"load\s*x\s*(\d+(?:\.\d+)?)", re.IGNORECASE)
-_HINT = "Write '10min-20min: lose region us-east-1', 'lose 30% of market spot' or 'load x 2'."
+_BACK = r"(?:\s*,\s*back\s+in\s+(\S.*))?"
+_SPOT = re.compile(rf"spot\s+at\s+(\d+(?:\.\d+)?)\s*%\s*/\s*({'|'.join(_SPAN_S)}){_BACK}", re.IGNORECASE)
+_FAIL = re.compile(rf"fail\s+every\s+([^,]+?){_BACK}", re.IGNORECASE)
+_HINT = (
+    "Write '10min-20min: lose region us-east-1', 'lose 30% of market spot', 'load x 2', 'spot at 20%/month' or "
+    "'fail every 30d, back in 10min'."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +43,15 @@ class Event:
     """Something that happens to a fleet and passes."""
 
     start_s: float
-    """Since the first arrival."""
+    """Since the replay began."""
     end_s: float
+    """Infinite where it lasts as long as the replay."""
     text: str
+
+    def moved(self, by_s: float) -> Self:
+        """Return the same, so much later; what lasts all the time still begins at once."""
+        start_s = self.start_s + by_s if math.isfinite(self.end_s) else self.start_s
+        return replace(self, start_s=start_s, end_s=self.end_s + by_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +72,33 @@ class Surge(Event):
     factor: float
 
 
-def parse_event(text: str) -> Loss | Surge:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reclaims(Event):
+    """Spot instances are taken back at random, each by itself."""
+
+    per_s: float | None
+    """How often, of one instance; None = as the catalog, or the request, says of each offer."""
+    back_s: float | None = None
+    """Until a replacement serves; None = as the request says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failures(Event):
+    """Replicas fail at random, each by itself."""
+
+    per_s: float
+    """How often, of one replica."""
+    back_s: float | None = None
+    """Until it serves again; None = the request's start-up time."""
+
+
+AnyEvent = Loss | Surge | Reclaims | Failures
+
+AS_THE_CATALOG_SAYS = Reclaims(start_s=0.0, end_s=math.inf, text="spot interruptions", per_s=None)
+"""What `--spot-interruptions` asks for."""
+
+
+def parse_event(text: str) -> AnyEvent:
     """Return the event that `text` describes.
 
     Raises
@@ -73,66 +112,47 @@ def parse_event(text: str) -> Loss | Surge:
     (600.0, 1200.0, 'market', 'spot', 0.3)
     >>> parse_event("0s-1h: load x 2").factor
     2.0
+    >>> parse_event("fail every 10h, back in 5min").back_s
+    300.0
+    >>> round(1 / parse_event("spot at 50%/h").per_s)
+    7200
     """
-    match = _EVENT.fullmatch(text)
-    if match is None:
-        raise InputError(f"{text!r} is no event.", hint=_HINT)
-    start_s, end_s = parse_duration_s(match[1]), parse_duration_s(match[2])
+    match = _TIMES.fullmatch(text)
+    what = match[3] if match else text.strip()
+    start_s, end_s = (parse_duration_s(match[1]), parse_duration_s(match[2])) if match else (0.0, math.inf)
     if not 0 <= start_s < end_s:
         raise InputError(f"{text!r} ends before it begins.", hint=_HINT)
-    if surge := _SURGE.fullmatch(match[3]):
-        return Surge(start_s=start_s, end_s=end_s, text=match[3], factor=float(surge[1]))
-    if loss := _LOSS.fullmatch(match[3]):
+    if spot := _SPOT.fullmatch(what):
+        per_s = float(spot[1]) / 100 / _SPAN_S[spot[2].lower()]
+        return Reclaims(start_s=start_s, end_s=end_s, text=what, per_s=_above_0(per_s, text), back_s=_back_s(spot[3]))
+    if fail := _FAIL.fullmatch(what):
+        every_s = _above_0(parse_duration_s(fail[1]), text)
+        return Failures(start_s=start_s, end_s=end_s, text=what, per_s=1.0 / every_s, back_s=_back_s(fail[2]))
+    if match is None:
+        raise InputError(f"{text!r} is no event.", hint=_HINT)
+    if surge := _SURGE.fullmatch(what):
+        return Surge(start_s=start_s, end_s=end_s, text=what, factor=float(surge[1]))
+    if loss := _LOSS.fullmatch(what):
         fraction = float(loss[1]) / 100 if loss[1] else 1.0
         if not 0 < fraction <= 1:
             raise InputError(f"{loss[1]}% of the replicas cannot be lost.", hint=_HINT)
-        return Loss(start_s=start_s, end_s=end_s, text=match[3], place=loss[2].lower(), name=loss[3], fraction=fraction)
-    raise InputError(f"{match[3]!r} is nothing that can happen.", hint=_HINT)
+        return Loss(start_s=start_s, end_s=end_s, text=what, place=loss[2].lower(), name=loss[3], fraction=fraction)
+    raise InputError(f"{what!r} is nothing that can happen.", hint=_HINT)
 
 
-def faults_of(losses: Sequence[Loss], allocation: Sequence[Allocation]) -> Iterator[Fault]:
-    """Yield when each replica goes and comes back; a replica that is lost twice at a time comes back after both.
-
-    Of a fraction the first replicas of each pool are lost, rounded up over the pools together.
-
-    Raises
-    ------
-    InputError: if nothing of the plan is in the place that is lost.
-    """
-    gone: dict[int, list[tuple[float, float]]] = {}
-    for loss in losses:
-        for replica in _lost(loss, allocation):
-            gone.setdefault(replica, []).append((loss.start_s, loss.end_s))
-    for replica, spans in gone.items():
-        for start_s, end_s in _merged(spans):
-            yield Fault(at_s=start_s, replica=replica, is_up=False)
-            yield Fault(at_s=end_s, replica=replica, is_up=True)
+def _above_0(value: float, text: str) -> float:
+    if value <= 0:
+        raise InputError(f"{text!r} has a rate or a time of 0.", hint=_HINT)
+    return value
 
 
-def _lost(loss: Loss, allocation: Sequence[Allocation]) -> list[int]:
-    first, inside = 0, []
-    for item in allocation:
-        if getattr(item, loss.place) == loss.name:
-            inside += [(i / item.replicas, first + i) for i in range(item.replicas)]
-        first += item.replicas
-    if not inside:
-        there = sorted({getattr(item, loss.place) for item in allocation})
-        raise InputError(
-            f"The plan has nothing in {loss.place} {loss.name!r} that could be lost.",
-            hint=f"It is in: {', '.join(there)}.",
-        )
-    inside.sort()
-    return [replica for _, replica in inside[: int(np.ceil(loss.fraction * len(inside) - 1e-9))]]
-
-
-def _merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    merged: list[tuple[float, float]] = []
-    for start_s, end_s in sorted(spans):
-        if merged and start_s <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end_s, merged[-1][1]))
-        else:
-            merged.append((start_s, end_s))
-    return merged
+def _back_s(text: str | None) -> float | None:
+    if text is None:
+        return None
+    back_s = parse_duration_s(text)
+    if back_s < 0:
+        raise InputError(f"Nothing is back in {format_duration(back_s)}.", hint=_HINT)
+    return back_s
 
 
 def with_surge(traffic: Traffic, surge: Surge, rng: np.random.Generator) -> Traffic:
@@ -154,3 +174,13 @@ def with_surge(traffic: Traffic, surge: Surge, rng: np.random.Generator) -> Traf
         by_time = np.argsort(times, kind="stable")
         order, times = source[by_time], times[by_time]
     return replace(traffic.select(order), arrival_s=times)
+
+
+def random_times_s(
+    event: Event, per_s: float, back_s: float, length_s: float, rng: np.random.Generator
+) -> Iterator[float]:
+    """Yield when one thing goes, in the time of `event` and before `length_s`: exponential times while it is there."""
+    now_s = event.start_s + float(rng.exponential(1.0 / per_s))
+    while now_s < min(event.end_s, length_s):
+        yield now_s
+        now_s += back_s + float(rng.exponential(1.0 / per_s))

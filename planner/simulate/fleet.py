@@ -20,6 +20,7 @@ from planner.simulate.engine import (
     cut_jump,
     end_step,
     enqueue,
+    evict_for_growth,
     grown_bytes,
     in_blocks,
     kv_bytes,
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 WEIGHTS, WEIGHTED_RANDOM, LEAST_LOADED, LEAST_KV, PREFIX_AWARE = range(5)
 """Routing policies; see `planner.simulate.run.Policy`."""
+
+LOST, UP, DRAINS = range(3)
+"""What becomes of a replica: it is gone with its requests, it serves, or it takes no more and finishes what it has."""
 
 PREFIX_LOAD_FACTOR, PREFIX_LOAD_SLACK = 2.0, 4
 """A cached prefix draws a request to a replica unless that has over twice the least load and four more requests."""
@@ -61,10 +65,14 @@ class Routing(NamedTuple):
     policy: int
     weights: Floats
     """(buckets, groups): the plan's; rows sum to 1."""
+    planned: Floats
+    """(buckets, groups): replicas that the weights are meant for."""
     rate_rps: Floats
     """(buckets, groups): what one replica serves of a bucket alone; 0 = it cannot."""
     decode_row: int
-    """Where the rows begin that route requests from prefill to decode replicas: bucket b decodes by row b + this."""
+    """Rows of the requests' own. Below them stand the rows for the second half of requests that are handed over."""
+    handover: Ints
+    """(groups,): requests of bucket b that a group has prefilled go on by row b + handover[group] x decode_row."""
     first: Ints
     """(groups + 1,): replicas of group g are first[g] up to first[g + 1]."""
 
@@ -74,7 +82,8 @@ class Faults(NamedTuple):
 
     at_s: Floats
     replica: Ints
-    is_up: Ints
+    change: Ints
+    """LOST, UP or DRAINS."""
 
 
 class Arrivals(NamedTuple):
@@ -168,13 +177,41 @@ def _n_up(replicas: Records, routing: Routing, g: int) -> int:
 
 
 @compiled
-def _draw_group(routing: Routing, bucket: int, draw: float) -> int:
-    """Return a group by its weight."""
-    left, last = draw * routing.weights[bucket].sum(), NOBODY
+def _row_of(fleet: Fleet, routing: Routing, request: Record) -> int:
+    """Return the row of the tables that a request goes by: its own, or where its prefill replica hands over to."""
+    if request.generated == 0:
+        return int(request.bucket)
+    group = fleet.replicas[request.replica].kind
+    return int(request.bucket + routing.handover[group] * routing.decode_row)
+
+
+@compiled
+def _draw_of(request: Record) -> float:
+    """Return a number in [0, 1) that is the request's own; another one for where it goes after its prefill."""
+    return float(request.draw if request.generated == 0 else (request.draw * 4294967296.0) % 1.0)
+
+
+@compiled
+def _weight(replicas: Records, routing: Routing, bucket: int, g: int) -> float:
+    """Return a group's weight for a bucket, less the share of the replicas that it should have and has not."""
+    weight = routing.weights[bucket, g]
+    if weight == 0:
+        return 0.0
+    return float(weight * min(1.0, _n_up(replicas, routing, g) / max(1.0, routing.planned[bucket, g])))
+
+
+@compiled
+def _draw_group(replicas: Records, routing: Routing, bucket: int, draw: float) -> int:
+    """Return a group by its weight; NOBODY where no group with a weight has a replica up."""
+    total = 0.0
     for g in range(routing.weights.shape[1]):
-        if routing.weights[bucket, g] > 0:
+        total += _weight(replicas, routing, bucket, g)
+    left, last = draw * total, NOBODY
+    for g in range(routing.weights.shape[1]):
+        weight = _weight(replicas, routing, bucket, g)
+        if weight > 0:
             last = g
-            left -= routing.weights[bucket, g]
+            left -= weight
             if left < 0:
                 break
     return last
@@ -238,19 +275,27 @@ def _least(fleet: Fleet, routing: Routing, bucket: int, now_s: float) -> int:
 
 
 @compiled
+def _cached_now(fleet: Fleet, r: int, q: int, now_s: float) -> int:
+    """Return how many blocks at the head of a prompt a replica has now."""
+    replica, cache = fleet.replicas[r], _cache_of(fleet.cache, r)
+    evict_for_growth(fleet.kinds[replica.kind], replica, fleet.running[r], fleet.requests, cache, now_s)
+    return cached_blocks(fleet.requests[q], cache, q)
+
+
+@compiled
 def _longest_prefix(fleet: Fleet, routing: Routing, q: int, bucket: int, now_s: float) -> int:
     """Return the replica that has most of the prompt cached, of those not much busier than the least loaded one."""
     best = _least(fleet, routing, bucket, now_s)
     if best == NOBODY:
         return best
     most = PREFIX_LOAD_FACTOR * _load(fleet.replicas[best]) + PREFIX_LOAD_SLACK
-    request, longest = fleet.requests[q], cached_blocks(fleet.requests[q], _cache_of(fleet.cache, best), q)
+    longest = _cached_now(fleet, best, q, now_s)
     for g in range(routing.weights.shape[1]):
         if routing.rate_rps[bucket, g] <= 0:
             continue
         for r in range(routing.first[g], routing.first[g + 1]):
             if fleet.replicas[r].is_up and _load(fleet.replicas[r]) <= most:
-                found = cached_blocks(request, _cache_of(fleet.cache, r), q)
+                found = _cached_now(fleet, r, q, now_s)
                 if found > longest:
                     best, longest = r, found
     return best
@@ -260,13 +305,13 @@ def _longest_prefix(fleet: Fleet, routing: Routing, q: int, bucket: int, now_s: 
 def _choose(fleet: Fleet, routing: Routing, q: int, now_s: float) -> int:
     """Return the replica that a request goes to; NOBODY where none is up."""
     request, replicas = fleet.requests[q], fleet.replicas
-    bucket = request.bucket + (routing.decode_row if request.generated else 0)
+    bucket = _row_of(fleet, routing, request)
     if routing.policy in {LEAST_LOADED, LEAST_KV}:
         return _least(fleet, routing, bucket, now_s)
     if routing.policy == PREFIX_AWARE:
         return _longest_prefix(fleet, routing, q, bucket, now_s)
-    g = _draw_group(routing, bucket, request.draw)
-    if g == NOBODY or not _n_up(replicas, routing, g):
+    g = _draw_group(replicas, routing, bucket, _draw_of(request))
+    if g == NOBODY:
         return _least(fleet, routing, bucket, now_s)  # whoever else can serve it
     if routing.policy == WEIGHTED_RANDOM:
         return _random_in(replicas, routing, g, (request.draw * 65536.0) % 1.0)
@@ -277,6 +322,8 @@ def _choose(fleet: Fleet, routing: Routing, q: int, now_s: float) -> int:
 def _place(fleet: Fleet, routing: Routing, tree: Floats, q: int, now_s: float, is_exact: bool) -> bool:
     """Send a request to a replica; False where none is up that could serve it."""
     request = fleet.requests[q]
+    if request.bucket == NOBODY:
+        return True  # turned away
     r = _choose(fleet, routing, q, now_s)
     if r == NOBODY:
         return False
@@ -331,14 +378,18 @@ def _next_of(heap: list[tuple[float, int]], arrivals: Arrivals, opened: int, n_o
 
 @compiled
 def _apply_fault(
-    fleet: Fleet, routing: Routing, tree: Floats, r: int, is_up: int, homeless: list[int], now_s: float, is_exact: bool
+    fleet: Fleet, routing: Routing, tree: Floats, r: int, change: int, homeless: list[int], now_s: float, is_exact: bool
 ) -> None:
-    """Lose a replica or bring it up, and place what has no replica for it."""
+    """Lose a replica, bring it up or let it drain, and place what has no replica for it.
+
+    One that comes up while it has work was draining, and goes on; else it comes up empty.
+    """
     waiting = homeless.copy()
     homeless.clear()
-    fleet.replicas[r].is_up = is_up
-    if not is_up:
-        _evict_all(fleet.replicas[r], fleet.running[r], fleet.requests, _cache_of(fleet.cache, r), waiting, now_s)
+    replica = fleet.replicas[r]
+    replica.is_up = change == UP
+    if change == LOST or (change == UP and _load(replica) == 0):
+        _evict_all(replica, fleet.running[r], fleet.requests, _cache_of(fleet.cache, r), waiting, now_s)
         _set_time(tree, r, np.inf)
     for q in waiting:
         if not _place(fleet, routing, tree, q, now_s, is_exact):
@@ -391,9 +442,9 @@ def _run(fleet: Fleet, routing: Routing, arrivals: Arrivals, faults: Faults, is_
                     _push(heap, now_s + arrivals.think_s[issued], issued)
                     issued += 1
         elif fault_at <= now_s:
-            r, is_up = faults.replica[n_faults], faults.is_up[n_faults]
+            r, change = faults.replica[n_faults], faults.change[n_faults]
             n_faults += 1
-            _apply_fault(fleet, routing, tree, r, is_up, homeless, now_s, is_exact)
+            _apply_fault(fleet, routing, tree, r, change, homeless, now_s, is_exact)
         else:
             if opened < n_open and arrivals.at_s[opened] <= now_s:
                 q = opened

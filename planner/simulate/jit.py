@@ -21,4 +21,4 @@ else:
     from numba import njit
 
     compiled = njit
-    compiled_to_disk = njit(cache=True)
+    compiled_to_disk = njit(cache=True, nogil=True)  # so that replications run in threads

@@ -34,6 +34,8 @@ class RequestRecord:
     """Times that its replica was lost under it."""
     prefix_hit_tokens: int
     """Prompt tokens that were found in the cache."""
+    is_turned_away: bool = False
+    """The router sent it to no replica, because the plan leaves so many unserved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ class RequestRecords:
     output_tokens: NDArray[np.int64]
     service: NDArray[np.int64]
     ttft_s: Floats
-    """NaN where a request was never answered: rejected, or without a replica when the simulation ended."""
+    """NaN where a request was never answered: turned away, rejected, or without a replica when the simulation ended."""
     longest_gap_s: Floats
     e2e_s: Floats
     replica: NDArray[np.int64]
@@ -53,6 +55,7 @@ class RequestRecords:
     preemptions: NDArray[np.int64]
     restarts: NDArray[np.int64]
     prefix_hit_tokens: NDArray[np.int64]
+    is_turned_away: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -70,6 +73,7 @@ class RequestRecords:
             preemptions=int(self.preemptions[index]),
             restarts=int(self.restarts[index]),
             prefix_hit_tokens=int(self.prefix_hit_tokens[index]),
+            is_turned_away=bool(self.is_turned_away[index]),
         )
 
     @property
@@ -88,10 +92,10 @@ class RequestRecords:
     def values(self, metric: Metric) -> Floats:
         """Return a metric of every request, in seconds; infinite where it was never answered.
 
-        TPOT is NaN where a request has one output token: such a request neither meets nor misses a TPOT objective.
+        It is NaN where a request neither meets nor misses an objective: turned away, or TPOT with one output token.
         """
         found = {Metric.TTFT: self.ttft_s, Metric.TPOT: self.tpot_s, Metric.E2E: self.e2e_s}[metric]
-        never = ~self.is_answered
+        never = ~self.is_answered & ~self.is_turned_away
         if metric is Metric.TPOT:
             never &= self.output_tokens > 1
         return np.where(never, np.inf, found)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from planner.simulate.steps import Floats
 
 
+TURNED_AWAY = NOBODY
+
+
 class Policy(StrEnum):
     """How the router picks a replica."""
 
@@ -54,10 +57,14 @@ class Traffic:
     input_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     row: NDArray[np.int64]
-    """Row of the router's tables that each request belongs to."""
+    """Row of the router's tables that each request belongs to; TURNED_AWAY = it is sent to nobody."""
     service: NDArray[np.int64]
     prefix: PrefixHashes | None = None
     """Blocks of the prompts, for prefix caching; None = nothing is cached."""
+
+    def with_rows(self, row: NDArray[np.int64]) -> Traffic:
+        """Return the same requests with other rows of the router's tables."""
+        return replace(self, row=row)
 
     def select(self, chosen: NDArray[np.int64]) -> Traffic:
         """Return the requests of the given numbers, in that order; a number may come more than once."""
@@ -85,12 +92,17 @@ class Router:
     """Which pools serve which requests."""
 
     weights: Floats
-    """(rows, pools): fraction of a row's requests that goes to each pool."""
+    """(rows, pools): fraction of a row's requests that goes to each pool; of a pool with fewer replicas up than
+    planned as much less, and more to the others."""
     rate_rps: Floats
     """(rows, pools): what one replica of a pool serves of a row alone; 0 = it cannot."""
     decode_row: int = 0
-    """Row b routes requests to the replicas that prefill them, row b + decode_row from there to those that decode."""
+    """Rows of the requests' own; below them stand the rows by which prefilled requests go on to decode replicas."""
+    handover: tuple[int, ...] = ()
+    """(pools,): what a pool has prefilled of row b goes on by row b + handover x decode_row; empty = 1 for all."""
     policy: Policy = Policy.WEIGHTS
+    planned: Floats | None = None
+    """(rows, pools): replicas that the weights are meant for; None = all that the pools have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +113,8 @@ class Fault:
     replica: int
     """Counted through all pools."""
     is_up: bool
+    lets_finish: bool = False
+    """It takes no more requests and finishes those it has, instead of losing them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +127,8 @@ class Simulation:
     """Engine steps of all replicas, those jumped over included."""
     utilization: Floats
     """(replicas,): part of the time from the first arrival to the last finish that each was at work."""
+    busy_s: Floats
+    """(replicas,): time that each was at work."""
     peak_kv_fraction: Floats
     """(replicas,): largest part of the KV memory that was ever given out."""
     seconds: float
@@ -165,14 +181,19 @@ def simulate(
     slots = int(pools.kinds["max_seqs"].max()) if len(pools.kinds) else 0
     running = np.zeros((len(replicas), slots), dtype=np.int64)
     state = loop.Fleet(pools.kinds, replicas, running, requests, _prefix_cache(traffic, len(replicas)))
+    planned = np.broadcast_to(np.array(pools.replicas, dtype=np.float64), router.weights.shape)
+    if router.planned is not None:
+        planned = router.planned
     ordered = sorted(faults, key=lambda fault: (fault.at_s, fault.replica))
     n_events = loop.run(
         state,
         loop.Routing(
             _CODES[router.policy],
             np.ascontiguousarray(router.weights, dtype=np.float64),
+            np.ascontiguousarray(planned, dtype=np.float64),
             np.ascontiguousarray(router.rate_rps, dtype=np.float64),
             router.decode_row,
+            np.array(router.handover or (1,) * len(pools.replicas), dtype=np.int64),
             np.concatenate([[0], np.cumsum(pools.replicas)]).astype(np.int64),
         ),
         loop.Arrivals(
@@ -183,11 +204,17 @@ def simulate(
         loop.Faults(
             np.array([fault.at_s for fault in ordered], dtype=np.float64),
             np.array([fault.replica for fault in ordered], dtype=np.int64),
-            np.array([fault.is_up for fault in ordered], dtype=np.int64),
+            np.array([_change(fault) for fault in ordered], dtype=np.int64),
         ),
         is_exact,
     )
     return _result(requests, replicas, pools, traffic, n_events=int(n_events), started=started)
+
+
+def _change(fault: Fault) -> int:
+    if fault.is_up:
+        return loop.UP
+    return loop.DRAINS if fault.lets_finish else loop.LOST
 
 
 def _requests(traffic: Traffic, seed: int) -> NDArray[np.void]:
@@ -261,6 +288,7 @@ def _result(
         "preemptions": requests["preemptions"],
         "restarts": requests["restarts"],
         "prefix_hit_tokens": requests["hit_tokens"],
+        "is_turned_away": requests["bucket"] == TURNED_AWAY,
     }
     for column in columns.values():
         column.flags.writeable = False
@@ -269,6 +297,7 @@ def _result(
         n_events=n_events,
         n_steps=int(replicas["n_steps"].sum()),
         utilization=replicas["busy_s"] / span if span else np.zeros(len(replicas)),
+        busy_s=replicas["busy_s"].copy(),
         peak_kv_fraction=np.divide(replicas["peak_bytes"], room, out=np.zeros(len(replicas)), where=np.isfinite(room)),
         seconds=time.perf_counter() - started,
     )

@@ -9,19 +9,42 @@ batches is its error. A percentile's interval is that of the fraction of request
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from planner.domain.slo import Slo
     from planner.simulate.records import RequestRecords
     from planner.simulate.steps import Floats
 
 N_BATCHES = 20
-T_95 = 2.093
-"""Student's t for 95%, two sides, with N_BATCHES - 1 degrees of freedom."""
+
+_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Student's t for 95%, two sides, with 1, 2, ... 10 degrees of freedom."""
+_Z_95 = 1.959964
+
+
+def t_95(freedom: int) -> float:
+    """Return Student's t for 95%, two sides, with so many degrees of freedom.
+
+    From 11 on by the expansion in 1/freedom (Abramowitz & Stegun, 26.7.5), which is right to three digits.
+
+    Examples
+    --------
+    >>> t_95(9), round(t_95(19), 3)
+    (2.262, 2.093)
+    """
+    if freedom <= len(_T_95):
+        return _T_95[freedom - 1]
+    z = _Z_95
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +105,7 @@ def percentile(values: Floats, level: float) -> Estimate:
     value = at(share)
     spread = max(_half_width((values <= value).astype(np.float64)), 1.0 / n)
     return Estimate(
-        value=value, low=at(share - spread), high=at(share + spread) if share + spread < 1 else math.inf, n=n
+        value=value, low=at(max(0.0, share - spread)), high=at(share + spread) if share + spread < 1 else math.inf, n=n
     )
 
 
@@ -90,6 +113,34 @@ def fraction(is_true: Floats) -> Estimate:
     """Return the share of ones among zeros and ones in the order of arrival."""
     found = mean(is_true)
     return Estimate(value=found.value, low=max(0.0, found.low), high=min(1.0, found.high), n=found.n)
+
+
+def across(replications: Sequence[Estimate]) -> Estimate:
+    """Return the mean of a statistic over independent replications, with the 95% interval of their scatter.
+
+    One replication keeps the interval that it has of its own. Infinite where it is infinite in any.
+    """
+    if len(replications) == 1:
+        return replications[0]
+    values = np.array([found.value for found in replications])
+    n = sum(found.n for found in replications)
+    if np.isnan(values).any():
+        return Estimate(value=math.nan, low=math.nan, high=math.nan, n=n)
+    if np.isinf(values).any():
+        return Estimate(value=math.inf, low=float(values.min()), high=math.inf, n=n)
+    half = t_95(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    middle = float(values.mean())
+    return Estimate(value=middle, low=middle - half, high=middle + half, n=n)
+
+
+def across_outcomes(replications: Sequence[SloOutcome]) -> SloOutcome:
+    """Return how an objective fares over independent replications."""
+    attained = across([found.attainment for found in replications])
+    return SloOutcome(
+        slo=replications[0].slo,
+        simulated=across([found.simulated for found in replications]),
+        attainment=replace(attained, low=max(0.0, attained.low), high=min(1.0, attained.high)),
+    )
 
 
 def _half_width(values: Floats) -> float:
@@ -100,7 +151,7 @@ def _half_width(values: Floats) -> float:
     if not np.isfinite(values).all():
         return math.inf
     batches = values[: length * N_BATCHES].reshape(N_BATCHES, length).mean(axis=1)
-    return float(T_95 * batches.std(ddof=1) / math.sqrt(N_BATCHES))
+    return float(t_95(N_BATCHES - 1) * batches.std(ddof=1) / math.sqrt(N_BATCHES))
 
 
 def outcome(records: RequestRecords, slo: Slo) -> SloOutcome:

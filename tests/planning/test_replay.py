@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     from planner.cli.main import run
 
     at = tmp_path_factory.mktemp("replay")
-    for name in ("request", "busy_minutes", "two_services", "day", "priorities"):
+    for name in ("request", "busy_minutes", "two_services"):
         shutil.copy(REPO / "examples" / f"{name}.yaml", at)
         plan = ["plan", str(at / f"{name}.yaml"), "-o", str(at / f"{name}.json"), "--no-verify"]
         assert run([*plan, "--as-of", AS_OF, "-q"]) in {0, 4}
@@ -42,7 +42,10 @@ def test_a_plan_for_the_mean_rate_misses_and_one_for_the_busy_minutes_holds(gpup
 
 def test_the_answer_has_the_fields_that_scripts_read(gpuplan, folder):
     found = gpuplan("simulate", str(folder / "busy_minutes.json"), "--json", *REQUESTS).json
-    assert set(found) == {"requests", "services", "phases", "utilization", "events", "seconds"}
+    assert set(found) == {
+        "requests", "replications", "met", "services", "phases", "utilization", "pools", "replicas_lost", "notes",
+        "events", "seconds",
+    }  # fmt: skip
     chat = found["services"]["chat"]
     assert chat["slo"][0].keys() >= {"metric", "statistic", "bound_s", "simulated_s", "met"}
     assert (chat["slo"][0]["metric"], chat["slo"][0]["statistic"], chat["slo"][0]["bound_s"]) == ("ttft", "p99", 2.0)
@@ -117,10 +120,8 @@ def test_another_trace_and_an_output_file(gpuplan, folder):
         (["request.json", "--trace", "nobody=bundled:azure_code_2023"], "no service 'nobody'"),
         (["two_services.json", "--trace", "bundled:azure_code_2023"], "Which service"),
         (["request.json", "--trace", "missing.csv"], "missing.csv"),
-        (["request.json", "-o", "answer.html"], "'.html' names no format"),
+        (["request.json", "-o", "answer.csv"], "'.csv' names no format"),
         (["request.json", "--event", "1s-2s: lose region nowhere"], "nothing in region 'nowhere'"),
-        (["day.json"], "is a schedule"),
-        (["priorities.json"], "leaves requests unserved"),
         (["melange.json"], "throughputs alone"),
         (["nothing.json"], "no such file"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from simulate.stations import one_row, pools_of, station, traffic
 
@@ -202,6 +202,8 @@ def with_prefixes(rng, n, *, rate=2.0, families=5, block=64):
 
 
 @given(seed=st.integers(0, 10_000), policy=st.sampled_from(list(Policy)), load=st.floats(0.3, 3.0))
+@example(seed=485, policy=Policy.PREFIX_AWARE, load=2.0)  # blocks are evicted in the middle of a jump
+@example(seed=5, policy=Policy.PREFIX_AWARE, load=2.0)
 def test_jumping_changes_nothing_with_a_prefix_cache_either(seed, policy, load):
     kinds = engine_table([kind_of(max_num_seqs=8), kind_of(max_num_seqs=8, max_num_batched_tokens=256)])
     kinds["kv_room"] = [kv_bytes(kind, 3000) for kind in kinds]
