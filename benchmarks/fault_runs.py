@@ -143,7 +143,7 @@ def run(prepared: Prepared, event: str | None) -> dict[str, Any]:
         "slo": {service.service: {str(i.slo): i.simulated.value for i in service.slos} for service in found.services},
         "phases": {name: {service: attained(those, service) for service in names} for name, those in phases.items()},
         "by_half_minute": {
-            service: [{"at_s": phase.start_s, "within": phase.attainment[service]} for phase in found.phases]
+            service: [phase.attainment[service] for phase in found.phases if phase.start_s < LENGTH_S]
             for service in names
         },
     }
@@ -241,11 +241,7 @@ def panel(
     ]
     for name, colour in COLOURS.items():
         values = found["plans"][name]["runs"][fault]["by_half_minute"][service]
-        points = [
-            f"{x(point['at_s'] + BIN_S / 2)},{y(point['within'])}"
-            for point in values
-            if point["within"] is not None and point["at_s"] + BIN_S < LENGTH_S
-        ]
+        points = [f"{x((i + 0.5) * BIN_S)},{y(value)}" for i, value in enumerate(values) if value is not None]
         parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
     return parts
 
