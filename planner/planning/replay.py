@@ -83,6 +83,8 @@ class ReplaySettings:
     """How requests arrive; None = as in the trace where it has times, else as a Poisson process."""
     periods: tuple[int, int] | None = None
     """First and last period of a schedule, counted from 0; None = all."""
+    phase_s: float | None = None
+    """The outcome over time is cut into pieces of this length as well; None = only at periods and events."""
     n_replications: int = 1
     n_threads: int | None = None
     """Replications at a time; None = one for each core. The result does not depend on it."""
@@ -143,7 +145,16 @@ class Prepared:
                 service_outcome(name, objectives, counted.select(counted.service == index))
                 for index, (name, objectives) in enumerate(slos.items())
             ),
-            phases=tuple(phases_of(slos, records, events, scene.stretches, fleet.replicas.sum(axis=1).tolist())),
+            phases=tuple(
+                phases_of(
+                    slos,
+                    records,
+                    events,
+                    scene.stretches,
+                    fleet.replicas.sum(axis=1).tolist(),
+                    step_s=settings.phase_s,
+                )
+            ),
             pools=tuple(_pools(fleet, simulation, changes)),
             simulation=simulation,
             notes=notes,

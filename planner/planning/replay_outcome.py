@@ -247,8 +247,10 @@ def phases_of(
     events: Sequence[AnyEvent],
     stretches: Sequence[Stretch],
     replicas: Sequence[int],
+    *,
+    step_s: float | None = None,
 ) -> Iterator[Phase]:
-    """Yield the stretches of a replay, cut where a period or an event begins or ends.
+    """Yield the stretches of a replay, cut where a period or an event begins or ends, and every `step_s` if given.
 
     Parameters
     ----------
@@ -259,7 +261,7 @@ def phases_of(
     counted = [(stretch, n) for stretch, n in zip(stretches, replicas, strict=True) if stretch.is_counted]
     origin_s = counted[0][0].start_s
     last_s = max(float(records.arrival_s[-1]), origin_s)
-    edges = _edges([stretch for stretch, _ in counted], events, last_s)
+    edges = _edges([stretch for stretch, _ in counted], events, last_s, step_s)
     for start_s, end_s in pairwise(edges):
         inside = (records.arrival_s >= start_s) & ((records.arrival_s < end_s) | (end_s == last_s))
         at, n_replicas = next(
@@ -278,13 +280,15 @@ def phases_of(
         )
 
 
-def _edges(counted: Sequence[Stretch], events: Sequence[AnyEvent], last_s: float) -> list[float]:
+def _edges(counted: Sequence[Stretch], events: Sequence[AnyEvent], last_s: float, step_s: float | None) -> list[float]:
     origin_s = counted[0].start_s
     passing = [event for event in events if math.isfinite(event.end_s)]
-    if not passing and counted[0].period is None:
+    if not passing and counted[0].period is None and step_s is None:
         return [float(edge) for edge in np.linspace(origin_s, last_s, N_PHASES + 1)]
     cuts = {event.start_s for event in passing} | {event.end_s for event in passing}
     cuts |= {stretch.start_s for stretch in counted}
+    if step_s is not None:
+        cuts |= set(np.arange(origin_s, last_s, step_s).tolist())
     return [origin_s, *sorted(cut for cut in cuts if origin_s < cut < last_s), last_s]
 
 
