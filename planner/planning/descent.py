@@ -53,7 +53,7 @@ def removals(
 def swaps(
     problem: FleetProblem, plan: Plan, *, settings: SolverSettings, assignment: Assignment
 ) -> Iterator[ChosenFleet]:
-    """Yield cheaper plans with one or two instances replaced by one or two others: the least full, in turn dear ones."""
+    """Yield cheaper plans with one or two instances replaced by as many: the least full and dear ones in turn."""
     options = options_by_name(problem)
     cost = plan.cost_usd_per_hour or 0.0
     size = {name: _capacity(option, problem) for name, option in options.items()}
