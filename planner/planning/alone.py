@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from planner.planning.proof_search import ProofSearch
 
 MAX_KINDS = 10
-WORTH_TRYING = 4.0
-"""Times the cheapest kind by throughput: dearer ones are not tried."""
 PRECISION = 0.03
 MOST_TIMES = 64
 """A fleet of one kind that misses with so many times what its throughput asks for is given up."""
@@ -51,9 +49,9 @@ def _learn_service(
         if load is not None
     ]
     ranked.sort()
-    least = math.inf
-    for by_throughput, name, load, per_instance, price in ranked[:MAX_KINDS]:
-        if search.clock.is_over or by_throughput > min(least, WORTH_TRYING * ranked[0][0]):
+    least, n_known = math.inf, 0
+    for by_throughput, name, load, per_instance, price in ranked:
+        if search.clock.is_over or n_known >= MAX_KINDS or by_throughput > least:
             return
 
         def holds(instances: int, name: tuple[str, str] = name, per_instance: int = per_instance) -> bool | None:
@@ -63,6 +61,7 @@ def _learn_service(
         found = smallest(holds, first=max(1, math.ceil(load / per_instance)), most=most)
         if found is None:
             continue
+        n_known += 1
         instances, is_held = found
         search.caps[kind_of(options[name])] = load / (instances * per_instance)
         if is_held:
@@ -72,7 +71,7 @@ def _learn_service(
 def smallest(holds: Callable[[int], bool | None], *, first: int, most: int | None) -> tuple[int, bool] | None:
     """Return the smallest count that holds, to 3%, and true; or the largest that was tried and false.
 
-    None where a count cannot be had at all.
+    None where limits leave no count that holds: that says nothing of the kind.
 
     Parameters
     ----------

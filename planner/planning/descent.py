@@ -53,7 +53,7 @@ def removals(
 def swaps(
     problem: FleetProblem, plan: Plan, *, settings: SolverSettings, assignment: Assignment
 ) -> Iterator[ChosenFleet]:
-    """Yield cheaper plans with one instance, or two, replaced by one or two others: those that are least full first."""
+    """Yield cheaper plans with one or two instances replaced by as many: the least full and dear ones in turn."""
     options = options_by_name(problem)
     cost = plan.cost_usd_per_hour or 0.0
     size = {name: _capacity(option, problem) for name, option in options.items()}
@@ -68,9 +68,16 @@ def swaps(
         full = fullness(problem, replicas, options, assignment)
         if full is not None and full <= MOST_FULL:
             ranked.append((round(full, 9), price, replicas))
-    for _, _, replicas in sorted(ranked, key=lambda item: (*item[:2], sorted(item[2].items()))):
+    ranked.sort(key=lambda item: (*item[:2], sorted(item[2].items())))
+    missed, is_turn = 0.0, False
+    while ranked:
+        # Whoever asks for another one says that the last one missed. Caps can be wrong about all cheap ones alike, so
+        # every other one is dearer than half of the way from the dearest that missed to the plan.
+        dearer = [index for index, item in enumerate(ranked) if item[1] > (missed + cost) / 2] if is_turn else []
+        _, price, replicas = ranked.pop(dearer[0] if dearer else 0)
         found = chosen_fleet(problem, plan, replicas, settings=settings, assignment=assignment)
         if found is not None:
+            missed, is_turn = max(missed, price), not is_turn
             yield found
 
 
