@@ -40,6 +40,7 @@ KIND = np.dtype(
         ("speed", "f8"),  # how many times as fast as the bare estimate every step is
         ("lone_prefill_factor", "f8"),
         ("kv_room", "f8"),  # bytes on one GPU
+        ("block_tokens", "i8"),  # KV memory is given out in blocks of so many
         ("transfer_s", "f8"),  # per byte of KV cache (of one GPU) handed to a decode replica
         ("is_prefill", "i8"),  # 1 = yields first tokens and hands over; 0 = serves requests to their end
         ("max_seqs", "i8"),
@@ -94,6 +95,7 @@ def _fill(row: np.void, kind: EngineKind) -> None:
     row["stages"], row["speed"] = step.stages, kind.speed
     row["lone_prefill_factor"] = step.lone_prefill_factor
     row["kv_room"] = roofline.replica_memory(kind.model, kind.gpu, kind.config, kind.params).kv_bytes
+    row["block_tokens"] = BLOCK_TOKENS
     row["max_seqs"], row["token_budget"] = kind.config.max_num_seqs, kind.config.max_num_batched_tokens
     row["expert_share"] = _padded([group.n_active / group.n_experts for group in step.experts], 0.0)
     row["expert_read_s"] = _padded([group.read_s for group in step.experts], 0.0)

@@ -201,6 +201,30 @@ def with_prefixes(rng, n, *, rate=2.0, families=5, block=64):
     return replace(requests, prefix=hashes)
 
 
+def test_a_prompt_waits_until_all_of_it_finds_room():
+    """As vLLM V1 has it (scheduler_reserve_full_isl): admitted for its first chunk, it would be preempted again."""
+    kinds = engine_table([kind_of(max_num_batched_tokens=128)])
+    kinds["lone_prefill_factor"] = 1.0
+    kinds["kv_room"] = kv_bytes(kinds[0], 1600)
+    requests = traffic(np.array([0.0, 0.0]), [10, 10], 1024)
+    records = simulate(pools_of(kinds), requests, one_row()).records
+    alone = simulate(pools_of(kinds), traffic(np.array([0.0]), [10], 1024), one_row()).records
+    assert records.preemptions.tolist() == [0, 0]
+    assert records.e2e_s[0] == pytest.approx(alone.e2e_s[0])
+    assert records.ttft_s[1] == pytest.approx(records.e2e_s[0] + alone.ttft_s[0])
+
+
+def test_memory_is_given_out_in_blocks_of_the_kinds_size():
+    kinds = engine_table([kind_of()])
+    kinds["kv_room"] = kv_bytes(kinds[0], 240)
+    requests = traffic(np.zeros(2), [20, 20], 100)
+    together = simulate(pools_of(kinds), requests, one_row()).records
+    assert together.ttft_s[1] < together.e2e_s[0]
+    kinds["block_tokens"] = 128
+    records = simulate(pools_of(kinds), requests, one_row()).records
+    assert records.ttft_s[1] > records.e2e_s[0]
+
+
 @given(seed=st.integers(0, 10_000), policy=st.sampled_from(list(Policy)), load=st.floats(0.3, 3.0))
 def test_jumping_changes_nothing_with_a_prefix_cache_either(seed, policy, load):
     kinds = engine_table([kind_of(max_num_seqs=8), kind_of(max_num_seqs=8, max_num_batched_tokens=256)])
