@@ -82,7 +82,10 @@ def percentile(values: Floats, level: float) -> Estimate:
     value = at(share)
     spread = max(_half_width((values <= value).astype(np.float64)), 1.0 / n)
     return Estimate(
-        value=value, low=at(share - spread), high=at(share + spread) if share + spread < 1 else math.inf, n=n
+        value=value,
+        low=at(max(0.0, share - spread)),
+        high=at(share + spread) if share + spread < 1 else math.inf,
+        n=n,
     )
 
 
