@@ -113,16 +113,16 @@ CASES = (
     Case(name="bursts", sizes="200 / 50", purpose="predict", make=_bursty(200, 50, 1.6, 70), times=2),
     Case(name="mixed sizes", sizes="8-2000 / 2-250", purpose="predict", make=_mixed(1.2, 55)),
     Case(name="mixed sizes in bursts", sizes="8-2000 / 2-250", purpose="predict", make=_mixed(0.9, 45, cv=2.5)),
-    Case(name="near saturation", sizes="128 / 64", purpose="predict", make=_poisson(128, 64, 3.8, 170), times=2),
+    Case(name="near saturation", sizes="128 / 64", purpose="predict", make=_poisson(128, 64, 5.0, 200), times=2),
     Case(
-        name="narrow batches", sizes="200 / 80", purpose="predict", make=_poisson(200, 80, 1.1, 48), engine="narrow"
+        name="narrow batches", sizes="200 / 80", purpose="predict", make=_poisson(200, 80, 2.0, 80), engine="narrow"
     ),
     Case(
-        name="prefix caching", sizes="512 (384 shared) / 40", purpose="predict", make=_shared_heads(2.0, 85),
+        name="prefix caching", sizes="512 (384 shared) / 40", purpose="predict", make=_shared_heads(3.0, 110),
         engine="caching",
     ),
     Case(
-        name="little memory", sizes="256 / 128", purpose="predict", make=_poisson(256, 128, 1.0, 45),
+        name="little memory", sizes="256 / 128", purpose="predict", make=_poisson(256, 128, 1.6, 65),
         engine="small memory",
     ),
 )  # fmt: skip

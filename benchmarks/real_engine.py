@@ -9,172 +9,30 @@ CASE ...]; `--stored` measures nothing and takes the figures of the last run, in
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from _engine_cases import CASES, ENGINES
+from _engine_cases import CASES
+from _engine_measure import NotMeasuredError, measure_all
 from _engine_model import METRICS, STATISTICS, Run, calibrate, errors, predict, read, statistic, write
-from _engine_server import (
-    CLIENT_CORE,
-    ENGINE_PYTHON,
-    MODEL,
-    SERVER_CORE,
-    TORCH,
-    VENV,
-    VLLM,
-    EngineError,
-    cpu_seconds,
-    install,
-    make_model,
-    serving,
-)
+from _engine_server import MODEL, TORCH, VENV, VLLM, EngineError, install
 from _report import write_section
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from _engine_cases import Case
     from _engine_model import Coefficients
-    from _engine_server import Server
 
 DATA = Path(__file__).resolve().parent / "data"
-CLIENT = Path(__file__).resolve().parent / "_engine_client.py"
-LATEST_S = 0.005
-"""A client that sends or reads its p99 later than this was overloaded: the run does not count."""
-MOST_FOREIGN = 0.05
-"""Of the server's core, what others may take before a run is repeated."""
-TRIES = 3
-PRIORITY = -10
 TARGET, AIM = 0.20, 0.10
-
-
-class NotMeasuredError(RuntimeError):
-    """The machine or the client was too busy for a measurement; the message says which."""
-
-
-def _busy_s(core: int) -> float:
-    """Return for how long a core has been at work since the machine started, time taken by its host included."""
-    for line in Path("/proc/stat").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"cpu{core} "):
-            user, nice, system, _idle, _wait, irq, softirq, steal = map(int, line.split()[1:9])
-            return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-    msg = f"this machine has no core {core}: the benchmark needs two"
-    raise EngineError(msg)
-
-
-def _send(case: Case, server: Server) -> dict[str, Any]:
-    """Run the client on a case's load; return its records and the conditions they were measured under."""
-    load = case.load()
-    requests = [
-        {"at_s": float(at), "input": int(i), "output": int(o), "shared": int(s), "family": int(f)}
-        for at, i, o, s, f in zip(
-            load.at_s, load.input_tokens, load.output_tokens, load.shared_tokens, load.family, strict=True
-        )
-    ]
-    seed = time.time_ns()  # other tokens each time, so that no run finds the last one's prompts in a cache
-    job = {"url": server.url, "vocabulary": MODEL["vocab_size"], "seed": seed, "requests": requests}
-    started, busy_s, own_s = time.monotonic(), _busy_s(SERVER_CORE), cpu_seconds(server.group)
-    ran = subprocess.run(
-        [str(ENGINE_PYTHON), str(CLIENT), str(CLIENT_CORE)],
-        input=json.dumps(job), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if ran.returncode:
-        msg = f"the client failed: {ran.stderr.strip()[-500:]}"
-        raise EngineError(msg)
-    span_s = time.monotonic() - started
-    foreign_s = _busy_s(SERVER_CORE) - busy_s - (cpu_seconds(server.group) - own_s)
-    found: dict[str, Any] = json.loads(ran.stdout)
-    wrong = [record["error"] for record in found["records"] if "error" in record]
-    wrong += [
-        f"{len(record['token_s'])} tokens instead of {request['output']}"
-        for record, request in zip(found["records"], requests, strict=True)
-        if "error" not in record and len(record["token_s"]) != request["output"]
-    ]
-    if wrong:
-        msg = f"{len(wrong)} requests of case {case.name!r} failed, the first with: {wrong[0]}"
-        raise EngineError(msg)
-    late = [record["sent_s"] - request["at_s"] for record, request in zip(found["records"], requests, strict=True)]
-    found["conditions"] = {
-        "foreign_share": round(foreign_s / span_s, 4),
-        "send_late_p99_s": round(float(np.percentile(late, 99)), 5),
-        "read_late_p99_s": round(found["lags_s"][0], 5),
-        "client_cpu_share": round(found["cpu_share"], 4),
-    }
-    return found
-
-
-def measure(case: Case, server: Server) -> Run:
-    """Return one valid measurement of a case, the least disturbed of a few if the machine is not quiet.
-
-    Raises
-    ------
-    NotMeasuredError: if the client was overloaded every time.
-    """
-    best: dict[str, Any] | None = None
-    for _ in range(TRIES):
-        found = _send(case, server)
-        is_late = max(found["conditions"]["send_late_p99_s"], found["conditions"]["read_late_p99_s"]) > LATEST_S
-        if is_late:
-            print(f"  discarded, the client was overloaded: {found['conditions']}", flush=True)
-        elif best is None or found["conditions"]["foreign_share"] < best["conditions"]["foreign_share"]:
-            best = found
-        if best and best["conditions"]["foreign_share"] <= MOST_FOREIGN:
-            break
-        if not is_late:
-            print(f"  others use the server's core: {found['conditions']['foreign_share']:.0%}", flush=True)
-    if best is None:
-        msg = f"the client was overloaded in all {TRIES} runs of case {case.name!r}: the machine is too busy"
-        raise NotMeasuredError(msg)
-    load = case.load()
-    sent_s = np.array([record["sent_s"] for record in best["records"]])
-    order = np.argsort(sent_s, kind="stable")
-    records = [best["records"][i] for i in order]
-    return Run(
-        case=case.name,
-        sizes=case.sizes,
-        purpose=case.purpose,
-        engine=case.engine,
-        settings=asdict(ENGINES[case.engine]),
-        conditions=best["conditions"],
-        sent_s=sent_s[order],
-        input_tokens=load.input_tokens[order].astype(np.float64),
-        output_tokens=load.output_tokens[order].astype(np.float64),
-        shared_tokens=load.shared_tokens[order].astype(np.float64),
-        family=load.family[order].astype(np.float64),
-        ttft_s=np.array([record["token_s"][0] - record["sent_s"] for record in records]),
-        e2e_s=np.array([record["token_s"][-1] - record["sent_s"] for record in records]),
-    )
-
-
-def measure_all(chosen: Sequence[Case], scratch: Path) -> Iterator[Run]:
-    """Start one server after the other and measure the chosen cases on them."""
-    model = scratch / "model"
-    make_model(model)
-    for engine, cases in groupby(sorted(chosen, key=lambda case: list(ENGINES).index(case.engine)), lambda c: c.engine):
-        print(f"starting vLLM ({engine}: {' '.join(ENGINES[engine].arguments())})", flush=True)
-        with serving(model, ENGINES[engine], scratch / f"{engine.replace(' ', '_')}.log") as server:
-            for warm_up in CASES[:2]:
-                _send(warm_up, server)
-            for case in cases:
-                for number in range(case.times):
-                    run = measure(case, server)
-                    print(f"  {case.name} ({number + 1}): {_brief(run)}", flush=True)
-                    yield run
-
-
-def _brief(run: Run) -> str:
-    values = ", ".join(f"{metric} {statistic(run, metric, 'mean') * 1e3:.0f} ms" for metric in METRICS)
-    return f"{len(run.sent_s)} requests at {run.rate_rps:.2f}/s, {values}, others {run.conditions['foreign_share']:.1%}"
 
 
 def _machine() -> dict[str, str]:
@@ -221,7 +79,8 @@ def report(runs: Sequence[Run], about: dict[str, Any]) -> str:
     inside, outside, twice = all_errors(fitted, found), all_errors(others, found), noise(runs)
     columns = " | ".join(f"{metric} {name}" for metric in METRICS for name in STATISTICS)
     head = [f"| load | n | req/s | in / out tokens | {columns} |", "|---" * (4 + len(METRICS) * len(STATISTICS)) + "|"]
-    worst = max(run.conditions["foreign_share"] for run in runs)
+    pace = [run.conditions["pace_s"] * 1e3 for run in runs]
+    busy = np.median([run.conditions["others_cores"] for run in runs])
     late = max(max(run.conditions["send_late_p99_s"], run.conditions["read_late_p99_s"]) for run in runs)
     median = float(np.median(outside))
     verdict = "yes" if median <= TARGET else "no"
@@ -276,8 +135,10 @@ def report(runs: Sequence[Run], about: dict[str, Any]) -> str:
         " the step under way instead of hiding behind it: it is part of every step that was fitted, and a request that"
         " comes in during a step is read while the step is slowed down. The cores share cache and memory bandwidth"
         " with the client and with whatever else the machine does; the last line of the table is what that leaves of"
-        f" one load. Others took at most {worst:.1%} of the server's core in these runs, and the client sent and read"
-        f" at most {late * 1e3:.1f} ms late (p99).",
+        f" one load. In these runs others kept {busy:.1f} of the {machine['cores']} cores busy (median), at a lower"
+        f" priority where the system allows it; a lone request's tokens came {min(pace):.1f} to {max(pace):.1f} ms"
+        " apart before and after the runs, and the client sent and read at most"
+        f" {late * 1e3:.1f} ms late (p99).",
     ])  # fmt: skip
 
 
@@ -286,12 +147,11 @@ def _measured(chosen: Sequence[Case]) -> tuple[list[Run], dict[str, Any]]:
         msg = "the benchmark pins processes to two cores, which needs Linux and two cores"
         raise EngineError(msg)
     install()
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
-    except PermissionError:
-        print("not allowed to raise the priority: other work on this machine disturbs the measurement more", flush=True)
-    runs = list(measure_all(chosen, VENV / "run"))
-    return runs, {"machine": _machine(), "parameters": parameters()}
+    runs, about, scratch = [], {"machine": _machine(), "parameters": parameters()}, VENV / "run"
+    for run in measure_all(chosen, scratch):
+        runs.append(run)
+        write(scratch, runs, about)  # what there is, should the next one fail
+    return runs, about
 
 
 def parameters() -> int:
@@ -319,7 +179,7 @@ def main() -> int:
         except (EngineError, NotMeasuredError) as error:
             print(f"Not measured: {error}", file=sys.stderr)
             return 1
-        if not options.no_write:
+        if not options.no_write or options.data != DATA:
             write(options.data, runs, about)
             runs, about = read(options.data)
     if not any(run.purpose == "calibrate" for run in runs):
