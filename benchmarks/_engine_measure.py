@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import time
+import urllib.request
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -66,6 +67,22 @@ def _send(server: Server, requests: list[dict[str, float]]) -> dict[str, Any]:
     return found
 
 
+COUNTERS = {"vllm:num_preemptions_total": "preemptions", "vllm:prefix_cache_hits_total": "cached_tokens"}
+"""What the engine itself counts, and what we call it."""
+
+
+def _counted(server: Server) -> dict[str, int]:
+    """Return the engine's own counters since it started."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    found = dict.fromkeys(COUNTERS.values(), 0)
+    for line in lines:
+        name = COUNTERS.get(line.partition("{")[0])
+        if name:
+            found[name] += int(float(line.rpartition(" ")[2]))
+    return found
+
+
 def _requests(case: Case) -> list[dict[str, float]]:
     load = case.load()
     columns = (load.at_s, load.input_tokens, load.output_tokens, load.shared_tokens, load.family)
@@ -114,10 +131,12 @@ class Meter:
 
     def _once(self, case: Case, server: Server, before_s: float) -> dict[str, Any]:
         requests = _requests(case)
+        before = _counted(server)
         started, busy_s, own_s = time.monotonic(), _busy_s(), ran_s(server.group)
         found = _send(server, requests)
         span_s = time.monotonic() - started
         others_s = _busy_s() - busy_s - (ran_s(server.group) - own_s)
+        counted = {name: value - before[name] for name, value in _counted(server).items()}
         after_s = self.pace_s(server)
         late = [record["sent_s"] - request["at_s"] for record, request in zip(found["records"], requests, strict=True)]
         found["conditions"] = {
@@ -127,6 +146,7 @@ class Meter:
             "send_late_p99_s": round(float(np.percentile(late, 99)), 5),
             "read_late_p99_s": round(found["lags_s"][0], 5),
             "client_cpu_share": round(found["cpu_share"], 3),
+            **counted,
         }
         return found
 

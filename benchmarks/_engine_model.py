@@ -15,7 +15,7 @@ from planner.simulate.run import Pools, Router, Traffic, simulate
 from planner.simulate.steps import MeasuredKind, measured_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from planner.simulate.steps import Floats
@@ -35,7 +35,8 @@ class Run:
     engine: str
     settings: dict[str, int | bool]
     conditions: dict[str, float]
-    """How quiet the machine was and how punctual the client."""
+    """How quiet the machine was and how punctual the client; what the engine counted: preemptions, tokens found in its
+    prefix cache."""
     sent_s: Floats
     input_tokens: Floats
     output_tokens: Floats
@@ -142,7 +143,15 @@ def predict(run: Run, found: Coefficients) -> Run:
     pools = Pools(kinds=measured_table([kind_of(found, run.settings)]), replicas=(1,))
     records = simulate(pools, traffic, Router(weights=np.ones((1, 1)), rate_rps=np.ones((1, 1)))).records
     back = np.argsort(order)
-    return replace(run, ttft_s=records.ttft_s[back] + delay_s, e2e_s=records.e2e_s[back] + delay_s)
+    return replace(
+        run,
+        ttft_s=records.ttft_s[back] + delay_s,
+        e2e_s=records.e2e_s[back] + delay_s,
+        conditions={
+            "preemptions": int(records.preemptions.sum()),
+            "cached_tokens": int(records.prefix_hit_tokens.sum()),
+        },
+    )
 
 
 def statistic(run: Run, metric: str, name: str) -> float:
@@ -160,48 +169,58 @@ def errors(run: Run, other: Run) -> dict[tuple[str, str], float]:
     }
 
 
-LARGEST_RESIDUAL = 1.0
-"""A single request that is off by more than a factor e counts as that: bursts of chance do not steer the fit."""
-N_ROUNDS = 25
+QUANTILES = (0.25, 0.5, 0.75, 0.95)
+FIT_STEPS = (0.2, 0.1, 0.05)
+"""By how much the coefficients' logarithms are moved to see what it does, from coarse to fine: a request that just
+makes it into a step, or not, makes the sum of squares rough."""
+N_ROUNDS = 40
 
 
-def _residuals(runs: Sequence[Run], logs: Floats) -> Floats:
-    """Return how far TTFT and TPOT of all requests are off, as logarithms; every run weighs the same."""
-    found = Coefficients(**dict(zip(asdict(Coefficients()), np.exp(logs).tolist(), strict=True)))
-    parts = []
-    for run in runs:
-        simulated = predict(run, found)
-        for metric in ("ttft_s", "tpot_s"):
-            off = np.log(getattr(simulated, metric) / getattr(run, metric))
-            parts.append(np.clip(off, -LARGEST_RESIDUAL, LARGEST_RESIDUAL) / np.sqrt(len(off)))
-    return np.concatenate(parts)
+def _described(run: Run) -> Floats:
+    """Return the logarithms of what the fit looks at: mean and quantiles of each metric."""
+    found = [
+        value
+        for times in (run.ttft_s, run.tpot_s, run.e2e_s)
+        for value in (times.mean(), *np.quantile(times, QUANTILES))
+    ]
+    return np.log(found)
+
+
+def _coefficients(logs: Floats) -> Coefficients:
+    return Coefficients(**dict(zip(asdict(Coefficients()), np.exp(logs).tolist(), strict=True)))
 
 
 def calibrate(runs: Sequence[Run]) -> Coefficients:
-    """Return the coefficients that fit the runs best: least squares on the logarithms, by Levenberg and Marquardt."""
+    """Return the coefficients that fit the runs best: least squares on logarithms, by Levenberg and Marquardt."""
+    measured = np.concatenate([_described(run) for run in runs])
+
+    def residuals(logs: Floats) -> Floats:
+        found = _coefficients(logs)
+        return np.concatenate([_described(predict(run, found)) for run in runs]) - measured
+
     logs = np.log(list(asdict(Coefficients()).values()))
-    now = _residuals(runs, logs)
-    damping, step = 1e-2, 0.02
+    for step in FIT_STEPS * 2:
+        logs = _descend(residuals, logs, step)
+    return _coefficients(logs)
+
+
+def _descend(residuals: Callable[[Floats], Floats], logs: Floats, step: float) -> Floats:
+    """Return where the sum of squares is least, as far as slopes over `step` lead there."""
+    now, damping, units = residuals(logs), 1e-2, np.eye(len(logs))
     for _ in range(N_ROUNDS):
-        slopes = np.stack(
-            [
-                (_residuals(runs, logs + step * unit) - _residuals(runs, logs - step * unit)) / (2 * step)
-                for unit in np.eye(len(logs))
-            ],
-            axis=1,
-        )
-        square, gradient = slopes.T @ slopes, slopes.T @ now
-        for _ in range(8):
-            change = np.linalg.solve(square + damping * np.eye(len(logs)), -gradient)
+        slopes = [(residuals(logs + step * unit) - residuals(logs - step * unit)) / (2 * step) for unit in units]
+        jacobian = np.stack(slopes, axis=1)
+        for _ in range(10):
+            change = np.linalg.solve(jacobian.T @ jacobian + damping * units, -jacobian.T @ now)
             trial = logs + np.clip(change, -0.7, 0.7)
-            after = _residuals(runs, trial)
+            after = residuals(trial)
             if after @ after < now @ now:
                 break
             damping *= 4
         else:
-            break
+            return logs
         gain = 1 - (after @ after) / (now @ now)
         logs, now, damping = trial, after, damping / 3
         if gain < 1e-4:
-            break
-    return Coefficients(**dict(zip(asdict(Coefficients()), np.exp(logs).tolist(), strict=True)))
+            return logs
+    return logs

@@ -60,6 +60,17 @@ def _row(run: Run, found: Coefficients) -> str:
     return f"| {run.case} | {load} | {' | '.join(cells)} |"
 
 
+def _counts(runs: Sequence[Run], found: Coefficients) -> str:
+    """Return what the engine and the simulator counted in the runs where there is something to count."""
+    parts = []
+    for run in runs:
+        simulated = predict(run, found).conditions
+        for name, what in (("preemptions", "preemptions"), ("cached_tokens", "prompt tokens found in the cache")):
+            if run.conditions.get(name):
+                parts.append(f"{run.case}: {run.conditions[name]:,} → {simulated[name]:,} {what}")
+    return "; ".join(parts)
+
+
 def all_errors(runs: Sequence[Run], found: Coefficients) -> np.ndarray:
     """Return the sizes of all errors of some runs: (runs, metrics x statistics)."""
     return np.abs([list(errors(run, predict(run, found)).values()) for run in runs])
@@ -129,6 +140,8 @@ def report(runs: Sequence[Run], about: dict[str, Any]) -> str:
         "",
         f"Median error of the predictions within {TARGET:.0%}: {verdict}; within {AIM:.0%}: {aimed}. By figure:"
         f" {by_metric}. Peers report 12% (BLIS) and 9% (Vidur) end to end, on servers that they were fitted to.",
+        "",
+        f"What the engine counted itself → what the simulator counted: {_counts(others, found)}.",
         "",
         f"Engines ({settings}) all run with the coefficients of the first: {values}. The server's three processes"
         " (HTTP, scheduler, worker) share core 0, the client has core 1. So the HTTP server's work on a token delays"
