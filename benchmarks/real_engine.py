@@ -14,7 +14,6 @@ import platform
 import signal
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +59,16 @@ def _row(run: Run, found: Coefficients) -> str:
     return f"| {run.case} | {load} | {' | '.join(cells)} |"
 
 
+def _said(found: Coefficients) -> str:
+    """Return the coefficients as a sentence."""
+    return (
+        f"a request reaches the scheduler after {found.delay_s * 1e3:.1f} ms and {found.delay_token_s * 1e6:.2g} µs a"
+        f" prompt token; a step takes {found.fixed_s * 1e3:.1f} ms, √((tokens × {found.token_s * 1e3:.2f} ms)² +"
+        f" ({found.read_s * 1e3:.1f} ms)²), {found.sequence_s * 1e3:.2f} ms a decoding sequence,"
+        f" {found.context_s * 1e6:.2f} µs a token of its context, {found.pair_s * 1e6:.2f} µs a pair of prompt tokens"
+    )
+
+
 def _counts(runs: Sequence[Run], found: Coefficients) -> str:
     """Return what the engine and the simulator counted in the runs where there is something to count."""
     parts = []
@@ -100,7 +109,6 @@ def report(runs: Sequence[Run], about: dict[str, Any]) -> str:
         f"{metric} {name} {np.median(outside[:, i]):.1%}"
         for i, (metric, name) in enumerate((m, s) for m in METRICS for s in STATISTICS)
     )
-    values = ", ".join(f"{name} {value * 1e6:,.3g} µs" for name, value in asdict(found).items())
     machine = about["machine"]
     settings = "; ".join(
         f"{name}: {run.settings['max_num_batched_tokens']} tokens and {run.settings['max_num_seqs']} sequences a step,"
@@ -143,12 +151,15 @@ def report(runs: Sequence[Run], about: dict[str, Any]) -> str:
         "",
         f"What the engine counted itself → what the simulator counted: {_counts(others, found)}.",
         "",
-        f"Engines ({settings}) all run with the coefficients of the first: {values}. The server's three processes"
-        " (HTTP, scheduler, worker) share core 0, the client has core 1. So the HTTP server's work on a token delays"
-        " the step under way instead of hiding behind it: it is part of every step that was fitted, and a request that"
-        " comes in during a step is read while the step is slowed down. The cores share cache and memory bandwidth"
-        " with the client and with whatever else the machine does; the last line of the table is what that leaves of"
-        f" one load. In these runs others kept {busy:.1f} of the {machine['cores']} cores busy (median), at a lower"
+        f"Engines ({settings}) all run with the coefficients of the first: {_said(found)}.",
+        "",
+        "What the two shared cores do: the server's three processes (HTTP, scheduler, worker) share core 0, the client"
+        " has core 1. So the HTTP server's work on a token delays the step under way instead of hiding behind it: it is"
+        " part of every step that was fitted, and a request that comes in during a step slows that step down while it"
+        " is read. The cores share cache and memory bandwidth with the client and with whatever else the machine does."
+        " What that leaves of one load is the line of those measured twice, and near saturation a small difference in"
+        " pace becomes a large one in waiting."
+        f" In these runs others kept {busy:.1f} of the {machine['cores']} cores busy (median), at a lower"
         f" priority where the system allows it; a lone request's tokens came {min(pace):.1f} to {max(pace):.1f} ms"
         " apart before and after the runs, and the client sent and read at most"
         f" {late * 1e3:.1f} ms late (p99).",
