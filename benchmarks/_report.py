@@ -8,7 +8,11 @@ import re
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
-HEADER = "# Benchmarks\n\nEach section is written by the script that it names; `make bench` runs them all.\n"
+HEADER = """# Benchmarks
+
+Each section is written by the script that it names; `make bench` runs them all but the one against a real engine,
+which `make bench-engine` runs.
+"""
 
 
 def machine() -> str:

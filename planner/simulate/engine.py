@@ -2,8 +2,9 @@
 
 Every step first serves what runs, in the order of admission: one token per decoding sequence, a chunk of prompt for
 the others; where the KV memory does not hold it, the sequence admitted last is preempted and starts over later. Then
-waiting requests are admitted in order while slots, token budget and memory last. Compiled by numba; state lives in
-flat arrays that `planner.simulate.fleet` owns. A request needs `input + generated` tokens computed for its next one.
+waiting requests are admitted in order while slots and token budget last and the memory holds the whole next prompt.
+Compiled by numba; state lives in flat arrays that `planner.simulate.fleet` owns. A request needs `input + generated`
+tokens computed for its next one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.simulate.jit import compiled
-from planner.simulate.steps import BLOCK_TOKENS, MAX_LINES
+from planner.simulate.steps import MAX_LINES
 
 Ints: TypeAlias = NDArray[np.int64]
 Record: TypeAlias = Any
@@ -120,9 +121,9 @@ def kv_bytes(kind: Record, tokens: int) -> float:
 
 
 @compiled
-def in_blocks(tokens: int) -> int:
+def in_blocks(kind: Record, tokens: int) -> int:
     """Return `tokens` rounded up to whole blocks."""
-    return -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+    return int(-(-tokens // kind.block_tokens) * kind.block_tokens)
 
 
 @compiled
@@ -288,14 +289,21 @@ def _preempt_last(kind: Record, replica: Record, running: Ints, requests: Record
 
 
 @compiled
+def _fits(kind: Record, replica: Record, request: Record, tokens: int) -> bool:
+    """Return whether the memory that nobody uses holds a sequence of `tokens`."""
+    more = kv_bytes(kind, in_blocks(kind, tokens)) - kv_bytes(kind, request.allocated)
+    return bool(replica.used_bytes + more <= kind.kv_room)
+
+
+@compiled
 def _grow(kind: Record, replica: Record, request: Record, cache: PrefixCache, tokens: int) -> bool:
     """Give a sequence blocks for `tokens`; False, and nothing given, where the memory does not hold them."""
     if tokens <= request.allocated:
         return True
-    needed = in_blocks(tokens)
-    used = replica.used_bytes + kv_bytes(kind, needed) - kv_bytes(kind, request.allocated)
-    if used > kind.kv_room:
+    needed = in_blocks(kind, tokens)
+    if not _fits(kind, replica, request, tokens):
         return False
+    used = replica.used_bytes + kv_bytes(kind, needed) - kv_bytes(kind, request.allocated)
     while used + replica.idle_bytes > kind.kv_room and replica.oldest != NOBODY:
         _evict_block(kind, replica, cache)
     replica.used_bytes = used
@@ -328,17 +336,20 @@ def _schedule_running(
 
 @compiled
 def _admit(kind: Record, replica: Record, running: Ints, requests: Records, cache: PrefixCache, budget: int) -> None:
+    """Admit waiting requests in order; each must find room for all that it computes first, not for its first chunk."""
     while budget > 0 and replica.head != NOBODY and replica.n_running < kind.max_seqs:
         q = replica.head
         request = requests[q]
         if request.computed == 0:
             _take_cached(kind, replica, request, cache, q)
-        chunk = min(request.input_tokens + request.generated - request.computed, budget)
-        if not _grow(kind, replica, request, cache, request.computed + chunk):
+        tokens = request.input_tokens + request.generated
+        if not _fits(kind, replica, request, tokens):
             if request.allocated:
                 _release(kind, replica, request, cache, q)
                 request.computed = 0
             return
+        chunk = min(tokens - request.computed, budget)
+        _grow(kind, replica, request, cache, request.computed + chunk)
         replica.head = request.following
         replica.n_waiting -= 1
         running[replica.n_running] = q
@@ -409,7 +420,7 @@ def grown_bytes(kind: Record, replica: Record, running: Ints, requests: Records,
     total = float(replica.used_bytes)
     for i in range(replica.n_running):
         request = requests[running[i]]
-        tokens = max(request.allocated, in_blocks(request.computed + steps))
+        tokens = max(request.allocated, in_blocks(kind, request.computed + steps))
         total += kv_bytes(kind, tokens) - kv_bytes(kind, request.allocated)
     return total
 

@@ -331,7 +331,7 @@ def _place(fleet: Fleet, routing: Routing, tree: Floats, q: int, now_s: float, i
     kind = fleet.kinds[replica.kind]
     request.replica = r
     tokens = request.input_tokens + (1 if kind.is_prefill else request.output_tokens)
-    if kv_bytes(kind, in_blocks(tokens)) > kind.kv_room:
+    if kv_bytes(kind, in_blocks(kind, tokens)) > kind.kv_room:
         request.finish_s = np.inf  # it would never fit: rejected at once, as engines do
         return True
     enqueue(replica, fleet.requests, q)

@@ -1,11 +1,13 @@
 """The profile's step-time model as flat arrays, in the form that the compiled engine loop reads.
 
 Nothing is modelled here: `engine_table` evaluates `planner.profilers.roofline` once per kind of replica, so the
-simulated engine takes exactly the time per step that the profile says, whatever the batch.
+simulated engine takes exactly the time per step that the profile says, whatever the batch. `measured_table` does the
+same for an engine whose steps were measured.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -40,6 +42,7 @@ KIND = np.dtype(
         ("speed", "f8"),  # how many times as fast as the bare estimate every step is
         ("lone_prefill_factor", "f8"),
         ("kv_room", "f8"),  # bytes on one GPU
+        ("block_tokens", "i8"),  # KV memory is given out in blocks of so many
         ("transfer_s", "f8"),  # per byte of KV cache (of one GPU) handed to a decode replica
         ("is_prefill", "i8"),  # 1 = yields first tokens and hands over; 0 = serves requests to their end
         ("max_seqs", "i8"),
@@ -70,6 +73,45 @@ class EngineKind(NamedTuple):
     speed: float = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredKind:
+    """A replica whose step times were measured: what a step takes is a sum over what is in it, times in seconds."""
+
+    fixed_s: float
+    read_s: float
+    """Reading the weights, which hides behind the arithmetic of many tokens: hypot(tokens token_s, read_s)."""
+    token_s: float
+    """Per token computed, of a prompt or an answer."""
+    sequence_s: float
+    """Per decoding sequence, beyond its token."""
+    pair_s: float
+    """Per pair of a prompt token and a token that it looks at, itself included."""
+    context_s: float
+    """Per decoding sequence and token of its context."""
+    kv_tokens: int
+    """How many tokens the KV memory holds."""
+    block_tokens: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+def measured_table(kinds: Sequence[MeasuredKind]) -> NDArray[np.void]:
+    """Return an array of `KIND`, one for each of `kinds`; memory counts in tokens."""
+    table = np.zeros(len(kinds), dtype=KIND)
+    for row, kind in zip(table, kinds, strict=True):
+        row["fixed_s"], row["dense_read_s"] = kind.fixed_s, kind.read_s
+        row["linear_s"], row["sequence_s"] = kind.token_s, kind.sequence_s
+        row["stages"] = row["speed"] = row["lone_prefill_factor"] = 1.0
+        row["kv_room"], row["block_tokens"] = kind.kv_tokens, kind.block_tokens
+        row["max_seqs"], row["token_budget"] = kind.max_num_seqs, kind.max_num_batched_tokens
+        row["attention_s"] = _padded([kind.pair_s], 0.0)
+        row["attention_window"] = row["knots"] = np.inf
+        row["knots"][0] = 0.0
+        row["decode_slope"] = _padded([kind.context_s], 0.0)
+        row["kv_slope"] = _padded([1.0], 0.0)
+    return table
+
+
 def engine_table(kinds: Sequence[EngineKind]) -> NDArray[np.void]:
     """Return an array of `KIND`, one for each of `kinds`.
 
@@ -94,6 +136,7 @@ def _fill(row: np.void, kind: EngineKind) -> None:
     row["stages"], row["speed"] = step.stages, kind.speed
     row["lone_prefill_factor"] = step.lone_prefill_factor
     row["kv_room"] = roofline.replica_memory(kind.model, kind.gpu, kind.config, kind.params).kv_bytes
+    row["block_tokens"] = BLOCK_TOKENS
     row["max_seqs"], row["token_budget"] = kind.config.max_num_seqs, kind.config.max_num_batched_tokens
     row["expert_share"] = _padded([group.n_active / group.n_experts for group in step.experts], 0.0)
     row["expert_read_s"] = _padded([group.read_s for group in step.experts], 0.0)

@@ -14,6 +14,7 @@ def station(step_s: float, *, slots: int, sequence_s: float = 0.0) -> np.ndarray
     kind["sequence_s"] = sequence_s
     kind["stages"] = kind["speed"] = kind["lone_prefill_factor"] = 1.0
     kind["kv_room"] = np.inf
+    kind["block_tokens"] = 16
     kind["max_seqs"] = slots
     kind["token_budget"] = 10 * slots
     kind["knots"] = np.inf

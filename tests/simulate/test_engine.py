@@ -1,5 +1,6 @@
 """The replica: the profile's step times, memory, preemption, and that jumping over steps changes nothing."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from planner.profilers.efficiency import default_params
 from planner.simulate import arrivals
 from planner.simulate.engine import kv_bytes, step_seconds
 from planner.simulate.run import Fault, Policy, Pools, Router, simulate
-from planner.simulate.steps import EngineKind, engine_table
+from planner.simulate.steps import EngineKind, MeasuredKind, engine_table, measured_table
 
 MODELS = ("meta-llama/Llama-3.1-8B", "google/gemma-3-27b-it", "openai/gpt-oss-120b", "deepseek-ai/DeepSeek-V2-Lite")
 
@@ -82,6 +83,26 @@ def test_a_lone_request_takes_its_prefill_and_its_decode_steps():
     assert record.e2e_s - record.ttft_s == pytest.approx(decode)
     assert record.tpot_s == pytest.approx(decode / 100)
     assert record.longest_gap_s == pytest.approx(step_s(1.0, 0.0, 612))
+
+
+def test_an_engine_that_was_measured_takes_the_sum_of_its_parts():
+    kind = MeasuredKind(
+        fixed_s=0.01, read_s=0.003, token_s=1e-4, sequence_s=5e-4, pair_s=1e-7, context_s=2e-6,
+        kv_tokens=10_000, block_tokens=32, max_num_seqs=4, max_num_batched_tokens=64,
+    )  # fmt: skip
+    records = simulate(pools_of(measured_table([kind])), traffic(np.zeros(1), [3], [100]), one_row()).records
+
+    def prefill_s(first, last):
+        pairs = (last * (last + 1) - first * (first + 1)) / 2
+        return 0.01 + math.hypot((last - first) * 1e-4, 0.003) + pairs * 1e-7
+
+    def decode_s(context):
+        return 0.01 + math.hypot(1e-4, 0.003) + 5e-4 + context * 2e-6
+
+    assert records.ttft_s[0] == pytest.approx(prefill_s(0, 64) + prefill_s(64, 100))
+    assert records.e2e_s[0] - records.ttft_s[0] == pytest.approx(decode_s(101) + decode_s(102))
+    too_long = traffic(np.zeros(1), [1], [10_001])
+    assert not simulate(pools_of(measured_table([kind])), too_long, one_row()).records.is_answered[0]
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +220,30 @@ def with_prefixes(rng, n, *, rate=2.0, families=5, block=64):
         block_tokens=block,
     )
     return replace(requests, prefix=hashes)
+
+
+def test_a_prompt_waits_until_all_of_it_finds_room():
+    """As vLLM V1 has it (scheduler_reserve_full_isl): admitted for its first chunk, it would be preempted again."""
+    kinds = engine_table([kind_of(max_num_batched_tokens=128)])
+    kinds["lone_prefill_factor"] = 1.0
+    kinds["kv_room"] = kv_bytes(kinds[0], 1600)
+    requests = traffic(np.array([0.0, 0.0]), [10, 10], 1024)
+    records = simulate(pools_of(kinds), requests, one_row()).records
+    alone = simulate(pools_of(kinds), traffic(np.array([0.0]), [10], 1024), one_row()).records
+    assert records.preemptions.tolist() == [0, 0]
+    assert records.e2e_s[0] == pytest.approx(alone.e2e_s[0])
+    assert records.ttft_s[1] == pytest.approx(records.e2e_s[0] + alone.ttft_s[0])
+
+
+def test_memory_is_given_out_in_blocks_of_the_kinds_size():
+    kinds = engine_table([kind_of()])
+    kinds["kv_room"] = kv_bytes(kinds[0], 240)
+    requests = traffic(np.zeros(2), [20, 20], 100)
+    together = simulate(pools_of(kinds), requests, one_row()).records
+    assert together.ttft_s[1] < together.e2e_s[0]
+    kinds["block_tokens"] = 128
+    records = simulate(pools_of(kinds), requests, one_row()).records
+    assert records.ttft_s[1] > records.e2e_s[0]
 
 
 @given(seed=st.integers(0, 10_000), policy=st.sampled_from(list(Policy)), load=st.floats(0.3, 3.0))
