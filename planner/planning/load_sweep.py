@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import InputError
-from planner.planning.replay_outcome import finite
+from planner.planning.replay_outcome import finite, slo_dict
 from planner.planning.replay_page import interval_text, percent_text, seconds_text
 from planner.report.lines import Axis, Mark, Series, line_chart
 from planner.report.page import Figure
@@ -98,17 +98,7 @@ class LoadSweep:
                         service.service: {
                             "rate_rps": service.rate_rps,
                             "attainment": finite(service.attainment.value),
-                            "slo": [
-                                {
-                                    "metric": str(item.slo.metric),
-                                    "statistic": item.slo.statistic,
-                                    "bound_s": item.slo.bound_s,
-                                    "simulated_s": finite(item.simulated.value),
-                                    "interval_s": [finite(item.simulated.low), finite(item.simulated.high)],
-                                    "met": item.is_met,
-                                }
-                                for item in service.slos
-                            ],
+                            "slo": [slo_dict(item) for item in service.slos],
                         }
                         for service in point.services
                     },

@@ -320,26 +320,28 @@ def _phase_dict(phase: Phase) -> dict[str, Any]:
     }
 
 
+def slo_dict(item: SloOutcome) -> dict[str, Any]:
+    """Return one objective's outcome as JSON-ready data."""
+    return {
+        "metric": str(item.slo.metric),
+        "statistic": item.slo.statistic,
+        "bound_s": item.slo.bound_s,
+        "simulated_s": finite(item.simulated.value),
+        "interval_s": [finite(item.simulated.low), finite(item.simulated.high)],
+        "met": item.is_met,
+        "sure": item.is_sure,
+        "attainment": finite(item.attainment.value),
+        "attainment_interval": [finite(item.attainment.low), finite(item.attainment.high)],
+    }
+
+
 def _service_dict(found: ServiceOutcome) -> dict[str, Any]:
     return {
         "requests": found.n_requests,
         "unanswered": found.n_unanswered,
         "turned_away": found.n_turned_away,
         "rate_rps": found.rate_rps,
-        "slo": [
-            {
-                "metric": str(item.slo.metric),
-                "statistic": item.slo.statistic,
-                "bound_s": item.slo.bound_s,
-                "simulated_s": finite(item.simulated.value),
-                "interval_s": [finite(item.simulated.low), finite(item.simulated.high)],
-                "met": item.is_met,
-                "sure": item.is_sure,
-                "attainment": finite(item.attainment.value),
-                "attainment_interval": [finite(item.attainment.low), finite(item.attainment.high)],
-            }
-            for item in found.slos
-        ],
+        "slo": [slo_dict(item) for item in found.slos],
         "attainment": finite(found.attainment.value),
         "attainment_interval": [finite(found.attainment.low), finite(found.attainment.high)],
         "attainment_of_all": finite(found.attainment_of_all.value),
