@@ -94,10 +94,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--instances", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first instance, to go on from a stopped run"
+    )
     chosen = parser.parse_args()
     tally, started = Tally(), time.perf_counter()
+    numbers = range(chosen.first, chosen.first + chosen.instances)
     with ProcessPoolExecutor(PROCESSES) as pool:
-        for index, families, finding in pool.map(partial(one, chosen.seed), range(chosen.instances), chunksize=CHUNK):
+        for index, families, finding in pool.map(partial(one, chosen.seed), numbers, chunksize=CHUNK):
             tally.add(families, finding)
             for words in finding.problems:
                 print(f"instance {index} ({', '.join(families)}): {words}", flush=True)

@@ -48,20 +48,24 @@ def served(loads, replicas, caps=()):
 
 
 def fits(sizes, gpus):
-    """Return the fewest instances that hold replicas of these sizes, by trying every partition."""
-    best = len(sizes)
+    """Return the fewest instances that hold replicas of these sizes, by trying every partition, each once."""
+    sizes = sorted(sizes, reverse=True)
+    best, least = len(sizes), -(-sum(sizes) // gpus)
+    seen = set()
 
     def place(index, rooms):
         nonlocal best
-        if len(rooms) >= best and index < len(sizes):
+        if best <= least or (index, rooms) in seen or (len(rooms) >= best and index < len(sizes)):
             return
+        seen.add((index, rooms))
         if index == len(sizes):
             best = min(best, len(rooms))
             return
         for position in {room: at for at, room in enumerate(rooms)}.values():
             if rooms[position] >= sizes[index]:
-                place(index + 1, [*rooms[:position], rooms[position] - sizes[index], *rooms[position + 1 :]])
-        place(index + 1, [*rooms, gpus - sizes[index]])
+                others = (*rooms[:position], *rooms[position + 1 :])
+                place(index + 1, tuple(sorted((*others, rooms[position] - sizes[index]))))
+        place(index + 1, tuple(sorted((*rooms, gpus - sizes[index]))))
 
-    place(0, [])
+    place(0, ())
     return best
