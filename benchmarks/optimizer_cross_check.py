@@ -60,12 +60,12 @@ class Tally:
             self.furthest[name] = max(self.furthest.get(name, 0.0), difference)
         self.wrong.update(words.split(":")[0] for words in finding.problems)
 
-    def markdown(self, n: int, seed: int, seconds: float) -> str:
+    def markdown(self, first: int, n: int, seed: int, seconds: float) -> str:
         lines = [
             "## Cross-check",
             "",
-            f"`python benchmarks/optimizer_cross_check.py --instances {n} --seed {seed}`, {machine()}, {PROCESSES} "
-            f"processes, {seconds:,.0f} s. Small random fleets (one or two services, two or three offers, "
+            f"`python benchmarks/optimizer_cross_check.py --first {first} --instances {n} --seed {seed}`, {machine()}, "
+            f"{PROCESSES} processes, {seconds:,.0f} s. Small random fleets (one or two services, two or three offers, "
             f"{self.n_together / n:.1f} families each) are planned by HiGHS with a gap of 0, checked by `verify_plan`, "
             "planned again by CBC, and compared with an enumeration of all fleets where there are few enough; cost, "
             "every objective and what is left unserved must agree. Differences are relative.",
@@ -105,7 +105,7 @@ def main() -> int:
             tally.add(families, finding)
             for words in finding.problems:
                 print(f"instance {index} ({', '.join(families)}): {words}", flush=True)
-    text = tally.markdown(chosen.instances, chosen.seed, time.perf_counter() - started)
+    text = tally.markdown(chosen.first, chosen.instances, chosen.seed, time.perf_counter() - started)
     print(text)
     write_section("optimizer_cross_check", text)
     return 1 if tally.wrong else 0
