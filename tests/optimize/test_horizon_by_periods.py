@@ -276,6 +276,7 @@ def test_periods_made_whole_in_order_are_topped_up_to_a_plan_below_the_rounded_o
     rounded = hunt._rounded(relaxed.values, cuts)
     ordered = hunt._in_order(hunt._neighbourhood(relaxed, cuts), hunt._relaxed_state(relaxed.values, rounded))
     assert hunt._is_whole(ordered).all()
+    assert hunt.best is rounded  # what is made in order may miss demand, so that it is no plan before it is mended
     mended = hunt._mended(ordered, cuts)
     assert mended.is_feasible
     assert hunt.shares(mended) is not None

@@ -177,7 +177,8 @@ class _Hunt:
             if self.is_done or self._budget.stopped_by is not None:
                 return
             before = current
-            current = self._passed(near, current, split(len(self._master.periods), length, number))
+            windows = split(len(self._master.periods), length, number)
+            current = self._passed(near, current, windows, is_served=True)
             if number and before.is_feasible and before.cost - current.cost <= STALLED * current.cost:
                 return
 
@@ -292,10 +293,13 @@ class _Hunt:
         if state.is_feasible or self._budget.stopped_by is not None:
             return state
         meeting = [np.append(before[-1], after[0]) for before, after in pairwise([*stretches, stretches[0]])]
-        return self._passed(near, state, meeting)
+        return self._passed(near, state, meeting, is_served=False)
 
-    def _passed(self, near: Neighbourhood, state: State, windows: list[IntArray]) -> State:
-        """Return what comes of solving every window once; those solved at the same time do not touch each other."""
+    def _passed(self, near: Neighbourhood, state: State, windows: list[IntArray], *, is_served: bool) -> State:
+        """Return what comes of solving every window once; those solved at the same time do not touch each other.
+
+        is_served : whether the state serves all demand, so that what comes of it is a plan.
+        """
         margin = self._margin
         turns = 1 + -(-max(margin, 1) // min(map(len, windows)))
         for turn in range(min(turns, len(windows))):
@@ -311,7 +315,8 @@ class _Hunt:
                 candidate = self._with(state, solved)
                 if candidate.is_better_than(state):
                     state = candidate
-                    self._offer(state)
+                    if is_served:
+                        self._offer(state)
             logger.info("%.1f s: %.6g (%s)", self._budget.seconds, state.cost, float(state.excess.sum()))
             if self.is_done or self._budget.stopped_by is not None:
                 break
