@@ -26,6 +26,7 @@ COMMANDS = {
     "catalog": ("planner.cli.catalog", "GPUs and what renting them costs."),
     "models": ("planner.cli.models", "Model architectures that gpuplan knows."),
     "workload": ("planner.cli.workload", "Look at a request trace."),
+    "profile": ("planner.cli.profile", "What one replica serves: measured, imported or estimated."),
     "schema": ("planner.cli.schema", "Print a JSON Schema, for editors and for checking documents."),
     "doctor": ("planner.cli.doctor", "Check versions, solvers, data ages and rival packages."),
 }

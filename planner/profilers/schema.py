@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING
 
 from planner.errors import InputError, Where
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 REQUIRED_COLUMNS = (
@@ -30,19 +30,27 @@ REQUIRED_COLUMNS = (
 STATISTICS = ("mean", "median", "p90", "p95", "p99")
 OPTIONAL_COLUMNS = (
     "published_as",
+    "ep",
     "engine_version",
     "length_dist",
     "concurrency_or_rate",
+    "slo",
     "throughput_req_s",
     "throughput_output_tok_s",
-    *(f"{metric}_{statistic}_ms" for metric in ("ttft", "tpot") for statistic in STATISTICS),
+    *(f"{metric}_{statistic}_ms" for metric in ("ttft", "tpot", "e2e") for statistic in STATISTICS),
+    "power_w_per_gpu",
+    "energy_j_per_output_token",
     "date",
     "source",
     "source_ref",
+    "source_sha256",
+    "tool",
+    "tool_version",
     "licence",
     "sanity",
     "notes",
 )
+COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
 LOAD_KINDS = ("offline_max", "static_batch", "concurrency", "request_rate", "poisson_max_under_slo")
 USABLE_SANITY = frozenset({"", "ok", "unchecked"})
 """Rows with any other verdict are left out; unchecked ones are decided by our own floor check."""
@@ -65,7 +73,7 @@ class MeasuredPoint:
     output_tokens: float
     load_kind: str
     load: float | None
-    """Concurrency, batch size or rate, by `load_kind`."""
+    """Concurrency, batch size or rate, by `load_kind`; None = not stated, or without end ("inf")."""
     rate_rps: float | None
     output_tokens_per_s: float | None
     ttft_s: Mapping[str, float]
@@ -75,6 +83,28 @@ class MeasuredPoint:
     source: str
     where: Where
     """File and line."""
+    expert_parallel: int | None = None
+    """Ranks that a mixture's experts are spread over; None = not stated. They are among the GPUs of the replica."""
+    length_dist: str = ""
+    """How the sizes of requests scatter: "fixed", "uniform 0.8-1.0", a dataset's name; "" = not stated."""
+    slo: str = ""
+    """Objectives that the rate was searched under, joined by "; ", as `slo.parse_slo` reads them."""
+    e2e_s: Mapping[str, float] = field(default_factory=dict)
+    """By statistic."""
+    power_w_per_gpu: float | None = None
+    energy_j_per_output_token: float | None = None
+    published_as: str = ""
+    """The source's own name of the model."""
+    source_ref: str = ""
+    """Where in the source: a file, a page, a commit."""
+    source_sha256: str = ""
+    """Of the file that the point was read from."""
+    tool: str = ""
+    """What measured it."""
+    tool_version: str = ""
+    licence: str = ""
+    sanity: str = ""
+    notes: str = ""
 
     @property
     def n_gpus(self) -> int:
@@ -130,6 +160,10 @@ def _latencies_s(row: Mapping[str, str], metric: str, where: Where) -> dict[str,
     return {statistic: value / 1e3 for statistic, value in found.items() if value}
 
 
+def _text(row: Mapping[str, str], column: str) -> str:
+    return (row.get(column) or "").strip()
+
+
 def _point(row: Mapping[str, str], where: Where) -> MeasuredPoint:
     kind = row["load_kind"].strip()
     if kind not in LOAD_KINDS:
@@ -140,7 +174,7 @@ def _point(row: Mapping[str, str], where: Where) -> MeasuredPoint:
         raise InputError(f"gpu_count {n_gpus} is not tp {tp} x pp {pp}.", hint="Give one replica per row.", where=where)
     output = _positive(row, "output_tokens", where)
     tokens_per_s = _number(row, "throughput_output_tok_s", where)
-    rate = _number(row, "throughput_req_s", where)
+    rate, load = _number(row, "throughput_req_s", where), _number(row, "concurrency_or_rate", where)
     if rate is None and tokens_per_s:
         rate = tokens_per_s / output
     return MeasuredPoint(
@@ -149,19 +183,33 @@ def _point(row: Mapping[str, str], where: Where) -> MeasuredPoint:
         tensor_parallel=tp,
         pipeline_parallel=pp,
         engine=row["engine"].strip(),
-        engine_version=(row.get("engine_version") or "").strip(),
+        engine_version=_text(row, "engine_version"),
         precision=row["precision"].strip().lower(),
         input_tokens=_positive(row, "input_tokens", where),
         output_tokens=output,
         load_kind=kind,
-        load=_number(row, "concurrency_or_rate", where),
+        load=load if load is not None and math.isfinite(load) else None,
         rate_rps=rate or None,
         output_tokens_per_s=tokens_per_s or (rate * output if rate else None),
         ttft_s=_latencies_s(row, "ttft", where),
         tpot_s=_latencies_s(row, "tpot", where),
         as_of=_date(row.get("date") or "", where),
-        source=(row.get("source") or "").strip(),
+        source=_text(row, "source"),
         where=where,
+        expert_parallel=_count(row, "ep", where) if _text(row, "ep") else None,
+        length_dist=_text(row, "length_dist"),
+        slo=_text(row, "slo"),
+        e2e_s=_latencies_s(row, "e2e", where),
+        power_w_per_gpu=_number(row, "power_w_per_gpu", where),
+        energy_j_per_output_token=_number(row, "energy_j_per_output_token", where),
+        published_as=_text(row, "published_as"),
+        source_ref=_text(row, "source_ref"),
+        source_sha256=_text(row, "source_sha256"),
+        tool=_text(row, "tool"),
+        tool_version=_text(row, "tool_version"),
+        licence=_text(row, "licence"),
+        sanity=_text(row, "sanity"),
+        notes=_text(row, "notes"),
     )
 
 
@@ -197,11 +245,11 @@ def parse_points(text: str, path: str) -> tuple[MeasuredPoint, ...]:
             hint="docs/explanation/throughput.md lists the columns.",
             where=Where(path=path, line=1),
         )
-    unknown = [column for column in columns if column not in REQUIRED_COLUMNS + OPTIONAL_COLUMNS]
+    unknown = [column for column in columns if column not in COLUMNS]
     if unknown:
         raise InputError(
             f"The profile has columns that are not known: {', '.join(unknown)}.",
-            hint=f"Known: {', '.join(REQUIRED_COLUMNS + OPTIONAL_COLUMNS)}.",
+            hint=f"Known: {', '.join(COLUMNS)}.",
             where=Where(path=path, line=1),
         )
     points = []
@@ -212,3 +260,45 @@ def parse_points(text: str, path: str) -> tuple[MeasuredPoint, ...]:
         if (row.get("sanity") or "").strip() in USABLE_SANITY:
             points.append(_point(row, where))
     return tuple(points)
+
+
+def _cell(value: float | str | None) -> str:
+    """Return a cell of the file: numbers to seven digits, so that files stay legible and the same on every machine."""
+    return value if isinstance(value, str) else "" if value is None else f"{value:.7g}"
+
+
+def _cells(point: MeasuredPoint) -> dict[str, float | str | None]:
+    latencies = {"ttft": point.ttft_s, "tpot": point.tpot_s, "e2e": point.e2e_s}
+    cells: dict[str, float | str | None] = {
+        f"{metric}_{statistic}_ms": value * 1e3
+        for metric, found in latencies.items()
+        for statistic, value in found.items()
+    }
+    cells |= {
+        "gpu_count": point.n_gpus,
+        "tp": point.tensor_parallel,
+        "pp": point.pipeline_parallel,
+        "ep": point.expert_parallel,
+        "concurrency_or_rate": point.load,
+        "throughput_req_s": point.rate_rps,
+        "throughput_output_tok_s": point.output_tokens_per_s,
+        "date": point.as_of.isoformat() if point.as_of else "",
+    }
+    own = (column for column in COLUMNS if column not in cells and hasattr(point, column))
+    return cells | {column: getattr(point, column) for column in own}
+
+
+def point_record(point: MeasuredPoint) -> dict[str, float | str]:
+    """Return a point as one record of a JSON document: the columns of a profile file, empty ones left out."""
+    return {column: value for column in COLUMNS if (value := _cells(point).get(column)) not in (None, "")}
+
+
+def points_csv(points: Iterable[MeasuredPoint]) -> str:
+    """Return a profile file that `parse_points` reads back to these points, without columns that all leave empty."""
+    rows = [{column: _cell(value) for column, value in _cells(point).items()} for point in points]
+    columns = [column for column in COLUMNS if column in REQUIRED_COLUMNS or any(row.get(column) for row in rows)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

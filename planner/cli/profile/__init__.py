@@ -1,0 +1,10 @@
+"""`gpuplan profile`: what a replica serves, measured, imported or estimated, as one kind of file."""
+
+from __future__ import annotations
+
+import typer
+
+from planner.cli.profile import show
+
+app = typer.Typer(add_completion=False)
+app.command("show")(show.command)
