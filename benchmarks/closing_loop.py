@@ -20,9 +20,9 @@ from _report import machine, write_section
 from planner.optimize import Assignment, SolverSettings
 from planner.optimize.fleets import chosen_fleet
 from planner.planning.answer import answer, read_question, read_request
-from planner.planning.caps import with_found_caps
+from planner.planning.proving.caps import with_found_caps
+from planner.planning.proving.verdict import judge
 from planner.planning.replay import ReplaySettings, replay_of
-from planner.planning.verdict import judge
 from planner.workload.read import read_trace, resolve_trace
 
 if TYPE_CHECKING:

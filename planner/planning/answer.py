@@ -114,7 +114,7 @@ def answer(
     """Return the plan for `question` with its baselines, or with the conflicts that leave none."""
     found = solve(question.problem, settings=settings, assignment=assignment)
     if verify is not False and found.cost_usd_per_hour is not None:
-        from planner.planning.verification import verified  # noqa: PLC0415 - the simulator takes a second to import
+        from planner.planning.proving.verification import verified  # noqa: PLC0415 - the simulator takes a second to import
 
         question, found = verified(
             question, found, settings=settings, assignment=assignment, is_asked=verify is True, on_round=on_round

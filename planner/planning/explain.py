@@ -22,7 +22,7 @@ from planner.optimize import (
     verify_plan,
 )
 from planner.planning.answer import read_question
-from planner.planning.caps import with_found_caps
+from planner.planning.proving.caps import with_found_caps
 from planner.report.result import PlanResult
 from planner.units import HOURS_PER_MONTH, format_duration
 

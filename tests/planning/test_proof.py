@@ -13,11 +13,11 @@ from planner.domain.proof import ProofEnd
 from planner.errors import InputError
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
 from planner.optimize.fleets import chosen_fleet
-from planner.planning import proof as loop
 from planner.planning.answer import answer, read_question, read_request
-from planner.planning.caps import with_found_caps
+from planner.planning.proving import climb as loop
+from planner.planning.proving.caps import with_found_caps
+from planner.planning.proving.verdict import judge
 from planner.planning.replay import ReplaySettings, replay_of
-from planner.planning.verdict import judge
 
 TODAY = date(2026, 11, 21)
 SETTINGS = SolverSettings(time_limit_s=600.0)

@@ -13,14 +13,14 @@ import numpy as np
 
 from planner.domain.proof import ProofStep
 from planner.optimize.fleets import chosen_fleet, kind_of
-from planner.planning.descent import additions, options_by_name, replicas_of
+from planner.planning.proving.descent import additions, options_by_name, replicas_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from planner.domain.plan import Plan
     from planner.domain.problem import ServingOption
-    from planner.planning.proof_search import ProofSearch
+    from planner.planning.proving.search import ProofSearch
 
 MAX_KINDS = 10
 PRECISION = 0.03

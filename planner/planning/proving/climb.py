@@ -32,9 +32,9 @@ from planner.optimize.fleets import ChosenFleet, chosen_fleet, kind_of
 from planner.optimize.naming import option_keys
 from planner.optimize.settings import Clock
 from planner.optimize.termination import Termination
-from planner.planning.alone import learn_alone
-from planner.planning.descent import can_descend, removals, replicas_of, swaps
-from planner.planning.proof_search import ProofSearch, Tried, fleet_key, is_cheaper, rank, replicas_key
+from planner.planning.proving.alone import learn_alone
+from planner.planning.proving.descent import can_descend, removals, replicas_of, swaps
+from planner.planning.proving.search import ProofSearch, Tried, fleet_key, is_cheaper, rank, replicas_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from planner.domain.problem import FleetProblem
     from planner.domain.proof import ProofRound
     from planner.optimize.fleets import OptionKind
+    from planner.planning.proving.verdict import ServiceVerdict, Verdict
     from planner.planning.question import Question
-    from planner.planning.verdict import ServiceVerdict, Verdict
 
 TIMES_THE_LIMIT = 4.0
 """All searches and replays of a proof together may take so many times the time limit of one search. Counts stop it

@@ -11,9 +11,9 @@ from planner.errors import SolverLiedError
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
 from planner.optimize.fleets import kind_of, with_caps
 from planner.optimize.termination import Termination
-from planner.planning.pools import PoolMargins, pool_knees, pool_margins
+from planner.planning.proving.pools import PoolMargins, pool_knees, pool_margins
+from planner.planning.proving.verdict import Verdict, judge
 from planner.planning.replay import WARM_UP_FRACTION, ReplaySettings, replay_of
-from planner.planning.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

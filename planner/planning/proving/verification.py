@@ -10,9 +10,9 @@ from planner.domain.proof import ProofEnd
 from planner.domain.provenance import Warning_
 from planner.errors import InputError
 from planner.optimize.termination import Termination
-from planner.planning.caps import with_found_caps
 from planner.planning.fleet import UNPROVEN
-from planner.planning.proof import check_can_be_proven, prove
+from planner.planning.proving.caps import with_found_caps
+from planner.planning.proving.climb import check_can_be_proven, prove
 from planner.units import format_duration
 from planner.workload.buckets import W_MEAN_OF_BURSTY
 
