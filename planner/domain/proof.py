@@ -109,6 +109,15 @@ class ServiceProof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeriodMiss:
+    """A period of a schedule in which a service by itself misses an objective that it keeps over all of them."""
+
+    period: int
+    """Counted from 0."""
+    service: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
     """Whether a plan holds its objectives request by request, and how that was found."""
 
@@ -135,3 +144,5 @@ class Proof:
     rounds: tuple[ProofRound, ...]
     removals: int = 0
     """Fleets without one instance of an option of the plan, each of which was replayed and misses."""
+    missed_periods: tuple[PeriodMiss, ...] = ()
+    """Empty where there is no schedule."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from planner.domain.proof import (
+    PeriodMiss,
     Proof,
     ProofEnd,
     ProofRound,
@@ -92,6 +93,13 @@ class ServiceProofDocument(_Part):
     )
 
 
+class PeriodMissDocument(_Part):
+    """A period of a schedule in which a service by itself misses an objective that it keeps over all of them."""
+
+    period: Count = Field(description="Number of the period, counted from 0.")
+    service: str = Field(description="Name of the service.")
+
+
 class ProofDocument(_Part):
     """Whether the plan holds its objectives request by request, and how it was found."""
 
@@ -119,6 +127,11 @@ class ProofDocument(_Part):
     removals: Count = Field(
         0, description="Fleets without one instance of one of its options; each was replayed, and misses."
     )
+    missed_periods: list[PeriodMissDocument] = Field(
+        default_factory=list,
+        description="Periods of a schedule that by themselves miss an objective; objectives are of all periods"
+        " together.",
+    )
 
     def to_proof(self) -> Proof:
         """Return the domain's proof."""
@@ -127,5 +140,6 @@ class ProofDocument(_Part):
             "services": tuple(ServiceProof(**dict(row)) for row in self.services),
             "caps": tuple(UtilizationCap(**dict(row)) for row in self.caps),
             "rounds": tuple(row.to_round() for row in self.rounds),
+            "missed_periods": tuple(PeriodMiss(**dict(row)) for row in self.missed_periods),
         }
         return Proof(**(dict(self) | parts))

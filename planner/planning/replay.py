@@ -160,6 +160,7 @@ class Prepared:
             notes=notes,
             n_lost=changes.n_lost,
             origin_s=scene.origin_s,
+            counts_from_s=counts_from_s,
         )
 
     def _stage(self, settings: ReplaySettings) -> tuple[Scene, PlannedFleet]:

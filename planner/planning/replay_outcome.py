@@ -112,6 +112,8 @@ class Replay:
     """What was replayed, and what was not."""
     origin_s: float = 0.0
     """When the time that counts begins, in the time of the records."""
+    counts_from_s: float = 0.0
+    """The same without a schedule too: a fleet starts empty, and what arrives until then does not count."""
     n_lost: int = 0
     """Times that a replica was lost, in the first replication."""
 

@@ -15,7 +15,9 @@ from planner.optimize import Assignment, SolverSettings, solve, verify_plan
 from planner.optimize.fleets import chosen_fleet
 from planner.planning.answer import answer, read_question, read_request
 from planner.planning.proving import climb as loop
+from planner.planning.proving import search
 from planner.planning.proving.caps import with_found_caps
+from planner.planning.proving.search import is_cheaper
 from planner.planning.proving.verdict import judge
 from planner.planning.replay import ReplaySettings, replay_of
 
@@ -289,12 +291,77 @@ def test_the_time_limit_stops_the_proof_and_is_told(folder, monkeypatch):
     assert any(warning.code == "W411" for warning in found.warnings)
 
 
+def with_service(**fields):
+    asked = request()
+    asked["services"][0] |= fields
+    return asked
+
+
+KINDS = {
+    "shed": request(constraints={"shed": "allowed", "budget": "9 USD/h"}),
+    "schedule": request(rate="25 req/s", slo=("ttft p90 <= 1s",), horizon={"periods": "2h", "step": "1h"}),
+    "power limits": with_service(engine={"power_caps": ["50%"]}),
+    "prefill apart from decode": with_service(disaggregate="only", parallelism={"tp": [1]}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_plan_is_proven(folder, kind, monkeypatch):
+    monkeypatch.setattr(search, "PROOF_REQUESTS", 5000)  # a schedule plays its trace over and over: less will do
+    asked = KINDS[kind]
+    settings = SolverSettings(time_limit_s=600.0)
+    plain = planner.plan(asked, base_dir=folder, today=TODAY, settings=settings, verify=False).plan
+    found = planner.plan(asked, base_dir=folder, today=TODAY, settings=settings, verify=True).plan
+    what = {
+        "shed": bool(found.unserved),
+        "schedule": len(found.schedule) == 2,
+        "power limits": all(item.power_cap_w for item in found.allocation),
+        "prefill apart from decode": {item.role for item in found.allocation} == {"prefill", "decode"},
+    }
+    assert what[kind]
+    question = read_question(read_request(asked), base_dir=folder, today=TODAY, strict=False)
+    assert not holds(question, plain)
+    assert (found.proof.holds, found.proof.ended) == (True, ProofEnd.HELD)
+    assert holds(with_found_caps(question, found.proof), found)
+    verify_plan(with_found_caps(question, found.proof).problem, found)
+    if kind == "schedule":
+        played = ReplaySettings(load=found.proof.load, n_requests=search.PROOF_REQUESTS)
+        again = replay_of(with_found_caps(question, found.proof), found, settings=played)
+        assert [(miss.period, miss.service) for miss in found.proof.missed_periods] == again.missed_periods()
+
+
+def test_less_unserved_is_better_than_cheaper(folder):
+    asked = KINDS["shed"]
+    plans = [
+        planner.plan(
+            asked | {"constraints": {"shed": "allowed", "budget": budget}}, base_dir=folder, today=TODAY, verify=False
+        ).plan
+        for budget in ("6 USD/h", "9 USD/h")
+    ]
+    assert plans[0].cost_usd_per_hour < plans[1].cost_usd_per_hour
+    assert is_cheaper(plans[1], plans[0])
+    assert not is_cheaper(plans[0], plans[1])
+
+
 def test_what_cannot_be_proven_is_told(folder):
-    asked = request(constraints={"shed": "allowed", "budget": "3 USD/h"})
+    asked = request(
+        rate="25 req/s",
+        horizon={"periods": "4h", "step": "1h", "start_up": "5min"},
+        deferrable=[
+            {
+                "name": "evaluation",
+                "model": "meta-llama/Llama-3.1-8B",
+                "parallelism": {"tp": [1]},
+                "workload": {"constant": {"input_tokens": 1000, "output_tokens": 300}},
+                "requests": 1000,
+                "deadline": "04:00",
+            }
+        ],
+    )
     found = planner.plan(asked, base_dir=folder, today=TODAY).plan
     assert found.proof is None
-    assert "leaves requests unserved" in next(item.message for item in found.warnings if item.code == "W408")
-    with pytest.raises(InputError, match="leaves requests unserved"):
+    assert "does work with a deadline" in next(item.message for item in found.warnings if item.code == "W408")
+    with pytest.raises(InputError, match="does work with a deadline"):
         planner.plan(asked, base_dir=folder, today=TODAY, verify=True)
     constant = request()
     constant["services"][0]["workload"] = {"constant": {"input_tokens": 500, "output_tokens": 100}, "rate": "24 req/s"}

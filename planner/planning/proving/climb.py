@@ -17,9 +17,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from planner.domain.disaggregation import Role
 from planner.domain.plan import Plan, PlanStatus
 from planner.domain.proof import (
+    PeriodMiss,
     Proof,
     ProofEnd,
     ProofStep,
@@ -131,11 +131,7 @@ def check_can_be_proven(question: Question, plan: Plan) -> None:
     for is_so, what in (
         (question.replay is None, "has throughputs alone: nothing says how long an engine step takes"),
         (not plan.allocation, "rents nothing"),
-        (problem.horizon is not None, "is a schedule"),
-        (bool(plan.unserved), "leaves requests unserved"),
         (bool(problem.jobs), "does work with a deadline"),
-        (any(item.role is not Role.BOTH for item in plan.allocation), "serves prefill and decode apart"),
-        (any(item.power_cap_w is not None for item in plan.allocation), "runs GPUs at a lower power limit"),
     ):
         if is_so:
             raise InputError(f"This plan {what}, and cannot be proven by simulation.", hint="Plan with --no-verify.")
@@ -394,6 +390,7 @@ def _proven(search: ProofSearch, unproven: Plan, ended: ProofEnd) -> Proven:
         ),
         rounds=tuple(search.rounds),
         removals=search.removals.get(fleet_key(plan), 0),
+        missed_periods=tuple(PeriodMiss(period=period, service=name) for period, name in verdict.missed_periods),
     )
     status, solver = plan.status, plan.solver
     if ended in {ProofEnd.TIME_LIMIT, ProofEnd.INTERRUPTED}:

@@ -29,13 +29,13 @@ MOST_FULL = 1.35
 
 
 def can_descend(problem: FleetProblem, assignment: Assignment) -> bool:
-    """Return whether fleets next to a plan can be routed and compared by their price alone."""
+    """Return whether fleets next to a plan serve everything, and can be routed and compared by their price alone."""
     is_priced = (
         (problem.change is not None and problem.change.is_priced)
         or (problem.energy is not None and problem.energy.is_priced)
         or (problem.egress is not None and problem.egress.usd_per_gb > 0)
     )
-    is_other = problem.goal is not None or problem.horizon is not None or bool(problem.jobs)
+    is_other = problem.goal is not None or problem.horizon is not None or bool(problem.jobs) or problem.shed is not None
     return not (is_priced or is_other) and assignment.slice_factor is None
 
 

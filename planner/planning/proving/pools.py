@@ -30,10 +30,10 @@ PoolMargins = dict[tuple[str, str], float]
 """By service and option: how far within its objectives a pool is; below 0 it misses."""
 
 
-def pool_margins(plan: Plan, replay: Replay, slos: Mapping[str, Sequence[Slo]], warm_up_fraction: float) -> PoolMargins:
+def pool_margins(plan: Plan, replay: Replay, slos: Mapping[str, Sequence[Slo]]) -> PoolMargins:
     """Return how far each pool's own requests are within their objectives; pools with too few requests are left out."""
     records = replay.simulation.records
-    counted = records.select(records.arrival_s >= warm_up_fraction * records.arrival_s[-1])
+    counted = records.select(records.arrival_s >= replay.counts_from_s)
     ends = np.cumsum([item.replicas for item in plan.allocation])
     pool = np.searchsorted(ends, counted.replica, side="right")
     found: PoolMargins = {}

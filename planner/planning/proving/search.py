@@ -13,7 +13,7 @@ from planner.optimize.fleets import kind_of, with_caps
 from planner.optimize.termination import Termination
 from planner.planning.proving.pools import PoolMargins, pool_knees, pool_margins
 from planner.planning.proving.verdict import Verdict, judge
-from planner.planning.replay import WARM_UP_FRACTION, ReplaySettings, replay_of
+from planner.planning.replay import ReplaySettings, replay_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,7 +89,7 @@ class ProofSearch:
         plan = solve(self.problem(), settings=self.limited(), assignment=self.assignment)
         if plan.solver.termination == Termination.INTERRUPTED.value:
             raise KeyboardInterrupt
-        return None if plan.cost_usd_per_hour is None or plan.unserved else plan
+        return None if plan.cost_usd_per_hour is None else plan
 
     def simulate(self, plan: Plan, times: float = 1.0) -> tuple[Verdict, PoolMargins]:
         """Return how `plan` fares at `times` the load that is to be proven, whole and pool by pool."""
@@ -98,7 +98,7 @@ class ProofSearch:
             settings = ReplaySettings(load=self.load * times, seed=self.settings.seed, n_requests=PROOF_REQUESTS)
             found = replay_of(self.question, plan, settings=settings)
             slos = self.question.replay.slos if self.question.replay else {}
-            self.simulated[key] = judge(found), pool_margins(plan, found, slos, WARM_UP_FRACTION)
+            self.simulated[key] = judge(found), pool_margins(plan, found, slos)
         return self.simulated[key]
 
     def attempt(
@@ -180,15 +180,21 @@ class ProofSearch:
 
 
 def is_cheaper(plan: Plan, other: Plan) -> bool:
-    """Return whether `plan` is better by what the request minimises: its objectives in their order, then the cost."""
-    for one, two in zip(rank(plan), rank(other), strict=True):
+    """Return whether `plan` leaves less unserved, the most important first, or else is better by its `rank`."""
+    priorities = sorted({item.priority for item in (*plan.unserved, *other.unserved)})
+    mine, theirs = ((*(_unserved_rps(each, k) for k in priorities), *rank(each)) for each in (plan, other))
+    for one, two in zip(mine, theirs, strict=True):
         if abs(one - two) > SAVES * max(abs(two), 1.0):
             return one < two
     return False
 
 
+def _unserved_rps(plan: Plan, priority: int) -> float:
+    return sum(item.rate_rps for item in plan.unserved if item.priority == priority)
+
+
 def rank(plan: Plan) -> tuple[float, ...]:
-    """Return what plans are compared by."""
+    """Return what the request minimises: its objectives in their order, then the cost."""
     beside = (plan.change_usd_per_hour, plan.energy_usd_per_hour, plan.egress_usd_per_hour)
     total = (plan.cost_usd_per_hour or 0.0) + sum(part or 0.0 for part in beside)
     return (*(item.value for item in plan.objectives), total)

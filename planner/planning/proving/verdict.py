@@ -63,6 +63,8 @@ class Verdict:
     services: tuple[ServiceVerdict, ...]
     requests: int
     """That were replayed, all services."""
+    missed_periods: tuple[tuple[int, str], ...] = ()
+    """Period and service wherever one period of a schedule by itself does not hold an objective."""
 
     @property
     def holds(self) -> bool:
@@ -83,7 +85,9 @@ class Verdict:
 def judge(replay: Replay) -> Verdict:
     """Return whether the objectives of `replay` hold."""
     return Verdict(
-        services=tuple(_judge_service(found) for found in replay.services), requests=len(replay.simulation.records)
+        services=tuple(_judge_service(found) for found in replay.services),
+        requests=len(replay.simulation.records),
+        missed_periods=tuple(replay.missed_periods()),
     )
 
 

@@ -28,6 +28,9 @@ NOT_PROVEN = "W408"
 TOO_SHORT = "W409"
 MISSED = "W410"
 STOPPED = "W411"
+PERIODS_MISS = "W412"
+
+MOST_PERIODS_NAMED = 12
 
 
 def verified(
@@ -117,6 +120,21 @@ def _warnings(proof: Proof) -> Iterator[Warning_]:
             message=f"A replay of {fewest:,} requests is too short for confidence in all objectives: values decided.",
             observed=fewest,
         )
+
+    if proof.holds and proof.missed_periods:
+        yield Warning_(code=PERIODS_MISS, message=_missed_periods(proof), observed=len(proof.missed_periods))
+
+
+def _missed_periods(proof: Proof) -> str:
+    parts = []
+    for service in dict.fromkeys(miss.service for miss in proof.missed_periods):
+        mine = [str(miss.period) for miss in proof.missed_periods if miss.service == service]
+        more = f" and {len(mine) - MOST_PERIODS_NAMED} more" if len(mine) > MOST_PERIODS_NAMED else ""
+        parts.append(f"{service} in {', '.join(mine[:MOST_PERIODS_NAMED])}{more}")
+    return (
+        "All periods together keep every objective; by themselves some (counted from 0) would miss one: "
+        f"{'; '.join(parts)}. Headroom, or a stricter objective, would help there."
+    )
 
 
 def _misses(proof: Proof) -> list[str]:
