@@ -39,6 +39,8 @@ def option_keys(options: Sequence[ServingOption]) -> list[str]:
     ]
     for n_details in range(1, len(_DETAILS) + 1):
         count = Counter((option.service, key) for option, key in zip(options, keys, strict=True))
+        if len(count) == len(keys):
+            return keys
         keys = [
             key if count[option.service, key] == 1 else _key(option, n_details=n_details)
             for option, key in zip(options, keys, strict=True)

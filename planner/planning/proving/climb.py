@@ -239,6 +239,8 @@ def _level(search: ProofSearch) -> None:
             held = set(brackets) - search.attempt(plan, search.problem()).verdict.missed
             search.learn(plan, only_new=True)
         for service, bracket in brackets.items():
+            if service in held and search.factors[service] >= 1 and not search.may_loosen[service]:
+                bracket.is_done = True  # its caps stay at 1, however large the factor
             if not bracket.is_done:
                 replicas = sum(item.replicas for item in plan.allocation if item.service == service)
                 bracket.precision = min(max(FINE / max(replicas, 1), FINEST[0]), FINEST[1])
