@@ -146,3 +146,5 @@ class Proof:
     """Fleets without one instance of an option of the plan, each of which was replayed and misses."""
     missed_periods: tuple[PeriodMiss, ...] = ()
     """Empty where there is no schedule."""
+    notes: tuple[str, ...] = ()
+    """What was replayed of the plan, and what was not."""

@@ -132,6 +132,7 @@ class ProofDocument(_Part):
         description="Periods of a schedule that by themselves miss an objective; objectives are of all periods"
         " together.",
     )
+    notes: list[str] = Field(default_factory=list, description="What was replayed of the plan, and what was not.")
 
     def to_proof(self) -> Proof:
         """Return the domain's proof."""
@@ -140,6 +141,7 @@ class ProofDocument(_Part):
             "services": tuple(ServiceProof(**dict(row)) for row in self.services),
             "caps": tuple(UtilizationCap(**dict(row)) for row in self.caps),
             "rounds": tuple(row.to_round() for row in self.rounds),
+            "notes": tuple(self.notes),
             "missed_periods": tuple(PeriodMiss(**dict(row)) for row in self.missed_periods),
         }
         return Proof(**(dict(self) | parts))

@@ -262,7 +262,7 @@ def phases_of(
     """
     counted = [(stretch, n) for stretch, n in zip(stretches, replicas, strict=True) if stretch.is_counted]
     origin_s = counted[0][0].start_s
-    last_s = max(float(records.arrival_s[-1]), origin_s)
+    last_s = stretches[-1].end_s  # not that of the last request, which replications do not have in common
     edges = _edges([stretch for stretch, _ in counted], events, last_s, step_s)
     for start_s, end_s in pairwise(edges):
         inside = (records.arrival_s >= start_s) & ((records.arrival_s < end_s) | (end_s == last_s))

@@ -38,6 +38,9 @@ class Process:
     """Part of the time that is in bursts."""
 
 
+MOST_CV = 100.0
+"""Beyond it nearly all requests come at once, and the length of the replay is chance alone."""
+
 KINDS = ("trace", "poisson", "gamma", "mmpp")
 _HINT = "Write trace, poisson, gamma:CV (gamma:3) or mmpp:FACTOR,LENGTH,SHARE of bursts (mmpp:3,1min,10%)."
 
@@ -61,7 +64,10 @@ def parse_process(text: str) -> Process:
     if kind not in KINDS or bool(rest) != (kind in {"gamma", "mmpp"}):
         raise InputError(f"{text!r} is no way for requests to arrive.", hint=_HINT)
     if kind == "gamma":
-        return Process(kind=kind, cv=_number(rest, text))
+        cv = _number(rest, text)
+        if cv > MOST_CV:
+            raise InputError(f"{text!r}: gaps that scatter by {cv:g} times their mean.", hint=f"At most {MOST_CV:g}.")
+        return Process(kind=kind, cv=cv)
     if kind == "mmpp":
         return _mmpp_process(rest.split(","), text)
     return Process(kind=kind)

@@ -92,6 +92,9 @@ class Failures(Event):
     """Until it serves again; None = the request's start-up time."""
 
 
+MOST_REQUESTS = 50_000_000
+MOST_TIMES = 100_000
+
 AnyEvent = Loss | Surge | Reclaims | Failures
 
 AS_THE_CATALOG_SAYS = Reclaims(start_s=0.0, end_s=math.inf, text="spot interruptions", per_s=None)
@@ -158,10 +161,18 @@ def _back_s(text: str | None) -> float | None:
 def with_surge(traffic: Traffic, surge: Surge, rng: np.random.Generator) -> Traffic:
     """Return the traffic with the requests of a stretch of time multiplied: copies of its own at random times in it.
 
-    A factor below 1 leaves requests out.
+    A factor below 1 leaves requests out. The stretch ends with the traffic at the latest.
+
+    Raises
+    ------
+    InputError: if that makes more requests than can be simulated.
     """
     inside = np.flatnonzero((traffic.arrival_s >= surge.start_s) & (traffic.arrival_s < surge.end_s))
     more = round((surge.factor - 1.0) * len(inside))
+    if more > MOST_REQUESTS:
+        raise InputError(
+            f"{surge.text!r} makes {more:,} requests more.", hint=f"At most {MOST_REQUESTS:,} can be simulated."
+        )
     if more <= 0:
         keep = np.ones(len(traffic.arrival_s), dtype=bool)
         keep[rng.choice(inside, size=-more, replace=False)] = False
@@ -170,7 +181,8 @@ def with_surge(traffic: Traffic, surge: Surge, rng: np.random.Generator) -> Traf
     else:
         copied = rng.choice(inside, size=more)
         source = np.concatenate([np.arange(len(traffic.arrival_s)), copied])
-        times = np.concatenate([traffic.arrival_s, rng.uniform(surge.start_s, surge.end_s, more)])
+        end_s = min(surge.end_s, float(traffic.arrival_s[-1]))
+        times = np.concatenate([traffic.arrival_s, rng.uniform(surge.start_s, end_s, more)])
         by_time = np.argsort(times, kind="stable")
         order, times = source[by_time], times[by_time]
     return replace(traffic.select(order), arrival_s=times)
@@ -179,7 +191,18 @@ def with_surge(traffic: Traffic, surge: Surge, rng: np.random.Generator) -> Traf
 def random_times_s(
     event: Event, per_s: float, back_s: float, length_s: float, rng: np.random.Generator
 ) -> Iterator[float]:
-    """Yield when one thing goes, in the time of `event` and before `length_s`: exponential times while it is there."""
+    """Yield when one thing goes, in the time of `event` and before `length_s`: exponential times while it is there.
+
+    Raises
+    ------
+    InputError: if that is so often that it cannot be simulated.
+    """
+    span_s = min(event.end_s, length_s) - event.start_s
+    if span_s * per_s > MOST_TIMES:
+        raise InputError(
+            f"{event.text!r} happens some {span_s * per_s:,.0f} times to one replica in this replay.",
+            hint=f"At most {MOST_TIMES:,} times can be simulated: make it rarer, or the replay shorter.",
+        )
     now_s = event.start_s + float(rng.exponential(1.0 / per_s))
     while now_s < min(event.end_s, length_s):
         yield now_s

@@ -314,7 +314,7 @@ def _choose(fleet: Fleet, routing: Routing, q: int, now_s: float) -> int:
     if g == NOBODY:
         return _least(fleet, routing, bucket, now_s)  # whoever else can serve it
     if routing.policy == WEIGHTED_RANDOM:
-        return _random_in(replicas, routing, g, (request.draw * 65536.0) % 1.0)
+        return _random_in(replicas, routing, g, (_draw_of(request) * 65536.0) % 1.0)
     return _least_loaded_in(replicas, routing, g)
 
 

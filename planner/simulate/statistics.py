@@ -70,8 +70,8 @@ class SloOutcome:
 
     @property
     def is_met(self) -> bool:
-        """Whether the statistic is within its bound."""
-        return self.simulated.value <= self.slo.bound_s
+        """Whether the statistic is within its bound, or there is no request that the objective is about."""
+        return self.simulated.n == 0 or self.simulated.value <= self.slo.bound_s
 
     @property
     def is_sure(self) -> bool:
@@ -103,16 +103,43 @@ def percentile(values: Floats, level: float) -> Estimate:
         return float(ranked[min(n - 1, max(0, math.ceil(fraction * n - 1e-9) - 1))])
 
     value = at(share)
-    spread = max(_half_width((values <= value).astype(np.float64)), 1.0 / n)
-    return Estimate(
-        value=value, low=at(max(0.0, share - spread)), high=at(share + spread) if share + spread < 1 else math.inf, n=n
-    )
+    below = fraction((values <= value).astype(np.float64))
+    low, high = share - max(below.value - below.low, 1.0 / n), share + max(below.high - below.value, 1.0 / n)
+    return Estimate(value=value, low=at(max(0.0, low)), high=at(high) if high < 1 else math.inf, n=n)
 
 
 def fraction(is_true: Floats) -> Estimate:
-    """Return the share of ones among zeros and ones in the order of arrival."""
+    """Return the share of ones among zeros and ones in the order of arrival.
+
+    Batch means know nothing of what is too rare to be in most batches, so the interval is at least as wide as that of
+    independent requests.
+    """
     found = mean(is_true)
-    return Estimate(value=found.value, low=max(0.0, found.low), high=min(1.0, found.high), n=found.n)
+    if found.n == 0:
+        return found
+    low, high = wilson(found.value, found.n)
+    return Estimate(
+        value=found.value, low=max(0.0, min(found.low, low)), high=min(1.0, max(found.high, high)), n=found.n
+    )
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Return the 95% interval of a probability of which `share` was seen in `n` independent trials.
+
+    Wilson's score interval with correction for continuity (Newcombe, Statistics in Medicine 17, 1998, method 4), which
+    covers at least as much as it says where events are rare.
+
+    Examples
+    --------
+    >>> [round(end, 4) for end in wilson(1.0, 100)]
+    [0.9537, 1.0]
+    """
+    z2, rest = _Z_95**2, 1.0 - share
+    width = _Z_95 * math.sqrt(max(0.0, z2 - 2 - 1 / n + 4 * share * (n * rest + 1)))
+    low = (2 * n * share + z2 - 1 - width) / (2 * (n + z2))
+    width = _Z_95 * math.sqrt(max(0.0, z2 + 2 - 1 / n + 4 * share * (n * rest - 1)))
+    high = (2 * n * share + z2 + 1 + width) / (2 * (n + z2))
+    return (0.0 if share == 0 else max(0.0, low)), (1.0 if share == 1 else min(1.0, high))
 
 
 def across(replications: Sequence[Estimate]) -> Estimate:

@@ -13,9 +13,9 @@ from planner.domain.proof import ProofEnd
 from planner.errors import InputError
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
 from planner.optimize.fleets import chosen_fleet
+from planner.planning import replay_traffic
 from planner.planning.answer import answer, read_question, read_request
 from planner.planning.proving import climb as loop
-from planner.planning.proving import search
 from planner.planning.proving.caps import with_found_caps
 from planner.planning.proving.search import is_cheaper
 from planner.planning.proving.verdict import judge
@@ -307,7 +307,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_plan_is_proven(folder, kind, monkeypatch):
-    monkeypatch.setattr(search, "PROOF_REQUESTS", 5000)  # a schedule plays its trace over and over: less will do
+    monkeypatch.setattr(replay_traffic, "SCHEDULE_REQUESTS", 5000)  # it plays its trace over and over: less will do
     asked = KINDS[kind]
     settings = SolverSettings(time_limit_s=600.0)
     plain = planner.plan(asked, base_dir=folder, today=TODAY, settings=settings, verify=False).plan
@@ -324,10 +324,37 @@ def test_every_kind_of_plan_is_proven(folder, kind, monkeypatch):
     assert (found.proof.holds, found.proof.ended) == (True, ProofEnd.HELD)
     assert holds(with_found_caps(question, found.proof), found)
     verify_plan(with_found_caps(question, found.proof).problem, found)
-    if kind == "schedule":
-        played = ReplaySettings(load=found.proof.load, n_requests=search.PROOF_REQUESTS)
-        again = replay_of(with_found_caps(question, found.proof), found, settings=played)
-        assert [(miss.period, miss.service) for miss in found.proof.missed_periods] == again.missed_periods()
+    again = replay_of(with_found_caps(question, found.proof), found, settings=ReplaySettings(load=found.proof.load))
+    assert [item.slo for service in judge(again).services for item in service.objectives] == list(found.proof.slos)
+    assert [(miss.period, miss.service) for miss in found.proof.missed_periods] == again.missed_periods()
+    assert list(found.proof.notes) == list(again.notes)
+
+
+@pytest.fixture
+def one_kind(folder, tmp_path):
+    """The folder with one offer, so that plans differ in numbers alone: all weights are 1."""
+    (tmp_path / "trace.csv").write_text((folder / "trace.csv").read_text())
+    (tmp_path / "offers.csv").write_text("\n".join(OFFERS.splitlines()[:2]) + "\n")
+    (tmp_path / "hours.csv").write_text("hour,factor\n0,0.3\n1,0.8\n2,1.6\n3,1.3\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["shed", "schedule"])
+def test_plans_that_differ_in_who_is_served_or_when_are_not_taken_for_one_another(one_kind, kind, monkeypatch):
+    monkeypatch.setattr(replay_traffic, "SCHEDULE_REQUESTS", 3000)
+    monkeypatch.setattr(replay_traffic, "LEAST_WINDOW_S", 10.0)
+    if kind == "shed":
+        asked = request(constraints={"shed": "allowed", "budget": "8 USD/h"})
+    else:
+        asked = request(rate="20 req/s", horizon={"periods": "4h", "step": "1h"})
+        asked["services"][0]["workload"]["by_hour"] = "hours.csv"
+    found = planner.plan(asked, base_dir=one_kind, today=TODAY, settings=SETTINGS, verify=True).plan
+    question = with_found_caps(
+        read_question(read_request(asked), base_dir=one_kind, today=TODAY, strict=False), found.proof
+    )
+    again = judge(replay_of(question, found, settings=ReplaySettings(load=found.proof.load)))
+    assert [item.slo for service in again.services for item in service.objectives] == list(found.proof.slos)
+    assert again.holds == found.proof.holds
 
 
 def test_less_unserved_is_better_than_cheaper(folder):

@@ -84,7 +84,7 @@ def plans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kinds")
     for name, request in REQUESTS.items():
         whole = {"schema_version": "1", "kind": "PlanRequest", "name": name, **deepcopy(request)}
-        planner.plan(whole).save(folder / f"{name}.json")
+        planner.plan(whole, verify=False).save(folder / f"{name}.json")
     return folder
 
 
@@ -406,3 +406,21 @@ def test_a_handful_of_requests_is_replayed_too(gpuplan, plans):
     found = gpuplan("simulate", plans / "uncapped.json", "--requests", "5", "--json")
     assert found.code == 0
     assert found.json["services"]["chat"]["slo"][0]["interval_s"][1] is None  # too few to say
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_replications_are_cut_at_the_same_times(gpuplan, plans, seed):
+    found = gpuplan(
+        "simulate", plans / "uncapped.json", "--requests", "30", "--arrivals", "poisson", "--replications", "6",
+        "--seed", seed, "--event", "0s-980ms: load x 1", "--json",
+    )  # fmt: skip
+    assert found.code in {0, 5}, found.err
+    assert len(found.json["phases"]) == 2
+
+
+def test_an_objective_that_no_request_has_is_not_missed(gpuplan, plans, tmp_path):
+    lines = "\n".join(f"{i * 0.05:.2f},500,1" for i in range(2000))
+    (tmp_path / "first_tokens.csv").write_text(f"arrival_s,input_tokens,output_tokens\n{lines}\n")
+    found = gpuplan("simulate", plans / "uncapped.json", "--trace", tmp_path / "first_tokens.csv")
+    assert found.code == 0, found.out + found.err
+    assert "no request that it is about" in found.out

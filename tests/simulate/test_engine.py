@@ -308,3 +308,33 @@ def test_prefill_hands_over_to_decode_and_the_cache_takes_its_time():
     assert records.ttft_s[0] == pytest.approx(alone.ttft_s[0])
     assert records.e2e_s[0] == pytest.approx(alone.e2e_s[0] + moved_s)
     assert records.longest_gap_s[0] > moved_s
+
+
+def test_caches_leave_a_prefill_replica_one_after_the_other():
+    kinds = engine_table([kind_of(), kind_of()])
+    kinds["is_prefill"] = [1, 0]
+    kinds["transfer_s"] = 1 / 1e9
+    router = Router(weights=np.eye(2), rate_rps=np.eye(2), decode_row=1)
+    both = traffic(np.zeros(2), [2, 2], 1000)
+    records = simulate(Pools(kinds=kinds, replicas=(1, 1)), both, router).records
+    moved_s = kv_bytes(kinds[0], 1000) / 1e9
+    ends = np.sort(records.arrival_s + records.e2e_s)
+    assert np.ptp(records.ttft_s) < moved_s / 4  # ready long before the other's cache is sent
+    assert ends[1] - ends[0] == pytest.approx(moved_s, rel=0.1)
+
+
+@pytest.mark.parametrize("policy", [Policy.WEIGHTS, Policy.WEIGHTED_RANDOM])
+def test_decode_pools_share_as_their_weights_say_whatever_the_prefill_replica(policy):
+    n = 4000
+    kinds = engine_table([kind_of()] * 3)
+    kinds["is_prefill"] = [1, 0, 0]
+    weights = np.array([[1.0, 0.0, 0.0], [0.0, 0.3, 0.7]])
+    router = Router(weights=weights, rate_rps=np.ones((2, 3)), decode_row=1, policy=policy)
+    requests = traffic(np.arange(n) * 0.05, [2] * n, 100)
+    records = simulate(Pools(kinds=kinds, replicas=(2, 2, 2)), requests, router).records
+    counts = np.bincount(records.replica, minlength=6)
+    assert counts[:2].sum() == 0
+    assert counts[2:4].sum() / n == pytest.approx(0.3, abs=0.03)
+    if policy is Policy.WEIGHTED_RANDOM:
+        assert counts[2] / counts[2:4].sum() == pytest.approx(0.5, abs=0.05)
+        assert counts[4] / counts[4:].sum() == pytest.approx(0.5, abs=0.05)

@@ -21,7 +21,7 @@ def pool(replicas, **place):
 
 
 def faults_of(texts, places, **more):
-    found = timeline(places, [parse_event(text) for text in texts], length_s=1e9, **more)
+    found = timeline(places, [parse_event(text) for text in texts], **({"length_s": 1e9} | more))
     return sorted(found.faults, key=lambda f: (f.at_s, f.replica))
 
 
@@ -184,6 +184,22 @@ def test_a_burst_multiplies_the_requests_of_its_time_and_no_others(factor):
     assert count(more, 0, 100) == count(requests, 0, 100)
     assert count(more, 200, 1e9) == count(requests, 200, 1e9)
     assert (more.prefix.hashes + 1 == more.output_tokens).all()  # every request kept its own blocks
+
+
+def test_a_burst_that_outlasts_the_traffic_ends_with_it():
+    n = 2000
+    requests = traffic(arrivals.poisson(10, n, np.random.default_rng(0)), np.full(n, 1))
+    more = with_surge(requests, parse_event("0s-10h: load x 2"), np.random.default_rng(1))
+    assert len(more.arrival_s) == 2 * n
+    assert more.arrival_s[-1] == requests.arrival_s[-1]
+
+
+def test_what_is_too_much_to_simulate_is_told():
+    requests = traffic(np.arange(100.0), np.full(100, 1))
+    with pytest.raises(InputError, match="requests more"):
+        with_surge(requests, parse_event("0s-1h: load x 1000000000000"), np.random.default_rng(1))
+    with pytest.raises(InputError, match="times to one replica"):
+        faults_of(["fail every 1us, back in 1us"], [pool(1)], length_s=1000.0)
 
 
 def test_a_lost_replica_costs_those_who_come_then_and_no_others():

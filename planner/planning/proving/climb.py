@@ -393,6 +393,7 @@ def _proven(search: ProofSearch, unproven: Plan, ended: ProofEnd) -> Proven:
         rounds=tuple(search.rounds),
         removals=search.removals.get(fleet_key(plan), 0),
         missed_periods=tuple(PeriodMiss(period=period, service=name) for period, name in verdict.missed_periods),
+        notes=verdict.notes,
     )
     status, solver = plan.status, plan.solver
     if ended in {ProofEnd.TIME_LIMIT, ProofEnd.INTERRUPTED}:

@@ -18,14 +18,14 @@ from planner.planning.replay import ReplaySettings, replay_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from planner.domain.plan import Plan
+    from planner.domain.plan import Period, Plan
     from planner.domain.problem import FleetProblem
     from planner.optimize.fleets import ChosenFleet, OptionKind
     from planner.optimize.settings import Clock
     from planner.planning.question import Question
 
 PROOF_REQUESTS = 50_000
-"""Requests of each service that are replayed, at most."""
+"""Requests of each service that are replayed, at most; of a schedule as many as `gpuplan simulate` replays."""
 SAVES = 1e-9
 """Relative: what is less cheaper than this is as dear."""
 ROOM = 1e-9
@@ -95,7 +95,11 @@ class ProofSearch:
         """Return how `plan` fares at `times` the load that is to be proven, whole and pool by pool."""
         key = (times, *fleet_key(plan))
         if key not in self.simulated:
-            settings = ReplaySettings(load=self.load * times, seed=self.settings.seed, n_requests=PROOF_REQUESTS)
+            settings = ReplaySettings(
+                load=self.load * times,
+                seed=self.settings.seed,
+                n_requests=None if plan.schedule else PROOF_REQUESTS,
+            )
             found = replay_of(self.question, plan, settings=settings)
             slos = self.question.replay.slos if self.question.replay else {}
             self.simulated[key] = judge(found), pool_margins(plan, found, slos)
@@ -228,15 +232,16 @@ def replicas_key(plan: Plan) -> tuple[object, ...]:
 
 
 def fleet_key(plan: Plan) -> tuple[object, ...]:
-    """Return what decides how a plan fares: its replicas and its weights."""
-    fleet = tuple((item.service, item.option, item.replicas) for item in plan.allocation)
-    weights = tuple(
-        (
-            route.service,
-            route.row,
-            route.column,
-            *((key, round(value, 9)) for key, value in sorted(route.weights.items())),
-        )
-        for route in plan.routing
+    """Return what decides how a plan fares: replicas, weights and who is turned away, over all and by period."""
+    return (_part_key(plan), *map(_part_key, plan.schedule))
+
+
+def _part_key(part: Plan | Period) -> tuple[object, ...]:
+    return (
+        tuple((item.service, item.option, item.replicas) for item in part.allocation),
+        tuple(
+            (route.service, route.row, route.column, *((k, round(w, 9)) for k, w in sorted(route.weights.items())))
+            for route in part.routing
+        ),
+        tuple((item.service, item.row, item.column, round(item.rate_rps, 9)) for item in part.unserved),
     )
-    return (fleet, weights)

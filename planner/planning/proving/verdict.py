@@ -1,10 +1,10 @@
 """Whether a replay proves that a plan holds its objectives: with confidence where the requests are enough for it.
 
 An objective "p99 <= 2 s" holds if at least 99% of the requests are within 2 s. So what is asked is whether the lower
-end of the 95% interval of that fraction, by batch means, reaches 99%. That is the same question as whether the upper
-end of the percentile's interval is within the bound, and has an answer also where the percentile's own interval has no
-upper end because the slowest 1% came together. Of n requests without one miss, up to 3 / n may miss (the rule of
-three), so fewer than 3 / (1 - p) requests prove nothing: there the value itself decides, and the plan says so.
+end of the 95% interval of that fraction, by batch means, reaches 99%. That has an answer also where the
+percentile's own interval has no upper end because the slowest 1% came together. Where requests are so few that even
+without one miss the interval's lower end stays below what is asked (fewer than 476 for p99), nothing is proven: there
+the value itself decides, and the plan says so.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planner.domain.proof import SimulatedSlo
-from planner.simulate.statistics import N_BATCHES
+from planner.simulate.statistics import N_BATCHES, wilson
 
 if TYPE_CHECKING:
     from planner.planning.replay import Replay, ServiceOutcome
     from planner.simulate.statistics import SloOutcome
-
-RULE_OF_THREE = 3.0
-"""-ln(0.05): with so many misses expected, none at all is seen in one case of twenty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +62,8 @@ class Verdict:
     """That were replayed, all services."""
     missed_periods: tuple[tuple[int, str], ...] = ()
     """Period and service wherever one period of a schedule by itself does not hold an objective."""
+    notes: tuple[str, ...] = ()
+    """What was replayed, and what was not."""
 
     @property
     def holds(self) -> bool:
@@ -88,6 +87,7 @@ def judge(replay: Replay) -> Verdict:
         services=tuple(_judge_service(found) for found in replay.services),
         requests=len(replay.simulation.records),
         missed_periods=tuple(replay.missed_periods()),
+        notes=replay.notes,
     )
 
 
@@ -113,7 +113,7 @@ def _judge(service: str, found: SloOutcome) -> Judged:
         end = found.simulated.high if is_long else found.simulated.value
         margin = max((bound_s - end) / bound_s, -1e9)
     else:
-        is_long = n >= N_BATCHES and n * (1.0 - asked) >= RULE_OF_THREE
+        is_long = n >= N_BATCHES and wilson(1.0, n)[0] >= asked
         is_met = value >= asked
         is_sure = is_long and (low >= asked or found.attainment.high < asked)
         margin = ((low if is_long else value) - asked) / (1.0 - asked)

@@ -100,6 +100,7 @@ def _assumptions(proof: Proof) -> Iterator[str]:
         " assumed to be no burstier than what was replayed."
     )
     yield "Single-GPU plans have the same utilisation caps; they are not replayed."
+    yield from (f"Of the replay: {note}" for note in proof.notes)
 
 
 def _warnings(proof: Proof) -> Iterator[Warning_]:
@@ -132,7 +133,8 @@ def _missed_periods(proof: Proof) -> str:
         more = f" and {len(mine) - MOST_PERIODS_NAMED} more" if len(mine) > MOST_PERIODS_NAMED else ""
         parts.append(f"{service} in {', '.join(mine[:MOST_PERIODS_NAMED])}{more}")
     return (
-        "All periods together keep every objective; by themselves some (counted from 0) would miss one: "
+        "All periods together keep every objective; in what was played of them, some by themselves (counted from 0)"
+        " would miss one: "
         f"{'; '.join(parts)}. Headroom, or a stricter objective, would help there."
     )
 
