@@ -54,7 +54,7 @@ class Kernel:
 
     kind: KernelKind
     role: str
-    """Which of the model's kernels of this kind it is, e.g. "qkv"."""
+    """Which of the model's kernels it is, e.g. "qkv"; no two kinds share a role."""
     number_format: str = "bf16"
     count: float = 1.0
     """Times that one step runs it."""
@@ -86,7 +86,7 @@ class Kernel:
             f"{self.width_in}x{self.width_out}" if self.width_out else "",
             f"h{self.n_query_heads}/{self.n_kv_heads}x{self.head_dim}/{self.value_head_dim}" if self.head_dim else "",
         )
-        return " ".join((self.kind.value, self.role, self.number_format, *(size for size in sizes if size)))
+        return " ".join((self.role, self.number_format, *(size for size in sizes if size)))
 
     @property
     def series(self) -> tuple[str, ...]:

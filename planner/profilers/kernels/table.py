@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step of the whole model on the GPUs of a replica."""
+    """One step of the whole model on the GPUs of a replica; or a whole prompt, in as many steps as it takes."""
 
     phase: str
     """"decode" or "prefill"."""
@@ -98,11 +98,15 @@ class StepTable:
             total += part
         return total
 
-    def step_s(self, tokens: float, sequences: float, attention_s: float | None, *, has_reduces: bool) -> float | None:
-        """Return the time of a step of `tokens` of which `sequences` get their next token; None if a part lacks."""
-        parts = [interpolate(self.layers, tokens), interpolate(self.head, sequences), attention_s]
+    def decode_s(self, sequences: float, context_tokens: float, *, has_reduces: bool) -> float | None:
+        """Return the time of a step in which all of `sequences` decode; None if a part was not timed."""
+        parts = [
+            interpolate(self.layers, sequences),
+            interpolate(self.head, sequences),
+            self.decode_attention_s(sequences, context_tokens),
+        ]
         if has_reduces:
-            parts.append(interpolate(self.reduces, tokens))
+            parts.append(interpolate(self.reduces, sequences))
         known = [part for part in parts if part is not None]
         return sum(known) if len(known) == len(parts) else None
 
@@ -149,24 +153,14 @@ def _window(role: str) -> float:
 def steps(
     model: ModelArchitecture, outcomes: Sequence[Outcome], rates: Rates, *, number_format: str, tensor_parallel: int
 ) -> tuple[Step, ...]:
-    """Return the model's steps at the timed sizes: decoding by sequences and context, and whole prompts.
-
-    A prompt longer than the most tokens of a step is left out, as engines cut it into several.
-    """
+    """Return the model's steps at the timed sizes: decoding by sequences and context, and whole prompts."""
     table = step_table(outcomes, number_format, tensor_parallel=tensor_parallel)
     points = {point.tokens: point for point in layer_points(outcomes, number_format, has_experts=True)}
     found = []
     for sequences, context in _decode_sizes(outcomes):
-        attention = table.decode_attention_s(sequences, context)
-        seconds = table.step_s(sequences, sequences, attention, has_reduces=tensor_parallel > 1)
+        seconds = table.decode_s(sequences, context, has_reduces=tensor_parallel > 1)
         if seconds is not None:
-            kernels = _rest(
-                outcomes,
-                tokens=sequences,
-                sequences=sequences,
-                context_tokens=context,
-                tensor_parallel=tensor_parallel,
-            )
+            kernels = _rest(outcomes, sequences, sequences, context, tensor_parallel)
             found.append(
                 Step(
                     phase="decode",
@@ -178,26 +172,47 @@ def steps(
                 )
             )
     for length in sorted(table.prefill_s_per_flop):
-        flops = float(prefill_attention_flops(model, np.array([length], dtype=np.float64))[0]) / tensor_parallel
-        attention = flops * table.prefill_s_per_flop[length] if flops else 0.0
-        seconds = table.step_s(length, 1, attention, has_reduces=tensor_parallel > 1)
-        if seconds is not None:
-            rest = None if rates.attention_flops_per_s is None else flops / rates.attention_flops_per_s
-            kernels = _rest(
-                outcomes, tokens=int(length), sequences=1, context_tokens=None, tensor_parallel=tensor_parallel
-            )
-            roofline = _roofline_s(points.get(int(length)), kernels, rates)
-            found.append(
-                Step(
-                    phase="prefill",
-                    number_format=number_format,
-                    sequences=1,
-                    tokens=int(length),
-                    table_s=seconds,
-                    roofline_s=None if rest is None or roofline is None else roofline + rest,
-                )
-            )
+        step = _prompt(model, outcomes, rates, table, points, int(length), number_format, tensor_parallel)
+        if step is not None:
+            found.append(step)
     return tuple(found)
+
+
+def _prompt(
+    model: ModelArchitecture,
+    outcomes: Sequence[Outcome],
+    rates: Rates,
+    table: StepTable,
+    points: Mapping[int, LayerPoint],
+    length: int,
+    number_format: str,
+    tensor_parallel: int,
+) -> Step | None:
+    """Return a whole prompt, cut into steps of the most tokens that were timed; None if a part was not timed."""
+    most = int(max(table.layers, default=length))
+    chunks = [most] * (length // most) + ([length % most] if length % most else [])
+    flops = float(prefill_attention_flops(model, np.array([length], dtype=np.float64))[0]) / tensor_parallel
+    parts = [interpolate(table.head, 1), *(interpolate(table.layers, tokens) for tokens in chunks)]
+    if tensor_parallel > 1:
+        parts += [interpolate(table.reduces, tokens) for tokens in chunks]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    roofline = [_roofline_s(points.get(chunks[0]), _rest(outcomes, chunks[0], 1, None, tensor_parallel), rates)]
+    for tokens in chunks[1:]:  # the head runs once
+        reduces = [kernel for kernel in _rest(outcomes, tokens, 1, None, tensor_parallel) if kernel.role != "head"]
+        roofline.append(_roofline_s(points.get(tokens), reduces, rates))
+    rate = rates.attention_flops_per_s
+    roofline.append(None if rate is None else flops / rate)
+    by_rates = [part for part in roofline if part is not None]
+    return Step(
+        phase="prefill",
+        number_format=number_format,
+        sequences=1,
+        tokens=length,
+        table_s=sum(known) + flops * table.prefill_s_per_flop[length],
+        roofline_s=sum(by_rates) if len(by_rates) == len(roofline) else None,
+    )
 
 
 def _decode_sizes(outcomes: Iterable[Outcome]) -> list[tuple[int, int]]:
@@ -211,7 +226,7 @@ def _decode_sizes(outcomes: Iterable[Outcome]) -> list[tuple[int, int]]:
 
 
 def _rest(
-    outcomes: Iterable[Outcome], *, tokens: int, sequences: int, context_tokens: int | None, tensor_parallel: int
+    outcomes: Iterable[Outcome], tokens: int, sequences: int, context_tokens: int | None, tensor_parallel: int
 ) -> list[Kernel]:
     """Return the kernels of a step besides its layers; without attention where `context_tokens` is None."""
     kinds: dict[str, Kernel] = {}
@@ -247,15 +262,25 @@ def left_out_errors(
         points = [point for point in layer_points(outcomes, name, has_experts=True) if point.is_check]
         rows = [(point.seconds, interpolate(table.layers, point.tokens), layers_s(point, rates)) for point in points]
         errors.append(_error(f"layers in {name}", rows))
-    table = step_table(outcomes, "bf16", tensor_parallel=tensor_parallel)
+    tables: dict[int, StepTable] = {}  # all-reduces over each number of GPUs have a curve of their own
+    for n_gpus in {tensor_parallel, *(outcome.kernel.batch for outcome in outcomes if _is_reduce(outcome))}:
+        tables[n_gpus] = step_table(outcomes, "bf16", tensor_parallel=n_gpus)
     for kind in (KernelKind.HEAD, KernelKind.PREFILL_ATTENTION, KernelKind.DECODE_ATTENTION, KernelKind.ALL_REDUCE):
         rows = [
-            (outcome.timing.median_s, _table_s(table, outcome.kernel), kernel_s(outcome.kernel, rates))
+            (
+                outcome.timing.median_s,
+                _table_s(tables[outcome.kernel.batch if _is_reduce(outcome) else tensor_parallel], outcome.kernel),
+                kernel_s(outcome.kernel, rates),
+            )
             for outcome in outcomes
             if outcome.kernel.kind is kind and outcome.kernel.is_check and outcome.timing is not None
         ]
         errors.append(_error(kind.value, rows))
     return tuple(error for error in errors if error.n_shapes)
+
+
+def _is_reduce(outcome: Outcome) -> bool:
+    return outcome.kernel.kind is KernelKind.ALL_REDUCE
 
 
 def _table_s(table: StepTable, kernel: Kernel) -> float | None:

@@ -162,6 +162,13 @@ class TorchTimer:
                 call(0)
                 self.torch.cuda.synchronize()
 
+    @property
+    def method(self) -> str:
+        """How calls are timed, in words."""
+        if self.kind == "cpu":
+            return "perf_counter around calls in a row"
+        return "CUDA events around CUDA graphs" if self.uses_graphs else "CUDA events around plain launches"
+
     def facts(self) -> DeviceFacts:
         """Return what torch says of the device."""
         torch = self.torch
