@@ -98,18 +98,6 @@ class StepTable:
             total += part
         return total
 
-    def decode_s(self, sequences: float, context_tokens: float, *, has_reduces: bool) -> float | None:
-        """Return the time of a step in which all of `sequences` decode; None if a part was not timed."""
-        parts = [
-            interpolate(self.layers, sequences),
-            interpolate(self.head, sequences),
-            self.decode_attention_s(sequences, context_tokens),
-        ]
-        if has_reduces:
-            parts.append(interpolate(self.reduces, sequences))
-        known = [part for part in parts if part is not None]
-        return sum(known) if len(known) == len(parts) else None
-
 
 def step_table(outcomes: Sequence[Outcome], number_format: str, *, tensor_parallel: int) -> StepTable:
     """Return the table of a model whose layers multiply in `number_format`, from all but the shapes held back."""
@@ -150,106 +138,124 @@ def _window(role: str) -> float:
     return float(last) if last.isdecimal() else math.inf
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Assembly:
+    """What steps are put together from."""
+
+    model: ModelArchitecture
+    outcomes: tuple[Outcome, ...]
+    rates: Rates
+    number_format: str
+    tensor_parallel: int
+    table: StepTable
+    points: Mapping[int, LayerPoint]
+    """Passes through the layers by tokens, for the fitted rates."""
+
+    def decode(self, sequences: int, context_tokens: int) -> Step | None:
+        """Return a step in which all of `sequences` decode; None if a part was not timed."""
+        parts = [
+            interpolate(self.table.layers, sequences),
+            interpolate(self.table.head, sequences),
+            self.table.decode_attention_s(sequences, context_tokens),
+            *self._reduces(sequences),
+        ]
+        seconds = _sum(parts)
+        if seconds is None:
+            return None
+        return Step(
+            phase="decode",
+            number_format=self.number_format,
+            sequences=sequences,
+            tokens=context_tokens,
+            table_s=seconds,
+            roofline_s=self._roofline_s(sequences, self._rest(sequences, sequences, context_tokens)),
+        )
+
+    def prompt(self, length: int) -> Step | None:
+        """Return a whole prompt, cut into steps of the most tokens that were timed; None if a part was not timed."""
+        most = int(max(self.table.layers, default=length))
+        chunks = [most] * (length // most) + ([length % most] if length % most else [])
+        flops = float(prefill_attention_flops(self.model, np.array([length], dtype=np.float64))[0])
+        flops /= self.tensor_parallel
+        parts = [interpolate(self.table.head, 1), flops * self.table.prefill_s_per_flop[length]]
+        for tokens in chunks:
+            parts += [interpolate(self.table.layers, tokens), *self._reduces(tokens)]
+        seconds = _sum(parts)
+        if seconds is None:
+            return None
+        by_rates: list[float | None] = []
+        for number, tokens in enumerate(chunks):
+            kernels = [kernel for kernel in self._rest(tokens, 1, None) if number == 0 or not _is_head(kernel)]
+            by_rates.append(self._roofline_s(tokens, kernels))
+        rate = self.rates.attention_flops_per_s
+        by_rates.append(None if rate is None else flops / rate)
+        return Step(
+            phase="prefill",
+            number_format=self.number_format,
+            sequences=1,
+            tokens=length,
+            table_s=seconds,
+            roofline_s=_sum(by_rates),
+        )
+
+    def _reduces(self, tokens: float) -> list[float | None]:
+        return [interpolate(self.table.reduces, tokens)] if self.tensor_parallel > 1 else []
+
+    def _rest(self, tokens: int, sequences: int, context_tokens: int | None) -> list[Kernel]:
+        """Return the kernels of a step besides its layers; without attention where `context_tokens` is None."""
+        roles: dict[str, Kernel] = {}
+        for outcome in self.outcomes:
+            kernel = outcome.kernel
+            if _is_head(kernel):
+                roles[kernel.role] = replace(kernel, tokens=sequences)
+            elif kernel.kind is KernelKind.ALL_REDUCE and kernel.batch == self.tensor_parallel:
+                roles[kernel.role] = replace(kernel, tokens=tokens)
+            elif kernel.kind is KernelKind.DECODE_ATTENTION and context_tokens is not None:
+                seen = int(min(context_tokens, _window(kernel.role)))
+                roles[kernel.role] = replace(kernel, batch=sequences, context_tokens=seen)
+        return list(roles.values())
+
+    def _roofline_s(self, tokens: int, kernels: Iterable[Kernel]) -> float | None:
+        point = self.points.get(tokens)
+        parts = [None if point is None else layers_s(point, self.rates)]
+        for kernel in kernels:
+            seconds = kernel_s(kernel, self.rates)
+            parts.append(None if seconds is None else kernel.count * seconds)
+        return _sum(parts)
+
+
+def _sum(parts: Sequence[float | None]) -> float | None:
+    """Return the sum; None if a part is not known."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
+def _is_head(kernel: Kernel) -> bool:
+    return kernel.kind is KernelKind.HEAD
+
+
 def steps(
     model: ModelArchitecture, outcomes: Sequence[Outcome], rates: Rates, *, number_format: str, tensor_parallel: int
 ) -> tuple[Step, ...]:
     """Return the model's steps at the timed sizes: decoding by sequences and context, and whole prompts."""
-    table = step_table(outcomes, number_format, tensor_parallel=tensor_parallel)
-    points = {point.tokens: point for point in layer_points(outcomes, number_format, has_experts=True)}
-    found = []
-    for sequences, context in _decode_sizes(outcomes):
-        seconds = table.decode_s(sequences, context, has_reduces=tensor_parallel > 1)
-        if seconds is not None:
-            kernels = _rest(outcomes, sequences, sequences, context, tensor_parallel)
-            found.append(
-                Step(
-                    phase="decode",
-                    number_format=number_format,
-                    sequences=sequences,
-                    tokens=context,
-                    table_s=seconds,
-                    roofline_s=_roofline_s(points.get(sequences), kernels, rates),
-                )
-            )
-    for length in sorted(table.prefill_s_per_flop):
-        step = _prompt(model, outcomes, rates, table, points, int(length), number_format, tensor_parallel)
-        if step is not None:
-            found.append(step)
-    return tuple(found)
-
-
-def _prompt(
-    model: ModelArchitecture,
-    outcomes: Sequence[Outcome],
-    rates: Rates,
-    table: StepTable,
-    points: Mapping[int, LayerPoint],
-    length: int,
-    number_format: str,
-    tensor_parallel: int,
-) -> Step | None:
-    """Return a whole prompt, cut into steps of the most tokens that were timed; None if a part was not timed."""
-    most = int(max(table.layers, default=length))
-    chunks = [most] * (length // most) + ([length % most] if length % most else [])
-    flops = float(prefill_attention_flops(model, np.array([length], dtype=np.float64))[0]) / tensor_parallel
-    parts = [interpolate(table.head, 1), *(interpolate(table.layers, tokens) for tokens in chunks)]
-    if tensor_parallel > 1:
-        parts += [interpolate(table.reduces, tokens) for tokens in chunks]
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
-        return None
-    roofline = [_roofline_s(points.get(chunks[0]), _rest(outcomes, chunks[0], 1, None, tensor_parallel), rates)]
-    for tokens in chunks[1:]:  # the head runs once
-        reduces = [kernel for kernel in _rest(outcomes, tokens, 1, None, tensor_parallel) if kernel.role != "head"]
-        roofline.append(_roofline_s(points.get(tokens), reduces, rates))
-    rate = rates.attention_flops_per_s
-    roofline.append(None if rate is None else flops / rate)
-    by_rates = [part for part in roofline if part is not None]
-    return Step(
-        phase="prefill",
+    points = layer_points(outcomes, number_format, has_experts=True)
+    assembly = _Assembly(
+        model=model,
+        outcomes=tuple(outcomes),
+        rates=rates,
         number_format=number_format,
-        sequences=1,
-        tokens=length,
-        table_s=sum(known) + flops * table.prefill_s_per_flop[length],
-        roofline_s=sum(by_rates) if len(by_rates) == len(roofline) else None,
+        tensor_parallel=tensor_parallel,
+        table=step_table(outcomes, number_format, tensor_parallel=tensor_parallel),
+        points={point.tokens: point for point in points},
     )
-
-
-def _decode_sizes(outcomes: Iterable[Outcome]) -> list[tuple[int, int]]:
-    """Return the (sequences, cached tokens) at which every kind of attention was to be timed, checks left out."""
-    kernels = [
-        outcome.kernel
+    sizes = {
+        (outcome.kernel.batch, outcome.kernel.context_tokens)
         for outcome in outcomes
         if outcome.kernel.kind is KernelKind.DECODE_ATTENTION and not outcome.kernel.is_check
-    ]
-    return sorted({(kernel.batch, kernel.context_tokens) for kernel in kernels})
-
-
-def _rest(
-    outcomes: Iterable[Outcome], tokens: int, sequences: int, context_tokens: int | None, tensor_parallel: int
-) -> list[Kernel]:
-    """Return the kernels of a step besides its layers; without attention where `context_tokens` is None."""
-    kinds: dict[str, Kernel] = {}
-    for outcome in outcomes:
-        kernel = outcome.kernel
-        if kernel.kind is KernelKind.HEAD:
-            kinds[kernel.role] = replace(kernel, tokens=sequences)
-        elif kernel.kind is KernelKind.ALL_REDUCE and kernel.batch == tensor_parallel:
-            kinds[kernel.role] = replace(kernel, tokens=tokens)
-        elif kernel.kind is KernelKind.DECODE_ATTENTION and context_tokens is not None:
-            seen = int(min(context_tokens, _window(kernel.role)))
-            kinds[kernel.role] = replace(kernel, batch=sequences, context_tokens=seen)
-    return list(kinds.values())
-
-
-def _roofline_s(point: LayerPoint | None, kernels: Iterable[Kernel], rates: Rates) -> float | None:
-    layers = None if point is None else layers_s(point, rates)
-    parts = [layers]
-    for kernel in kernels:
-        seconds = kernel_s(kernel, rates)
-        parts.append(None if seconds is None else kernel.count * seconds)
-    known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == len(parts) else None
+    }
+    found = [assembly.decode(sequences, context) for sequences, context in sorted(sizes)]
+    found += [assembly.prompt(int(length)) for length in sorted(assembly.table.prefill_s_per_flop)]
+    return tuple(step for step in found if step is not None)
 
 
 def left_out_errors(
