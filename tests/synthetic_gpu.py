@@ -36,6 +36,10 @@ class SyntheticGpu:
     interrupt_after: int | None = None
 
     method = "a formula"
+    gpu_id = "0"
+
+    def probe(self) -> None:
+        """Nothing to find out."""
 
     def facts(self) -> DeviceFacts:
         return DeviceFacts(
@@ -46,7 +50,6 @@ class SyntheticGpu:
             memory_bytes=self.memory_bytes,
             cache_bytes=50e6,
             n_devices=self.n_devices,
-            gpu_id="0",
             half_dtype="bf16",
             unsupported_formats=self.unsupported_formats,
         )

@@ -45,7 +45,9 @@ def tiny(tmp_path):
 
 @pytest.fixture(scope="module")
 def cpu():
-    return open_device("cpu")
+    timer = open_device("cpu")
+    timer.probe()
+    return timer
 
 
 def seconds(timer, limit_s=0.2, **sizes):
@@ -202,6 +204,7 @@ def test_a_gpu_stays_within_its_data_sheet(gpuplan):
 @needs_gpu
 def test_a_kernel_in_a_graph_is_no_slower_than_its_launches():
     timer = open_device("cuda")
+    timer.probe()
     kernel = Kernel(kind=KernelKind.LINEAR, role="test", width_in=4096, width_out=4096)
     graph = timer.time(kernel, limit_s=0.5).timing
     timer.uses_graphs = False

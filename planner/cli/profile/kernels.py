@@ -113,6 +113,8 @@ def _settings(
     """Return how far the sizes reach, once they are checked against the model."""
     from planner.profilers.kernels.shapes import TIMED_FORMATS, ShapeSettings
 
+    if not precision and model.native_precision not in {*TIMED_FORMATS, *GEMM_NAMES}:
+        console.note(f"{model.name} is published in {model.native_precision}, which cannot be timed; bf16 is.")
     asked = precision or ([model.native_precision] if model.native_precision in TIMED_FORMATS else ["bf16"])
     formats = {GEMM_NAMES.get(name, name): None for name in ("bf16", *asked)}
     wrong = [name for name in formats if name not in TIMED_FORMATS]
@@ -159,7 +161,7 @@ def _list(model: ModelArchitecture, kernels: Sequence[Kernel], *, as_json: bool)
             role, number_format, f"{found[0].count:g}", str(len(found)), _size(ordered[0]), _size(ordered[-1])
         )
     console.print_result(table)
-    console.note(f"{len(kernels)} shapes of {model.name}; one in four or so is held back to check the fit.")
+    console.note(f"{len(kernels)} shapes of {model.name}; about one in five is held back to check the fit.")
 
 
 def _size(kernel: Kernel) -> str:
@@ -182,6 +184,8 @@ def _open(
     from planner.profilers.kernels.timing import open_device
 
     timer = open_device(device)
+    states = (read_state(timer.gpu_id),) if timer.gpu_id else ()  # before our own work keeps the GPU busy
+    timer.probe()
     facts = timer.facts()
     for name, reason in facts.unsupported_formats.items():
         if name in settings.formats:
@@ -195,7 +199,7 @@ def _open(
         ),
         facts=facts,
         gpu=_gpu(gpu, facts),
-        states=(read_state(facts.gpu_id),) if facts.kind == "cuda" else (),
+        states=states,
         method=timer.method,
         budget_s=budget_s,
         date=date.today().isoformat(),
@@ -246,6 +250,7 @@ class _Recorder:
     """Keeps what was timed so far in the part file, and tells the user how it goes."""
 
     session: Session
+    gpu_id: str
     path: Path | None
     n_kernels: int
     start_s: float
@@ -263,8 +268,8 @@ class _Recorder:
         now = time.perf_counter() - self.start_s
         if now - self.saved_s >= SAVE_EVERY_S:
             self.saved_s = now
-            if self.session.facts.kind == "cuda":
-                self.states.append(read_state(self.session.facts.gpu_id))
+            if self.gpu_id:
+                self.states.append(read_state(self.gpu_id))
             self.save()
         if now - self.told_s >= TELL_EVERY_S:
             self.told_s = now
@@ -295,6 +300,7 @@ def _measure(session: Session, timer: TorchTimer, targets: Sequence[str], *, for
     known = _known(part, session)
     recorder = _Recorder(
         session=session,
+        gpu_id=timer.gpu_id,
         path=part,
         n_kernels=len(kernels),
         start_s=time.perf_counter(),
@@ -319,8 +325,8 @@ def _measure(session: Session, timer: TorchTimer, targets: Sequence[str], *, for
             "Nothing could be timed.", hint=f"The first shape: {outcomes[0].skipped}. Try a longer --budget."
         )
     states = [*session.states, *recorder.states]
-    if session.facts.kind == "cuda":
-        states.append(read_state(session.facts.gpu_id))
+    if timer.gpu_id:
+        states.append(read_state(timer.gpu_id))
     document = conclude(replace(session, states=tuple(states), method=timer.method), outcomes)
     _deliver(document, targets, force=force, as_json=as_json)
     if part is not None:

@@ -164,7 +164,7 @@ def _best_flops(points: Sequence[LayerPoint], bytes_per_s: float) -> tuple[float
     return math.exp(best), loss(best)
 
 
-def _fit_layers(
+def fit_layers(
     by_format: Mapping[str, Sequence[LayerPoint]], untold: list[str]
 ) -> tuple[dict[str, float], float | None]:
     """Return (FLOP/s by format, bytes/s) of least squared log error; one rate of reading for all formats."""
@@ -205,7 +205,7 @@ def _mean_rate(amounts: Iterable[float]) -> float | None:
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
-def _fit_allreduce(timed: Sequence[tuple[Kernel, float]]) -> tuple[float, float] | None:
+def fit_allreduce(timed: Sequence[tuple[Kernel, float]]) -> tuple[float, float] | None:
     """Return (latency, bytes/s) of least squared relative error, neither negative; None if there is too little."""
     points = [(kernel, seconds) for kernel, seconds in timed if not kernel.is_check]
     if len({kernel.tokens for kernel, _ in points}) < 2:
@@ -238,7 +238,7 @@ def fit_rates(outcomes: Sequence[Outcome], formats: Sequence[str]) -> Rates:
         ]
         if points:
             by_format[name] = points
-    flops, weight_bytes_per_s = _fit_layers(by_format, untold)
+    flops, weight_bytes_per_s = fit_layers(by_format, untold)
     prefill = _saturated(_timed(outcomes, KernelKind.PREFILL_ATTENTION), floor_s)
     attention = _mean_rate(kernel.flops / seconds for kernel, seconds in prefill)
     if attention is None:
@@ -251,7 +251,7 @@ def fit_rates(outcomes: Sequence[Outcome], formats: Sequence[str]) -> Rates:
     kv = _mean_rate(kernel.cold_bytes / seconds for kernel, seconds in decode)
     if kv is None:
         untold.append("no decode attention in a fused kernel is long enough, and bound by reading, to tell its rate")
-    reduces = _fit_allreduce(_timed(outcomes, KernelKind.ALL_REDUCE))
+    reduces = fit_allreduce(_timed(outcomes, KernelKind.ALL_REDUCE))
     if reduces is None:
         untold.append("no all-reduce was timed at two sizes or more")
     return Rates(
@@ -337,8 +337,10 @@ def out_of_order(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
 def efficiency_rows(rates: Rates, gpu: GpuSpec, *, source: str, tensor_parallel: int) -> tuple[EfficiencyRow, ...]:
     """Return the fitted rates as rows of profiles/efficiency.csv, their scope being this very GPU.
 
-    Times of an engine's own (`step_overhead_s` and the like) are not among them: no engine ran. A fit may end above a
-    data-sheet rate, as its form leaves a little over; the row is then held to the data sheet.
+    Times of an engine's own (`step_overhead_s` and the like) are not among them: no engine ran. Neither is
+    `allreduce_latency_s`: for short messages engines have all-reduces of their own, whose fitted latency is about half
+    of NCCL's (docs/reference/profile.md). A fit may end above a data-sheet rate, as its form leaves a little over; the
+    row is then held to the data sheet.
     """
     rows: list[EfficiencyRow] = []
 
@@ -363,10 +365,7 @@ def efficiency_rows(rates: Rates, gpu: GpuSpec, *, source: str, tensor_parallel:
         add("attention_fraction", gpu.name, share, "of dense bf16 peak", "torch's fused attention over prompts")
     if rates.link_bytes_per_s is not None:
         kind = link_kind(gpu, tensor_parallel)
-        scope = f"{gpu.name}/{kind}"
-        reason = "torch.distributed all-reduces of hidden rows"
         share = min(1.0, rates.link_bytes_per_s / link_bytes_per_s(gpu, kind))
+        scope, reason = f"{gpu.name}/{kind}", "torch.distributed all-reduces of hidden rows"
         add("link_fraction", scope, share, "of link rate", reason)
-        if rates.allreduce_latency_s is not None:
-            add("allreduce_latency_s", scope, rates.allreduce_latency_s, "s per all-reduce x log2(tp)", reason)
     return tuple(rows)

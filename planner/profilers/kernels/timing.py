@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planner.domain.precision import BYTES_PER_PARAMETER
 from planner.errors import DataMissingError
 from planner.profilers.kernels.run import Outcome
 from planner.profilers.kernels.sampling import (
@@ -66,8 +67,6 @@ class DeviceFacts:
     memory_bytes: float
     cache_bytes: float
     n_devices: int
-    gpu_id: str
-    """As nvidia-smi knows it."""
     half_dtype: str
     """"bf16", or "fp16" on GPUs without bf16 arithmetic."""
     unsupported_formats: dict[str, str]
@@ -86,7 +85,7 @@ def _import_torch() -> Any:  # noqa: ANN401 - torch is optional, and so are its 
 
 
 def open_device(device: str) -> TorchTimer:
-    """Return a timer on the first visible GPU, or on the processor.
+    """Return a timer on the first visible GPU, or on the processor; nothing runs there before `probe`.
 
     Parameters
     ----------
@@ -106,10 +105,7 @@ def open_device(device: str) -> TorchTimer:
     half = torch.bfloat16
     if kind == "cuda" and torch.cuda.get_device_capability() < (8, 0) and not torch.version.hip:
         half = torch.float16
-    timer = TorchTimer(torch=torch, kind=kind, half=half)
-    with torch.inference_mode():
-        timer.probe()
-    return timer
+    return TorchTimer(torch=torch, kind=kind, half=half)
 
 
 def _cpu_facts() -> tuple[str, float]:
@@ -140,6 +136,12 @@ class TorchTimer:
 
     def probe(self) -> None:
         """Find out which formats multiply here, and raise the clocks."""
+        with self.torch.inference_mode():
+            self._probe_fp8()
+            if self.kind == "cuda":
+                self._warm_up()
+
+    def _probe_fp8(self) -> None:
         for name in ("float8_e4m3fn", "float8_e4m3fnuz"):  # the second is what MI300X multiplies
             self.fp8 = getattr(self.torch, name, None)
             try:
@@ -155,12 +157,13 @@ class TorchTimer:
                 continue
             self.unsupported_formats.pop("fp8", None)
             break
-        if self.kind == "cuda":
-            warm = Kernel(kind=KernelKind.LINEAR, role="probe", tokens=4096, width_in=4096, width_out=4096)
-            call, end = self._product(warm, 1), time.perf_counter() + WARM_UP_S
-            while time.perf_counter() < end:
-                call(0)
-                self.torch.cuda.synchronize()
+
+    def _warm_up(self) -> None:
+        warm = Kernel(kind=KernelKind.LINEAR, role="probe", tokens=4096, width_in=4096, width_out=4096)
+        call, end = self._product(warm, 1), time.perf_counter() + WARM_UP_S
+        while time.perf_counter() < end:
+            call(0)
+            self.torch.cuda.synchronize()
 
     @property
     def method(self) -> str:
@@ -168,6 +171,15 @@ class TorchTimer:
         if self.kind == "cpu":
             return "perf_counter around calls in a row"
         return "CUDA events around CUDA graphs" if self.uses_graphs else "CUDA events around plain launches"
+
+    @property
+    def gpu_id(self) -> str:
+        """The GPU as nvidia-smi knows it; "" for a processor."""
+        if self.kind == "cpu":
+            return ""
+        uuid = str(getattr(self.torch.cuda.get_device_properties(0), "uuid", ""))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+        return f"GPU-{uuid.removeprefix('GPU-')}" if uuid else visible or "0"
 
     def facts(self) -> DeviceFacts:
         """Return what torch says of the device."""
@@ -183,13 +195,10 @@ class TorchTimer:
                 memory_bytes=memory,
                 cache_bytes=self._cache_bytes(),
                 n_devices=1,
-                gpu_id="",
                 half_dtype=half,
                 unsupported_formats=dict(self.unsupported_formats),
             )
         properties = torch.cuda.get_device_properties(0)
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-        uuid = str(getattr(properties, "uuid", ""))
         return DeviceFacts(
             kind="cuda",
             name=str(properties.name),
@@ -198,13 +207,14 @@ class TorchTimer:
             memory_bytes=float(properties.total_memory),
             cache_bytes=self._cache_bytes(),
             n_devices=int(torch.cuda.device_count()),
-            gpu_id=f"GPU-{uuid.removeprefix('GPU-')}" if uuid else visible or "0",
             half_dtype=half,
             unsupported_formats=dict(self.unsupported_formats),
         )
 
     def time(self, kernel: Kernel, *, limit_s: float) -> Outcome:
         """Return the timing of one kernel, or why it cannot be timed here."""
+        if self.kind == "cuda":
+            self.torch.cuda.empty_cache()  # what the kernel before this one has left
         reason = self.unsupported_formats.get(kernel.number_format, "")
         n_copies = self._n_copies(kernel)
         need, free = self._need_bytes(kernel, n_copies), self._free_bytes()
@@ -225,9 +235,6 @@ class TorchTimer:
             is_memory = isinstance(error, self.torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)
             what = "out of memory" if is_memory else "torch refused it"
             return Outcome(kernel=kernel, skipped=f"{what}: {_first_line(error)}")
-        finally:
-            if self.kind == "cuda":
-                self.torch.cuda.empty_cache()
         return Outcome(kernel=kernel, timing=timing)
 
     def time_all_reduces(self, kernels: Sequence[Kernel], *, limit_s: float) -> tuple[Outcome, ...]:
@@ -366,12 +373,16 @@ class TorchTimer:
         return max(1, min(MOST_COPIES, math.ceil(CACHE_TIMES * self._cache_bytes() / kernel.cold_bytes)))
 
     def _need_bytes(self, kernel: Kernel, n_copies: int) -> float:
-        """Return the bytes that a shape's operands take; random numbers are drawn in fp32, one operand at a time."""
+        """Return the bytes that a shape's operands take.
+
+        Random numbers are drawn in fp32 and rounded to 16 bits, one operand at a time.
+        """
+        drawn = kernel.cold_bytes / BYTES_PER_PARAMETER[kernel.number_format] * 6.0
         scores = 0.0
         if kernel.head_dim and not kernel.is_fused:  # torch then stores what every query makes of every key, in fp32
             seen = kernel.context_tokens or kernel.tokens
             scores = 2.0 * 4.0 * kernel.batch * kernel.n_query_heads * kernel.tokens * seen
-        return kernel.moved_bytes + (n_copies - 1) * kernel.cold_bytes + 2.0 * kernel.cold_bytes + scores
+        return kernel.moved_bytes + (n_copies - 1) * kernel.cold_bytes + drawn + scores
 
     def _free_bytes(self) -> float:
         if self.kind == "cuda":
@@ -405,7 +416,8 @@ class _Sampler:
             start = time.perf_counter()
             self._calls(n_calls)
             return time.perf_counter() - start
-        if n_calls >= self.least_calls and self.timer.uses_graphs and self.graph_calls != n_calls:
+        # one call in a sample lasts a millisecond, beside which its launch is nothing
+        if n_calls > 1 and n_calls >= self.least_calls and self.timer.uses_graphs and self.graph_calls != n_calls:
             self._capture(n_calls)
         cuda = self.timer.torch.cuda
         start_event, end_event = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
