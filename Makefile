@@ -3,10 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TORCH_VENV := .venv-torch
+TORCH_READY := $(TORCH_VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check docs format bench bench-optimizer bench-loop bench-faults bench-engine clean
+.PHONY: help setup demo test test-slow test-kernels check docs format bench bench-optimizer bench-loop bench-faults bench-engine clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -28,6 +30,14 @@ test: $(READY) ## run the test suite
 
 test-slow: $(READY) ## run the tests that take minutes
 	$(BIN)/python -m pytest -n 2 -q -m slow
+
+$(TORCH_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable '.[dev,gpu]'
+	@touch $@
+
+test-kernels: $(TORCH_READY) ## test the timing of kernels with torch, in .venv-torch: on the GPU if there is one, else on the CPU
+	$(TORCH_VENV)/bin/python -m pytest -q tests/profilers/test_kernels.py tests/profilers/test_kernels_torch.py
 
 check: $(READY) ## format, lint, types, import rules, schema drift
 	$(BIN)/ruff format --check .
@@ -66,4 +76,4 @@ bench-engine: $(READY) ## the simulator against a real vLLM on one CPU core: ins
 	$(BIN)/python benchmarks/real_engine.py
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) .venv-engine build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TORCH_VENV) .venv-engine build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,7 +16,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def command(
     name: Annotated[
-        str | None, typer.Argument(help="plan-request, melange-config or plan; without it: their names.")
+        str | None, typer.Argument(help="plan-request, melange-config, plan or step-times; without it: their names.")
     ] = None,
     output: OutputOption = None,
     check: Annotated[
@@ -58,7 +58,18 @@ def _plan() -> dict[str, Any]:
     return plan_json_schema()
 
 
-SCHEMAS = {"plan-request": _plan_request, "melange-config": _melange_config, "plan": _plan}
+def _step_times() -> dict[str, Any]:
+    from planner.profilers.kernels.document import step_times_json_schema
+
+    return step_times_json_schema()
+
+
+SCHEMAS = {
+    "plan-request": _plan_request,
+    "melange-config": _melange_config,
+    "plan": _plan,
+    "step-times": _step_times,
+}
 
 
 def schema(name: str) -> dict[str, Any]:

@@ -7,11 +7,13 @@ docs/explanation/throughput.md tells how they were fitted and how far the estima
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass, replace
+import io
+import math
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from planner.errors import DataMissingError, InputError
+from planner.errors import DataMissingError, InputError, Where
 from planner.files.bundled import bundled
 from planner.files.documents import did_you_mean
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from planner.domain.hardware import GpuSpec
 
 DEFAULT_SCOPE = "default"
+
+GEMM_FORMATS = ("bf16", "fp8", "int8", "fp4")
+"""Number formats of the arithmetic that have a `gemm_fraction_<format>`."""
 
 ENGINE_FAMILIES = {
     "trtllm": "tensorrt-llm",
@@ -103,6 +108,70 @@ class Efficiency:
     """Fixed time of one all-reduce between two GPUs; grows with log2(tp)."""
     link_fraction: float
     """Of the link's data-sheet rate in an all-reduce."""
+    own_formats: frozenset[str] = frozenset()
+    """Number formats whose `gemm_fraction` was measured on this very GPU: no other measurement of it caps them."""
+
+
+EFFICIENCY_COLUMNS = ("parameter", "scope", "value", "unit", "source", "reason")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EfficiencyRow:
+    """One row of profiles/efficiency.csv, or of a user's file of the same columns."""
+
+    parameter: str
+    scope: str
+    """What it holds for: a GPU's name, its architecture, an engine's family, a kind of link, "<GPU>/<link>", or
+    "default"; the narrowest one that applies is taken."""
+    value: float
+    unit: str
+    source: str
+    reason: str
+
+
+def rows_csv(rows: Iterable[EfficiencyRow]) -> str:
+    """Return rows as the text of a CSV file, numbers to six digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, EFFICIENCY_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) | {"value": f"{row.value:.6g}"} for row in rows)
+    return text.getvalue()
+
+
+def parse_rows(text: str, path: str) -> tuple[EfficiencyRow, ...]:
+    """Return the rows of an efficiency table; `path` is what errors name.
+
+    Raises
+    ------
+    InputError: if the columns are not those of profiles/efficiency.csv, a value is not a number that can be one, or
+        the bundled table has no such parameter.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    columns = tuple(reader.fieldnames or ())
+    if set(columns) != set(EFFICIENCY_COLUMNS):
+        raise InputError(
+            f"The table's columns are {', '.join(columns) or 'missing'}.",
+            hint=f"They must be {', '.join(EFFICIENCY_COLUMNS)}.",
+            where=Where(path=path, line=1),
+        )
+    known = {parameter for parameter, _ in default_params().table}
+    rows = []
+    for cells in reader:
+        where = Where(path=path, line=reader.line_num)
+        if None in cells or None in cells.values():
+            raise InputError(f"The row does not have {len(columns)} columns.", where=where)
+        if cells["parameter"] not in known:
+            hint = did_you_mean(cells["parameter"], known)
+            raise InputError(f"There is no parameter {cells['parameter']!r}.", hint=hint, where=where)
+        try:
+            value = float(cells["value"])
+        except ValueError as error:
+            raise InputError(f"{cells['value']!r} is not a number.", where=where) from error
+        if not math.isfinite(value) or value < 0:
+            raise InputError(f"A value of {cells['value']} cannot be.", hint="Give a number from 0 on.", where=where)
+        texts = {column: cells[column] for column in EFFICIENCY_COLUMNS if column != "value"}
+        rows.append(EfficiencyRow(value=value, **texts))
+    return tuple(rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,43 +189,54 @@ class EstimatorParams:
     is_context_enforced: bool = True
     """Refuse requests longer than the model's context; off only to compare with benchmarks that ignore it."""
 
-    def value(self, parameter: str, scope: str) -> float:
-        """Return a parameter for `scope`, or its default.
+    def value(self, parameter: str, *scopes: str) -> float:
+        """Return a parameter for the first of `scopes` (narrowest first) that has it, or its default.
 
         Raises
         ------
-        DataMissingError: if the table has neither.
+        DataMissingError: if the table has none of them.
         """
-        found = self.table.get((parameter, scope.lower()), self.table.get((parameter, DEFAULT_SCOPE)))
-        if found is None:
-            raise DataMissingError(
-                f"The efficiency table has no {parameter!r} for {scope!r} and no default.",
-                hint="Add a row to profiles/efficiency.csv.",
-            )
-        return found
+        for scope in (*scopes, DEFAULT_SCOPE):
+            found = self.table.get((parameter, scope.lower()))
+            if found is not None:
+                return found
+        raise DataMissingError(
+            f"The efficiency table has no {parameter!r} for {' or '.join(map(repr, scopes))} and no default.",
+            hint="Add a row to profiles/efficiency.csv.",
+        )
 
     def is_fitted(self, gpu: GpuSpec) -> bool:
-        """Return whether any measurement on this GPU's architecture went into these parameters."""
-        return gpu.architecture.lower() in self.fitted_architectures
+        """Return whether any measurement on this GPU, or its architecture, went into these parameters."""
+        return gpu.architecture.lower() in self.fitted_architectures or bool(self.own_formats(gpu))
+
+    def own_formats(self, gpu: GpuSpec) -> frozenset[str]:
+        """Return the number formats that have a matrix rate measured on this very GPU."""
+        return frozenset(name for name in GEMM_FORMATS if (f"gemm_fraction_{name}", gpu.name.lower()) in self.table)
 
     def efficiency(self, gpu: GpuSpec, engine: str, *, link_kind: str) -> Efficiency:
         """Return the parameters of `engine` on `gpu` with its GPUs joined by `link_kind`."""
         family = engine_family(engine)
-        formats = ("bf16", "fp8", "int8", "fp4")
+        own = (gpu.name, gpu.architecture)
+        link = (f"{gpu.name}/{link_kind}", link_kind)
         return Efficiency(
-            gemm_fraction={name: self.value(f"gemm_fraction_{name}", gpu.architecture) for name in formats},
-            bandwidth_fraction=self.value("bandwidth_fraction", gpu.architecture),
-            kv_bandwidth_fraction=self.value("kv_bandwidth_fraction", gpu.architecture),
-            kv_shard_exponent=self.value("kv_shard_exponent", gpu.architecture),
-            attention_fraction=self.value("attention_fraction", gpu.architecture),
+            gemm_fraction={name: self.value(f"gemm_fraction_{name}", *own) for name in GEMM_FORMATS},
+            bandwidth_fraction=self.value("bandwidth_fraction", *own),
+            kv_bandwidth_fraction=self.value("kv_bandwidth_fraction", *own),
+            kv_shard_exponent=self.value("kv_shard_exponent", *own),
+            attention_fraction=self.value("attention_fraction", *own),
             step_overhead_s=self.value("step_overhead_s", family),
             sequence_overhead_s=self.value("sequence_overhead_s", family),
             lone_prefill_factor=self.value("lone_prefill_factor", family),
             memory_fraction=self.value("memory_fraction", family),
             activation_factor=self.value("activation_factor", family),
-            allreduce_latency_s=self.value("allreduce_latency_s", link_kind),
-            link_fraction=self.value("link_fraction", link_kind),
+            allreduce_latency_s=self.value("allreduce_latency_s", *link),
+            link_fraction=self.value("link_fraction", *link),
+            own_formats=self.own_formats(gpu),
         )
+
+    def with_rows(self, rows: Iterable[EfficiencyRow]) -> EstimatorParams:
+        """Return a copy in which each of the rows goes before the bundled one of its scope."""
+        return replace(self, table={**self.table, **{(row.parameter, row.scope.lower()): row.value for row in rows}})
 
     def with_values(self, **values: float) -> EstimatorParams:
         """Return a copy in which the defaults of the named parameters are overridden for every scope."""

@@ -67,7 +67,8 @@ def link_kind(gpu: GpuSpec, tensor_parallel: int) -> str:
     return next((kind for kind in ("nvlink", "xgmi", "ethernet") if kind in name), "pcie")
 
 
-def _link_bytes_per_s(gpu: GpuSpec, kind: str) -> float:
+def link_bytes_per_s(gpu: GpuSpec, kind: str) -> float:
+    """Return the data-sheet rate, one way, of the link that `link_kind` names."""
     return gpu.pcie_bytes_per_s if kind == "pcie" else gpu.link_bytes_per_s
 
 
@@ -270,6 +271,8 @@ def _dense_bytes(model: ModelArchitecture, precision: str) -> float:
 
 def _gemm_flops(gpu: GpuSpec, name: str, efficiency: Efficiency) -> float:
     reached = gpu.peak_flops[name] * efficiency.gemm_fraction[name]
+    if name in efficiency.own_formats:
+        return reached
     return min(reached, gpu.achieved_flops.get(name, reached))
 
 
@@ -282,7 +285,7 @@ def _communication(
     """
     tp, pp = config.tensor_parallel, config.pipeline_parallel
     kind = link_kind(gpu, tp)
-    rate = _link_bytes_per_s(gpu, kind) * efficiency.link_fraction
+    rate = link_bytes_per_s(gpu, kind) * efficiency.link_fraction
     row_bytes = model.hidden_size * ACTIVATION_BYTES
     calls = 2.0 * model.n_layers if tp > 1 else 0.0
     per_token = calls * 2.0 * (tp - 1) / tp * row_bytes / rate + (pp - 1) * row_bytes / rate
