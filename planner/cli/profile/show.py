@@ -24,7 +24,7 @@ def command(
     """Show the points of a profile file and where they come from."""
     from planner.profilers.schema import point_record, read_profile_file
 
-    points = read_profile_file(file)
+    points = read_profile_file(file, with_unusable=True)
     if as_json:
         document = {"schema_version": "1", "kind": "Profile", "points": [point_record(point) for point in points]}
         console.print_json(document)
