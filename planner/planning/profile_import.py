@@ -140,13 +140,14 @@ def import_files(
     own = given.replica.model
     asked = replace(given, replica=replace(checked_replica(given.replica), model=own))
     gathered = _Gathered()
+    _remember_alias(given.replica.gpu, gathered)
     for path in paths:
         if path.is_dir():
             _import_folder(path, asked, catalogs, format_name, gathered)
         else:
             _import_content(read_content(path), asked, catalogs, format_name, gathered)
     if gathered.n_other:
-        gathered.left_out.append(f"{gathered.n_other} rows of other replicas than the one asked for")
+        gathered.left_out.append(f"rows of other replicas than the one asked for: {gathered.n_other}")
     if not gathered.points:
         detail = f": {'; '.join(gathered.left_out)}" if gathered.left_out else ""
         raise InputError(f"Nothing can be imported{detail}.", where=Where(path=str(paths[0])))
@@ -218,7 +219,8 @@ def _import_content(
         point = settled(run, given, catalogs, content)
         n_settled += 1
         _add(point, list(objections(run, point)), f"{name}{f', {run.label}' if run.label else ''}", catalogs, gathered)
-        _remember_alias(run, given, gathered)
+        if not given.replica.gpu:
+            _remember_alias(run.replica.gpu, gathered)
     if reading.runs and not n_settled and gathered.n_other > n_before:
         raise InputError(f"No row is of the replica asked for: {'; '.join(against)}.", where=content.where)
 
@@ -274,8 +276,7 @@ def _add(point: MeasuredPoint, reasons: list[str], label: str, catalogs: Catalog
         gathered.points.append(point)
 
 
-def _remember_alias(run: Run, given: Given, gathered: _Gathered) -> None:
-    stated = given.replica.gpu or run.replica.gpu
+def _remember_alias(stated: str, gathered: _Gathered) -> None:
     found = load_gpus().find(stated)
     if found is not None and found.note:
         gathered.remarks.append(f"{stated} is read as {found.gpu}: {found.note}")
@@ -284,7 +285,7 @@ def _remember_alias(run: Run, given: Given, gathered: _Gathered) -> None:
 def _remarks(points: Sequence[MeasuredPoint]) -> Iterator[str]:
     n_estimates = sum(point.sanity == ESTIMATED for point in points)
     if n_estimates:
-        yield f"{n_estimates} points are a tool's estimates, not measurements: plans leave them out (sanity {ESTIMATED})"
+        yield f"Estimates of a tool, which plans leave out (sanity {ESTIMATED}): {n_estimates}"
 
 
 def _identity(point: MeasuredPoint, *, ignoring: frozenset[str]) -> frozenset[tuple[str, str]]:

@@ -37,6 +37,7 @@ def command(
 
 def points_table(points: Iterable[MeasuredPoint]) -> Table:
     """Return the points as a table for the terminal."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -53,9 +54,9 @@ def points_table(points: Iterable[MeasuredPoint]) -> Table:
         table.add_column(title, justify="right" if justify == "right" else "left", overflow="fold")
     for point in points:
         table.add_row(
-            point.model,
-            f"{point.n_gpus} x {point.gpu} {point.precision}",
-            f"{point.engine} {point.engine_version}".strip(),
+            escape(point.model),
+            escape(f"{point.n_gpus} x {point.gpu} {point.precision}"),
+            escape(f"{point.engine} {point.engine_version}".strip()),
             point.size,
             point.load_kind if point.load is None else f"{point.load_kind} {point.load:g}",
             "-" if point.rate_rps is None else f"{point.rate_rps:.4g}",

@@ -60,7 +60,7 @@ class AiConfigurator:
                 n_several += 1
             else:
                 runs.append(_run(node, index))
-        left_out = (f"{n_several} rows with several data-parallel ranks: more than one replica",) if n_several else ()
+        left_out = (f"rows with several data-parallel ranks, more than one replica: {n_several}",) if n_several else ()
         return Reading(runs=tuple(runs), left_out=left_out, is_table=True)
 
 

@@ -23,6 +23,8 @@ MAX_RATE_GAP = 0.1
 """How far req/s x output tokens may be from tokens/s: tools take the two over slightly different stretches of a run."""
 MAX_LATENCY_FACTOR = 3.0
 """How far the mean latency may be from TTFT + TPOT x (output - 1), each a mean of its own; units differ by 1000."""
+MAX_IN_FLIGHT_FACTOR = 1.1
+"""How far rate x mean latency may be above the requests kept in flight, which it equals by Little's law."""
 MAX_LATENCY_S = 86400.0
 MAX_TOKENS = 1e8
 ESTIMATED = "estimated"
@@ -208,6 +210,7 @@ def objections(run: Run, point: MeasuredPoint) -> Iterator[str]:
     if not (rate or point.ttft_s or point.tpot_s or point.e2e_s):
         yield "neither throughput nor latency was measured"
     yield from _latency_gap(point)
+    yield from _too_many_in_flight(point)
 
 
 def _too_large(point: MeasuredPoint) -> Iterator[str]:
@@ -234,4 +237,15 @@ def _latency_gap(point: MeasuredPoint) -> Iterator[str]:
         yield (
             f"a mean latency of {e2e:.3g} s and TTFT + TPOT x (output - 1) = {parts:.3g} s contradict each other:"
             " one of them has another unit"
+        )
+
+
+def _too_many_in_flight(point: MeasuredPoint) -> Iterator[str]:
+    e2e = point.e2e_s.get("mean")
+    if point.load_kind != "concurrency" or not (e2e and point.rate_rps and point.load):
+        return
+    if point.rate_rps * e2e > MAX_IN_FLIGHT_FACTOR * point.load:
+        yield (
+            f"{point.rate_rps:.4g} requests/s of {e2e:.4g} s each are {point.rate_rps * e2e:.3g} at a time, not the"
+            f" {point.load:g} in flight: one of them has another unit or is not of one replica"
         )

@@ -102,7 +102,7 @@ class Melange:
                                 notes=(f"{cost:g} USD/h in the config",) if cost else (),
                             )
                         )
-        left_out = (f"{unmet} buckets whose rate is 0 (the objective cannot be met)",) if unmet else ()
+        left_out = (f"buckets whose rate is 0, as the objective cannot be met: {unmet}",) if unmet else ()
         return Reading(runs=tuple(runs), left_out=left_out, is_table=True)
 
 
@@ -129,7 +129,7 @@ class AiBrix:
             found, empty = self._profile(node)
             runs += found
             unmet += empty
-        left_out = (f"{unmet} sizes whose rate is 0 (the objective cannot be met)",) if unmet else ()
+        left_out = (f"sizes whose rate is 0, as the objective cannot be met: {unmet}",) if unmet else ()
         return Reading(runs=tuple(runs), left_out=left_out, is_table=len(content.documents) > 1)
 
     def _profile(self, node: Node) -> tuple[list[Run], int]:
