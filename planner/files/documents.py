@@ -141,6 +141,8 @@ def parse_json_values(text: str, name: str) -> tuple[tuple[Any, int], ...]:
         line, counted = line + text.count("\n", counted, at), at
         try:
             value, at = decoder.raw_decode(text, at)
+        except InputError:
+            raise  # it is a ValueError too
         except json.JSONDecodeError as error:
             where = Where(path=name, line=error.lineno, column=error.colno)
             raise InputError(f"The JSON is broken: {error.msg}.", where=where) from error
