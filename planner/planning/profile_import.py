@@ -32,6 +32,8 @@ RESULT_SUFFIXES = frozenset({".json", ".jsonl", ".csv", ".yaml", ".yml", ".md"})
 """Files of a folder that are looked into."""
 FAILURE_SUFFIX = ".failure.json"
 """What `vllm bench sweep` writes for a combination that did not run."""
+UNUSED_KINDS = frozenset({"request_rate", "static_batch"})
+"""Loads that say what a replica did, not what it could do most; `MeasuredStore.lookup` leaves them out."""
 NAME_FIELDS = frozenset({"source_ref", "notes"})
 """Columns that do not tell two points apart: a renamed file is the same file."""
 
@@ -286,6 +288,10 @@ def _remarks(points: Sequence[MeasuredPoint]) -> Iterator[str]:
     n_estimates = sum(point.sanity == ESTIMATED for point in points)
     if n_estimates:
         yield f"Estimates of a tool, which plans leave out (sanity {ESTIMATED}): {n_estimates}"
+
+    n_unused = sum(point.load_kind in UNUSED_KINDS and point.sanity != ESTIMATED for point in points)
+    if n_unused:
+        yield f"Plans take throughput from closed loops and offline runs; points of other loads, kept too: {n_unused}"
 
 
 def _identity(point: MeasuredPoint, *, ignoring: frozenset[str]) -> frozenset[tuple[str, str]]:

@@ -96,6 +96,13 @@ BROKEN = {
     "short row": (text_of("aiconfigurator_0.7.csv") + "a,b\n", OPTIONS, "The row has 2 cells"),
     "ragged table": (text_of("aibrix.json").replace("[\n   4.0,", "[\n   4.0, 1.0,"), OPTIONS_MODEL, "matrix"),
     "wrong shape": (with_changes("aibrix.json", indexes=[[128], [256]]), OPTIONS_MODEL, "not 1 x 1"),
+    "size without end": (
+        nested("aibrix.json", indexes=[[10**400, 512], [256, 2048]]),
+        OPTIONS_MODEL,
+        "is not a number",
+    ),
+    "no rates": (with_changes("aibrix.json", tputs=None), OPTIONS_MODEL, "None is no matrix"),
+    "GPU without a precision": (text_of("trtllm_tables_0.17.md").replace(" | FP16 ", " "), (), "5 GPUs and 4"),
     "page without a version": (text_of("trtllm_tables_0.17.md").replace("0.17", ""), (), "which version"),
     "table with words": (text_of("trtllm_tables_0.17.md").replace("28836.77", "fast"), (), "'fast'"),
     "Mélange without sizes": ((REPO / "examples/melange.json").read_text(encoding="utf-8"), (), "--input-tokens N,N"),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from copy import deepcopy
 from datetime import date
 from pathlib import Path
 
 import pytest
 from hypothesis import given as hypothesis_given
+from hypothesis import settings
 from hypothesis import strategies as st
 
-from planner.errors import DataMissingError, InputError, UnsupportedFormatError
-from planner.planning.profile_import import appended, import_files
+from planner.errors import DataMissingError, InputError, PlannerError, UnsupportedFormatError
+from planner.planning.profile_import import Catalogs, appended, import_files
 from planner.profilers.importers import IMPORTERS, importer_of
 from planner.profilers.importers.base import Given, Replica
 from planner.profilers.importers.content import parse_content, read_content
+from planner.profilers.importers.settle import objections, settled
 from planner.profilers.importers.solvers import AiBrix, aibrix_profile
 from planner.profilers.schema import parse_points, points_csv
 
@@ -306,7 +310,7 @@ def test_groups_that_counted_nothing_are_not_read_as_zero(tmp_path):
         without_warnings(document)
         for metric in ("time_to_first_token_ms", "inter_token_latency_ms"):
             group = document["benchmarks"][0]["metrics"][metric]["successful"]
-            group.update(count=0, mean=0.0, median=0.0, percentiles={"p99": 0.0})
+            group.update(count=0, mean=77.0, median=77.0, percentiles={"p99": 77.0})
 
     point = only_point(changed(tmp_path, "guidellm_v2_0.8.1.json", empty), SMALL)
     assert point.ttft_s == {}
@@ -669,3 +673,80 @@ def test_appending_leaves_the_rows_that_are_there_alone():
     assert lines[0].startswith(text.splitlines()[0])
     assert lines[1].startswith("mine,L4,1,1,1,vllm,bf16,10,20,offline_max,inf,1.123456789012,2025-02,")
     assert len(parse_points("\n".join(lines), "x.csv")) == 1 + len(points)
+
+
+def test_several_sizes_for_one_run_are_not_guessed_from():
+    with pytest.raises(InputError, match="--input-tokens N"):
+        imported("vllm_throughput.json", LLAMA, input_tokens=(128.0, 256.0), output_tokens=(128.0,))
+
+
+def test_engines_go_by_any_of_their_names(repo):
+    path = repo / "profiles" / "llama-2-7b" / "tensorrt-llm-0.13.csv"
+    found = imported(path, Replica(engine="trtllm", gpu="H100"))
+    assert found.points
+    assert {point.engine for point in found.points} == {"tensorrt-llm"}
+
+
+def test_rounded_rates_are_the_same_load():
+    assert only_point("guidellm_v1_0.6.json", H100, load_kind="request_rate", load=5.0001).load == 5.0
+
+
+def test_estimates_are_not_written_for_aibrix():
+    with pytest.raises(InputError, match="No point has a measured largest throughput"):
+        aibrix_profile(imported("aiconfigurator_0.7.csv").points, cost_usd_per_hour=1.0, fill_zero=True)
+
+
+def test_what_vllm_writes_for_pytorch_is_left_out_of_a_folder(tmp_path):
+    (tmp_path / "run.json").write_bytes((FORMATS / "vllm_serve_0.6.json").read_bytes())
+    row = {"benchmark": {"name": "vLLM benchmark"}, "model": {"name": "x"}, "metric": {"name": "ttft", "values": [1]}}
+    (tmp_path / "run.pytorch.json").write_text(json.dumps([row]), encoding="utf-8")
+    found = imported(tmp_path, H100)
+    assert len(found.points) == 1
+    assert "run.pytorch.json: This JSON file is of no format" in found.left_out[0]
+
+
+JUNK = (None, -1, 0, "x", "", [], {}, [[1]], {"a": 1}, True, 10**400, float("nan"), float("inf"), "\ud800", 1e300)
+
+
+def places(value, at=()):
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*at, key)
+        yield from places(item, (*at, key))
+
+
+GIVEN_FOR = {
+    "vllm-throughput": Given(replica=LLAMA, input_tokens=(128.0,), output_tokens=(128.0,)),
+    "vllm-latency": Given(
+        replica=LLAMA, load_kind="static_batch", load=8.0, input_tokens=(128.0,), output_tokens=(128.0,)
+    ),
+    "inference-perf": Given(replica=LLAMA, load_kind="request_rate", load=10.0),
+    "llm-d-report": Given(),
+    "llm-d-planner": Given(replica=Replica(precision="bf16")),
+    "aibrix": Given(replica=Replica(model="Llama-3.1-8B", tensor_parallel=1, engine="vllm", precision="bf16")),
+    "trtllm-bench": Given(replica=Replica(gpu="H100"), load_kind="offline_max"),
+}
+"""What the files do not say, so that most of them get as far as a point."""
+
+
+def put(document, at, value):
+    node = document
+    for key in at[:-1]:
+        node = node[key]
+    node[at[-1]] = deepcopy(value)
+
+
+@pytest.mark.parametrize("name", [n for n in FORMAT_OF if n.endswith(".json") and "append" not in n])
+@hypothesis_given(data=st.data())
+@settings(max_examples=25)
+def test_junk_anywhere_in_a_file_is_an_error_of_ours_or_none(name, data):
+    document = json.loads((FORMATS / name).read_text(encoding="utf-8"))
+    for _ in range(data.draw(st.integers(1, 3))):
+        put(document, data.draw(st.sampled_from(list(places(document)))), data.draw(st.sampled_from(JUNK)))
+    given = GIVEN_FOR.get(FORMAT_OF[name], Given(replica=H100))
+    with contextlib.suppress(PlannerError):  # anything else is a bug, and fails
+        content = parse_content(json.dumps(document).encode(), "x.json")
+        for run in importer_of(content).read(content, given).runs:
+            point = settled(run, given, Catalogs(), content)
+            list(objections(run, point))
+            points_csv([point]).encode()

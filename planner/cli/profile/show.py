@@ -58,12 +58,21 @@ def points_table(points: Iterable[MeasuredPoint]) -> Table:
             escape(f"{point.n_gpus} x {point.gpu} {point.precision}"),
             escape(f"{point.engine} {point.engine_version}".strip()),
             point.size,
-            point.load_kind if point.load is None else f"{point.load_kind} {point.load:g}",
+            _load(point),
             "-" if point.rate_rps is None else f"{point.rate_rps:.4g}",
             _milliseconds(point.ttft_s),
             _milliseconds(point.tpot_s),
         )
     return table
+
+
+def _load(point: MeasuredPoint) -> str:
+    from rich.markup import escape
+
+    from planner.profilers.schema import USABLE_SANITY
+
+    load = point.load_kind if point.load is None else f"{point.load_kind} {point.load:g}"
+    return load if point.sanity in USABLE_SANITY else f"{load}, {escape(point.sanity)}"
 
 
 def _milliseconds(latencies_s: Mapping[str, float]) -> str:

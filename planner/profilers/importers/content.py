@@ -138,6 +138,22 @@ class Node:
             found = Node(data=value or {}, place=found.place, at=dotted, is_text=self.is_text)
         return found
 
+    def numbers(self, key: str) -> list[list[float]]:
+        """Return the matrix at `key`, null as 0; a list of lists, which may differ in length.
+
+        Raises
+        ------
+        InputError: if it is none, or an entry is not a finite number of at least 0.
+        """
+        rows = self.raw(key)
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise InputError(f"{_short(rows)} is no matrix.", where=self.where(key))
+        found = []
+        for i, row in enumerate(rows):
+            cells = Node(data={f"[{j}]": cell for j, cell in enumerate(row)}, place=self.place, at=f"{key}[{i}]")
+            found.append([cells.number(name) or 0.0 for name in cells.data])
+        return found
+
     def nodes(self, key: str) -> Iterator[Node]:
         """Yield the mappings in the list at `key`.
 

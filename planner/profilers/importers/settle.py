@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from planner.errors import InputError
+from planner.profilers.efficiency import engine_family
 from planner.profilers.schema import MeasuredPoint
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ MAX_LATENCY_FACTOR = 3.0
 """How far the mean latency may be from TTFT + TPOT x (output - 1), each a mean of its own; units differ by 1000."""
 MAX_IN_FLIGHT_FACTOR = 1.1
 """How far rate x mean latency may be above the requests kept in flight, which it equals by Little's law."""
+SAME_LOAD_TOLERANCE = 0.01
+"""Rates that an option and a file state may be rounded by so much."""
 MAX_LATENCY_S = 86400.0
 MAX_TOKENS = 1e8
 ESTIMATED = "estimated"
@@ -70,7 +73,7 @@ def contradictions(run: Run, given: Given, names: Names) -> tuple[str, ...]:
         ours, theirs = getattr(given.replica, setting.field), getattr(run.replica, setting.field)
         if ours and theirs and not _agree(setting.field, ours, theirs, names):
             found.append(f"{setting.what} {ours} is asked for, the file says {theirs}")
-    if given.load_kind and run.load_kind and (given.load_kind, given.load) != (run.load_kind, run.load):
+    if given.load_kind and run.load_kind and not _same_load(run, given):
         theirs = run.load_kind if run.load is None else f"{run.load_kind} {run.load:g}"
         found.append(f"the load is said to be {_load_text(given)}, the file says {theirs}")
     for what, sizes, size in (
@@ -82,6 +85,12 @@ def contradictions(run: Run, given: Given, names: Names) -> tuple[str, ...]:
                 f"{what} tokens are said to be {', '.join(f'{one:g}' for one in sizes)}, the file says {size:g}"
             )
     return tuple(found)
+
+
+def _same_load(run: Run, given: Given) -> bool:
+    if given.load_kind != run.load_kind or (given.load is None) != (run.load is None):
+        return False
+    return math.isclose(given.load or 0.0, run.load or 0.0, rel_tol=SAME_LOAD_TOLERANCE)
 
 
 def _load_text(given: Given) -> str:
@@ -96,6 +105,8 @@ def _agree(field: str, ours: str | int, theirs: str | int, names: Names) -> bool
         known = lookup[field](theirs)
         # A name that no catalog has is an alias of the deployment, which the user may know better.
         return known is None or known == (lookup[field](ours) or ours)
+    if field == "engine":
+        return engine_family(str(ours)) == engine_family(str(theirs))
     if field == "precision":
         return {ours.lower(), theirs.lower()} <= {"fp16", "bf16"} or ours.lower() == theirs.lower()
     return ours.lower() == theirs.lower()
@@ -113,9 +124,9 @@ def missing_options(run: Run, given: Given, names: Names) -> tuple[str, ...]:
         found.append("--batch N")
     elif not (run.load_kind or given.load_kind):
         found.append("--concurrency N, --rate R or --offline")
-    if not (run.input_tokens or given.input_tokens):
+    if not run.input_tokens and len(given.input_tokens) != 1:
         found.append("--input-tokens N")
-    if not (run.output_tokens or given.output_tokens):
+    if not run.output_tokens and len(given.output_tokens) != 1:
         found.append("--output-tokens N")
     return tuple(found)
 
@@ -163,7 +174,7 @@ def _point(run: Run, given: Given, names: Names, content: Content) -> MeasuredPo
         tensor_parallel=int(pick("tensor_parallel")),
         pipeline_parallel=given.replica.pipeline_parallel or run.replica.pipeline_parallel or 1,
         expert_parallel=given.replica.expert_parallel or run.replica.expert_parallel,
-        engine=pick("engine").lower(),
+        engine=engine_family(pick("engine")),
         engine_version=pick("engine_version"),
         precision=pick("precision").lower(),
         input_tokens=inputs,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from planner.errors import InputError
 from planner.files.slo import parse_slo
 from planner.profilers.importers.base import Reading, Replica, Run, all_documents, any_document, day_of_epoch
+from planner.profilers.schema import USABLE_SANITY
 from planner.units import format_duration
 
 if TYPE_CHECKING:
@@ -38,19 +39,11 @@ def _matrix(node: Node, key: str, shape: tuple[int, int]) -> list[list[float]]:
     ------
     InputError: if it is no matrix of numbers of this shape.
     """
-    rows = node.raw(key)
-    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-        raise InputError("This is no matrix.", where=node.where(key))
+    rows = node.numbers(key)
     if [len(row) for row in rows] != [shape[1]] * shape[0]:
         found = f"{len(rows)} x {len(rows[0]) if rows else 0}"
         raise InputError(f"The matrix is {found}, not {shape[0]} x {shape[1]}.", where=node.where(key))
-    found_rows = []
-    for i, row in enumerate(rows):
-        numbers = node.__class__(
-            data={f"[{j}]": value for j, value in enumerate(row)}, place=node.place, at=f"{key}[{i}]"
-        )
-        found_rows.append([numbers.number(f"[{j}]") or 0.0 for j in range(shape[1])])
-    return found_rows
+    return rows
 
 
 class Melange:
@@ -135,7 +128,7 @@ class AiBrix:
     def _profile(self, node: Node) -> tuple[list[Run], int]:
         outputs, inputs = self._indexes(node)
         shape = (len(outputs), len(inputs))
-        tables = {key: _matrix(node, key, shape) for key in ("tputs", "e2e", "ttft") if node.raw(key) is not None}
+        tables = {key: _matrix(node, key, shape) for key in ("tputs", "e2e", "ttft") if key == "tputs" or node.raw(key)}
         slo, others = self._objectives(node.node("slos"))
         cost = node.number("cost")
         notes = (f"deployment {node.text('gpu')}", *((f"{cost:g} USD/h",) if cost else ()), *others)
@@ -168,16 +161,12 @@ class AiBrix:
 
     @staticmethod
     def _indexes(node: Node) -> tuple[list[float], list[float]]:
-        indexes = node.raw("indexes")
-        is_pair = isinstance(indexes, list) and len(indexes) == 2 and all(isinstance(sizes, list) for sizes in indexes)
-        if not is_pair:
+        indexes = node.numbers("indexes")
+        if len(indexes) != 2 or not all(indexes):
             raise InputError("The indexes are not [output sizes, input sizes].", where=node.where("indexes"))
-        found = []
-        for sizes in indexes:
-            if not sizes or not all(isinstance(size, int | float) and size > 0 for size in sizes):
-                raise InputError("The sizes are not positive numbers.", where=node.where("indexes"))
-            found.append([float(size) for size in sizes])
-        return found[0], found[1]
+        if not all(size > 0 for sizes in indexes for size in sizes):
+            raise InputError("A size is not a positive number.", where=node.where("indexes"))
+        return indexes[0], indexes[1]
 
     @staticmethod
     def _objectives(node: Node) -> tuple[str, tuple[str, ...]]:
@@ -207,11 +196,12 @@ def aibrix_profile(points: Sequence[MeasuredPoint], *, cost_usd_per_hour: float,
     ------
     InputError: if the points are of several replicas or objectives, or do not fill the grid of their sizes.
     """
-    usable = [point for point in points if point.rate_rps and point.load_kind in {KIND, "offline_max", "concurrency"}]
+    kinds = {KIND, "offline_max", "concurrency"}
+    usable = [p for p in points if p.rate_rps and p.load_kind in kinds and p.sanity in USABLE_SANITY]
     if not usable:
         raise InputError(
-            "No point has a largest throughput, which AIBrix's profile consists of.",
-            hint=f"Use points of load_kind {KIND}, offline_max or concurrency.",
+            "No point has a measured largest throughput, which AIBrix's profile consists of.",
+            hint=f"Use points of load_kind {', '.join(sorted(kinds))}, and no estimates.",
         )
     bounded = [point for point in usable if point.load_kind == KIND]
     usable = bounded or usable

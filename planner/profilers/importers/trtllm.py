@@ -192,6 +192,9 @@ def _is_by_model(table: _Table) -> bool:
 def _wide_runs(table: _Table, path: str) -> Iterator[Run]:
     """Yield the runs of the one table with columns of GPUs; model and parallelism hold until they change."""
     gpus, precisions = table.rows[0][3:], table.rows[1][3:]
+    if len(gpus) != len(precisions):
+        where = Where(path=path, line=table.line)
+        raise InputError(f"The table has {len(gpus)} GPUs and {len(precisions)} precisions.", where=where)
     model = parallel = ""
     for offset, row in enumerate(table.rows[3:], start=4):
         where = Where(path=path, line=table.line + offset)
