@@ -97,24 +97,60 @@ def parse_document(content: bytes, *, name: str) -> Document:
     return Document(data=data, path=name, sha256=digest, positions=positions)
 
 
-def _parse_json(text: str, name: str) -> Any:  # noqa: ANN401 - whatever the file holds
-    def reject_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: Sequence[tuple[str, Any]], name: str) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise InputError(f"The key {key!r} appears twice in one object.", where=Where(path=name, field=key))
-        return dict(pairs)
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"The key {repeated!r} appears twice in one object.", where=Where(path=name, field=repeated))
+    return found
 
+
+def _parse_json(text: str, name: str) -> Any:  # noqa: ANN401 - whatever the file holds
     def reject_constant(constant: str) -> None:
         raise InputError(f"{constant} is not a number that can be planned with.", where=Where(path=name))
 
     try:
-        return json.loads(text, object_pairs_hook=reject_duplicates, parse_constant=reject_constant)
+        return json.loads(
+            text, object_pairs_hook=lambda pairs: _unique_keys(pairs, name), parse_constant=reject_constant
+        )
     except json.JSONDecodeError as error:
         where = Where(path=name, line=error.lineno, column=error.colno)
         raise InputError(f"The JSON is broken: {error.msg}.", where=where) from error
     except RecursionError as error:
         raise InputError("The JSON is nested too deeply.", where=Where(path=name)) from error
+
+
+def parse_json_values(text: str, name: str) -> tuple[tuple[Any, int], ...]:
+    """Return the JSON values that stand one after the other in `text`, each with its 1-based line.
+
+    NaN and Infinity are read as numbers: benchmarks write them, and only who uses a figure can tell whether it may be.
+
+    Raises
+    ------
+    InputError: if a value is broken, with its place; if a key appears twice in one object.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique_keys(pairs, name))
+    found: list[tuple[Any, int]] = []
+    at = 0
+    line, counted = 1, 0
+    while at < len(text):
+        if text[at].isspace():
+            at += 1
+            continue
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except InputError:
+            raise  # it is a ValueError too
+        except json.JSONDecodeError as error:
+            where = Where(path=name, line=error.lineno, column=error.colno)
+            raise InputError(f"The JSON is broken: {error.msg}.", where=where) from error
+        except (RecursionError, ValueError) as error:
+            why = "nested too deeply" if isinstance(error, RecursionError) else "broken: a number has too many digits"
+            raise InputError(f"The JSON is {why}.", where=Where(path=name, line=line)) from error
+        found.append((value, line))
+    return tuple(found)
 
 
 def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Path_, tuple[int, int]]]:

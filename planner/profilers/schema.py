@@ -213,8 +213,12 @@ def _point(row: Mapping[str, str], where: Where) -> MeasuredPoint:
     )
 
 
-def read_profile_file(path: Path) -> tuple[MeasuredPoint, ...]:
+def read_profile_file(path: Path, *, with_unusable: bool = False) -> tuple[MeasuredPoint, ...]:
     """Return the rows of a user's profile file. `floor.check_points` refuses impossible ones once their GPU is known.
+
+    Parameters
+    ----------
+    with_unusable : as `parse_points`.
 
     Raises
     ------
@@ -226,11 +230,15 @@ def read_profile_file(path: Path) -> tuple[MeasuredPoint, ...]:
         raise InputError(f"Cannot read the profile: {error.strerror}.", where=Where(path=str(path))) from error
     except UnicodeDecodeError as error:
         raise InputError("The profile is not UTF-8 text.", where=Where(path=str(path))) from error
-    return parse_points(text, str(path))
+    return parse_points(text, str(path), with_unusable=with_unusable)
 
 
-def parse_points(text: str, path: str) -> tuple[MeasuredPoint, ...]:
+def parse_points(text: str, path: str, *, with_unusable: bool = False) -> tuple[MeasuredPoint, ...]:
     """Return the usable rows of a profile file; `path` is what errors name.
+
+    Parameters
+    ----------
+    with_unusable : return the rows too that plans leave out because of their verdict in `sanity`.
 
     Raises
     ------
@@ -257,7 +265,7 @@ def parse_points(text: str, path: str) -> tuple[MeasuredPoint, ...]:
         where = Where(path=path, line=reader.line_num)
         if None in row or None in row.values():
             raise InputError(f"The row does not have {len(columns)} columns.", where=where)
-        if (row.get("sanity") or "").strip() in USABLE_SANITY:
+        if with_unusable or (row.get("sanity") or "").strip() in USABLE_SANITY:
             points.append(_point(row, where))
     return tuple(points)
 

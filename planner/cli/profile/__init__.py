@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from planner.cli.profile import kernels, show
+from planner.cli.profile import import_, kernels, show
 
 app = typer.Typer(add_completion=False)
 app.command("show")(show.command)
 app.command("kernels")(kernels.command)
+app.command("import")(import_.command)

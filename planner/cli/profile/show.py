@@ -24,7 +24,7 @@ def command(
     """Show the points of a profile file and where they come from."""
     from planner.profilers.schema import point_record, read_profile_file
 
-    points = read_profile_file(file)
+    points = read_profile_file(file, with_unusable=True)
     if as_json:
         document = {"schema_version": "1", "kind": "Profile", "points": [point_record(point) for point in points]}
         console.print_json(document)
@@ -37,6 +37,7 @@ def command(
 
 def points_table(points: Iterable[MeasuredPoint]) -> Table:
     """Return the points as a table for the terminal."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -53,16 +54,25 @@ def points_table(points: Iterable[MeasuredPoint]) -> Table:
         table.add_column(title, justify="right" if justify == "right" else "left", overflow="fold")
     for point in points:
         table.add_row(
-            point.model,
-            f"{point.n_gpus} x {point.gpu} {point.precision}",
-            f"{point.engine} {point.engine_version}".strip(),
+            escape(point.model),
+            escape(f"{point.n_gpus} x {point.gpu} {point.precision}"),
+            escape(f"{point.engine} {point.engine_version}".strip()),
             point.size,
-            point.load_kind if point.load is None else f"{point.load_kind} {point.load:g}",
+            _load(point),
             "-" if point.rate_rps is None else f"{point.rate_rps:.4g}",
             _milliseconds(point.ttft_s),
             _milliseconds(point.tpot_s),
         )
     return table
+
+
+def _load(point: MeasuredPoint) -> str:
+    from rich.markup import escape
+
+    from planner.profilers.schema import USABLE_SANITY
+
+    load = point.load_kind if point.load is None else f"{point.load_kind} {point.load:g}"
+    return load if point.sanity in USABLE_SANITY else f"{load}, {escape(point.sanity)}"
 
 
 def _milliseconds(latencies_s: Mapping[str, float]) -> str:
