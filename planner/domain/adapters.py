@@ -68,8 +68,8 @@ class Adapter:
         if not self.target_modules:
             raise InputError(f"Adapter {self.name!r} changes no module.", hint="target_modules: q_proj v_proj")
         if (self.rate_rps is None) == (self.trace is None):
-            found = "neither" if self.trace is None else "both"
-            raise InputError(f"Adapter {self.name!r} needs a rate or a trace; {found} is given.", hint="rate: 2 req/s")
+            found = "neither is" if self.trace is None else "both are"
+            raise InputError(f"Adapter {self.name!r} needs a rate or a trace; {found} given.", hint="rate: 2 req/s")
         if self.rate_rps is not None and not 0 <= self.rate_rps < math.inf:
             raise InputError(f"The rate of adapter {self.name!r} is {self.rate_rps:g} req/s.", hint="It is at least 0.")
         if self.is_merged and self.isolation is not Isolation.DEDICATED:
