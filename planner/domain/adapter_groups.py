@@ -68,7 +68,7 @@ def group_adapters(
     since r_a x_aj <= r_a v_aj <= highest x v_aj. So every solution over adapters is one over groups of the same price,
     with V relaxed to fractions, and the least price over groups is no higher. It is lower by the spread within a band
     (none where all rates of a group are equal, and then the mean rate is the highest one) and by what integer residence
-    costs. The highest rate in the last row matters: with the mean rate there it would not follow, since a place
+    costs. The highest rate in the last row matters: with the mean rate there the bound does not hold, since a place
     that holds the busiest adapters of a group serves more than its share of them.
 
     Raises

@@ -57,16 +57,20 @@ def test_an_unread_trace_or_no_band_is_refused():
         group_adapters([adapter("a", 1.0)], bands_per_decade=0)
 
 
-LOAD_S, MEMORY_SHARE = 0.09, 0.3
-"""One request takes 0.09 s of a place, one resident adapter 30% of its memory."""
+LOAD_S, MEMORY_SHARE = 0.09, 0.5
+"""One request takes 0.09 s of a place, one resident adapter half of its memory."""
 
 
-def least_cost(totals, counts, highest, prices, *, is_integer):
-    """Return the least price of places that hold and serve groups of adapters; with counts of 1, of adapters."""
+def least_cost(totals, counts, highest, prices, *, is_integer, per_request=None):
+    """Return the least price of places that hold and serve groups of adapters; with counts of 1, of adapters.
+
+    prices : of renting each place; per_request : of a request in each place.
+    """
     builder = MilpBuilder()
     pairs = list(product(range(len(totals)), range(len(prices))))
     groups, places = (np.array(part) for part in zip(*pairs, strict=True))
-    share = builder.add_columns("share", len(pairs), upper=1.0)
+    asked = np.array(per_request or [0.0] * len(prices))
+    share = builder.add_columns("share", len(pairs), upper=1.0, cost=np.array(totals)[groups] * asked[places])
     resident = builder.add_columns("resident", len(pairs), upper=np.array(counts)[groups], is_integer=is_integer)
     rented = builder.add_columns("rented", len(prices), upper=1.0, cost=prices, is_integer=is_integer)
     load = np.array(totals)[groups] * LOAD_S
@@ -98,27 +102,37 @@ def least_cost(totals, counts, highest, prices, *, is_integer):
 
 
 @given(
-    st.lists(st.sampled_from([1.0, 1.1, 1.3, 1.7, 2.0, 3.0, 5.0]), min_size=2, max_size=5),
-    st.lists(st.integers(1, 9), min_size=2, max_size=3),
+    st.lists(st.sampled_from([1.0, 1.1, 1.3, 1.7, 2.0, 3.0]), min_size=2, max_size=6),
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=3),
 )
-def test_a_programme_over_groups_bounds_the_one_over_adapters_from_below(rates, prices):
+def test_a_programme_over_groups_bounds_the_one_over_adapters_from_below(rates, places):
+    prices, per_request = zip(*places, strict=True)
     groups = group_adapters([adapter(f"a{i}", rate) for i, rate in enumerate(rates)])
-    single = least_cost(rates, [1] * len(rates), rates, prices, is_integer=True)
+    single = least_cost(rates, [1] * len(rates), rates, prices, is_integer=True, per_request=per_request)
     grouped = least_cost(
         [group.total_rate_rps for group in groups],
         [group.count for group in groups],
         [group.highest_rate_rps for group in groups],
         prices,
         is_integer=False,
+        per_request=per_request,
     )
     assert grouped <= single + 1e-6
 
 
+@pytest.mark.parametrize(("highest", "is_bound"), [(1.7, True), (1.0 + 0.7 / 4, False)])
+def test_residence_by_the_highest_rate_is_what_makes_it_a_bound(highest, is_bound):
+    """Two of four fit where requests are cheap: the busiest goes there, and serves more than a mean one."""
+    rates, prices, per_request = [1.0, 1.0, 1.0, 1.7], [0.0, 0.0], [1.0, 2.0]
+    single = least_cost(rates, [1] * 4, rates, prices, is_integer=True, per_request=per_request)
+    assert single == pytest.approx(2.7 + 2 * 2.0)
+    grouped = least_cost([4.7], [4], [highest], prices, is_integer=False, per_request=per_request)
+    assert (grouped <= single + 1e-6) is is_bound
+
+
 def test_the_bound_is_sharp_where_rates_are_equal_and_places_are_full():
-    rates, prices = [2.0] * 5, [1.0, 1.0]
-    single = least_cost(rates, [1] * 5, rates, prices, is_integer=True)
-    (group,) = group_adapters([adapter(f"a{i}", 2.0) for i in range(5)])
-    grouped = least_cost([10.0], [5], [2.0], prices, is_integer=False)
-    assert group.count == 5
-    assert single == 2.0
-    assert grouped == pytest.approx(max(10 * LOAD_S, 5 * MEMORY_SHARE))
+    rates, prices = [2.0] * 4, [1.0, 1.0]
+    (group,) = group_adapters([adapter(f"a{i}", 2.0) for i in range(4)])
+    assert group.count == 4
+    assert least_cost(rates, [1] * 4, rates, prices, is_integer=True) == 2.0
+    assert least_cost([8.0], [4], [2.0], prices, is_integer=False) == pytest.approx(4 * MEMORY_SHARE)
