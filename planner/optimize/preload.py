@@ -14,6 +14,7 @@ Source: ServerlessLoRA (arXiv 2505.14468, section 4.1), which fills places by va
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -135,7 +136,7 @@ class Shelves:
         best: dict[str, float] = {}
         for artifact, place in held:
             best[artifact] = max(best.get(artifact, 0.0), self.value(artifact, place))
-        return float(sum(best.values()))
+        return math.fsum(best.values())  # the same whatever the order of a set
 
     def used_bytes(self, held: Iterable[tuple[str, str]]) -> dict[str, float]:
         """Return what each place holds."""
@@ -275,7 +276,7 @@ def _step(
     gains: dict[str, float] = {}
     for name, where in loads:
         gains[name] = max(gains.get(name, 0.0), shelves.value(name, where) - best[name])
-    gain = sum(gains.values())
+    gain = math.fsum(gains.values())
     size = sum(shelves.artifacts[name].size_bytes for name, _ in loads)
     if gain <= 0:
         return None
