@@ -22,6 +22,18 @@ class MixerKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """A weight matrix of a layer that an adapter can attach to."""
+
+    module: str
+    """As PEFT's target_modules name it: "q_proj", "down_proj"."""
+    inputs: int
+    outputs: int
+    count: int = 1
+    """How many of them the layer has: one in each expert."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerGroup:
     """`count` identical layers. Parameter counts are per layer and include norms and biases."""
 
@@ -57,6 +69,8 @@ class LayerGroup:
     n_active_experts: int = 0
     expert_params: float = 0.0
     """Parameters of one routed expert."""
+    projections: tuple[Projection, ...] = ()
+    """What adapters can attach to; empty = shapes not known. State-space and linear mixers list none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,11 @@ RateRps = Annotated[
     BeforeValidator(lambda text: _positive(units.parse_rate_rps(text))),
     _quantity("A request rate with its unit.", "30 req/s", "120 req/min"),
 ]
+RateRpsOrZero = Annotated[
+    float,
+    BeforeValidator(lambda text: _not_negative(units.parse_rate_rps(text))),
+    _quantity("A request rate with its unit; 0 req/s for no requests.", "2 req/s", "30 req/h"),
+]
 UsdPerHour = Annotated[
     float,
     BeforeValidator(lambda text: _not_negative(units.parse_usd_per_hour(text))),

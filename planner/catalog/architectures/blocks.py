@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from planner.domain.model import LayerGroup, MixerKind
+from planner.domain.model import LayerGroup, MixerKind, Projection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,6 +34,7 @@ class Mixer:
     prefill_head_dim: int | None = None
     prefill_value_head_dim: int | None = None
     attended_tokens_cap: int | None = None
+    projections: tuple[Projection, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +46,17 @@ class Mlp:
     n_experts: int = 0
     n_active_experts: int = 0
     expert_params: float = 0.0
+    projections: tuple[Projection, ...] = ()
 
-    def plus(self, params: float) -> Mlp:
-        """Return this block with `params` more parameters, used by every token."""
+    def plus(self, params: float, projections: tuple[Projection, ...] = ()) -> Mlp:
+        """Return this block with `params` more parameters, used by every token, and the matrices that hold them."""
         return Mlp(
             params=self.params + params,
             active_params=self.active_params + params,
             n_experts=self.n_experts,
             n_active_experts=self.n_active_experts,
             expert_params=self.expert_params,
+            projections=(*self.projections, *projections),
         )
 
 
@@ -102,6 +105,17 @@ def attention_params(hidden_size: int, heads: Heads, extras: Extras) -> float:
     )
 
 
+def attention_projections(hidden_size: int, heads: Heads, extras: Extras) -> tuple[Projection, ...]:
+    """Return the matrices of grouped-query attention, one by one even where a checkpoint fuses them."""
+    query = heads.n_query * heads.head_dim * (2 if extras.has_output_gate else 1)
+    key, value = heads.n_kv * heads.head_dim, heads.n_kv * heads.value_dim
+    inward = [("q_proj", query), ("k_proj", key), *([("v_proj", value)] if extras.has_value_projection else [])]
+    return (
+        *(Projection(module=name, inputs=hidden_size, outputs=width) for name, width in inward),
+        Projection(module="o_proj", inputs=heads.n_query * heads.value_dim, outputs=hidden_size),
+    )
+
+
 def grouped_query_attention(hidden_size: int, heads: Heads, extras: Extras, *, window_tokens: int | None) -> Mixer:
     """Return an attention block; multi-head and multi-query attention are its special cases."""
     return Mixer(
@@ -113,6 +127,7 @@ def grouped_query_attention(hidden_size: int, heads: Heads, extras: Extras, *, w
         n_kv_heads=heads.n_kv,
         head_dim=heads.head_dim,
         value_head_dim=heads.value_dim,
+        projections=attention_projections(hidden_size, heads, extras),
     )
 
 
@@ -166,6 +181,22 @@ def latent_attention(  # the compressed ranks and head widths are all independen
         prefill_head_dim=nope_dim + rope_dim,
         prefill_value_head_dim=value_dim,
         attended_tokens_cap=indexer.top_tokens if indexer else None,
+        projections=(
+            *_latent_query(hidden_size, query_rank, query_width),
+            Projection(module="kv_a_proj_with_mqa", inputs=hidden_size, outputs=kv_rank + rope_dim),
+            Projection(module="kv_b_proj", inputs=kv_rank, outputs=n_heads * (nope_dim + value_dim)),
+            Projection(module="o_proj", inputs=n_heads * value_dim, outputs=hidden_size),
+        ),
+    )
+
+
+def _latent_query(hidden_size: int, query_rank: int | None, query_width: int) -> tuple[Projection, ...]:
+    """Return the query's matrices: one, or two through a compressed vector."""
+    if query_rank is None:
+        return (Projection(module="q_proj", inputs=hidden_size, outputs=query_width),)
+    return (
+        Projection(module="q_a_proj", inputs=hidden_size, outputs=query_rank),
+        Projection(module="q_b_proj", inputs=query_rank, outputs=query_width),
     )
 
 
@@ -236,12 +267,23 @@ def mlp_params(hidden_size: int, width: int, *, is_gated: bool, has_bias: bool) 
     return hidden_size * width * (n_up + 1) + (n_up * width + hidden_size if has_bias else 0)
 
 
-def dense_mlp(params: float) -> Mlp:
+def mlp_projections(hidden_size: int, width: int, *, is_gated: bool, count: int = 1) -> tuple[Projection, ...]:
+    """Return the matrices of `count` MLPs of one layer."""
+    inward = ("gate_proj", "up_proj") if is_gated else ("up_proj",)
+    return (
+        *(Projection(module=name, inputs=hidden_size, outputs=width, count=count) for name in inward),
+        Projection(module="down_proj", inputs=width, outputs=hidden_size, count=count),
+    )
+
+
+def dense_mlp(params: float, projections: tuple[Projection, ...]) -> Mlp:
     """Return an MLP that every token uses whole."""
-    return Mlp(params=params, active_params=params)
+    return Mlp(params=params, active_params=params, projections=projections)
 
 
-def mixture_of_experts(*, n_experts: int, n_active: int, expert_params: float, shared_params: float) -> Mlp:
+def mixture_of_experts(
+    *, n_experts: int, n_active: int, expert_params: float, shared_params: float, projections: tuple[Projection, ...]
+) -> Mlp:
     """Return a mixture of experts; `shared_params` are used by every token: router, shared experts, projections."""
     return Mlp(
         params=n_experts * expert_params + shared_params,
@@ -249,6 +291,7 @@ def mixture_of_experts(*, n_experts: int, n_active: int, expert_params: float, s
         n_experts=n_experts,
         n_active_experts=n_active,
         expert_params=expert_params,
+        projections=projections,
     )
 
 
@@ -291,4 +334,5 @@ def _group(layer: Layer, count: int) -> LayerGroup:
         n_experts=mlp.n_experts,
         n_active_experts=mlp.n_active_experts,
         expert_params=float(mlp.expert_params),
+        projections=(*mixer.projections, *mlp.projections),
     )

@@ -14,6 +14,7 @@ from planner.errors import UnsupportedFormatError, Where
 
 if TYPE_CHECKING:
     from planner.catalog.architectures.dialect import Dialect
+    from planner.domain.model import Projection
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 ACTIVE_EXPERTS = ("num_experts_per_tok", "experts_per_token", "top_k_experts", "moe_k")
@@ -192,7 +193,8 @@ def mlp_width(fields: Fields, dialect: Dialect) -> int:
 
 def dense(fields: Fields, dialect: Dialect) -> Mlp:
     """Return the dense MLP."""
-    return blocks.dense_mlp(_matrices(fields, dialect, mlp_width(fields, dialect)))
+    width = mlp_width(fields, dialect)
+    return blocks.dense_mlp(_matrices(fields, dialect, width), _shapes(fields, dialect, width))
 
 
 def _matrices(fields: Fields, dialect: Dialect, width: int, *, rows: int | None = None) -> float:
@@ -202,6 +204,13 @@ def _matrices(fields: Fields, dialect: Dialect, width: int, *, rows: int | None 
         is_gated=fields.flag(dialect.is_gated),
         has_bias=fields.flag(dialect.has_mlp_bias),
     )
+
+
+def _shapes(
+    fields: Fields, dialect: Dialect, width: int, *, rows: int | None = None, count: int = 1
+) -> tuple[Projection, ...]:
+    hidden_size = rows or fields.integer(*dialect.hidden_size)
+    return blocks.mlp_projections(hidden_size, width, is_gated=fields.flag(dialect.is_gated), count=count)
 
 
 def experts(fields: Fields, dialect: Dialect) -> Mlp:
@@ -233,6 +242,10 @@ def experts(fields: Fields, dialect: Dialect) -> Mlp:
         n_active=n_active,
         expert_params=expert,
         shared_params=shared + router + projections,
+        projections=(
+            *_shapes(fields, dialect, width, rows=latent_size, count=n_experts),
+            *(_shapes(fields, dialect, shared_width) if shared_width else ()),
+        ),
     )
 
 
@@ -294,7 +307,7 @@ def gemma4_layers(fields: Fields, dialect: Dialect) -> list[Layer]:
     n_mlp_norms = 2
     if fields.flag(Flag("enable_moe_block")):
         router_scales = norm + fields.integer(*EXPERT_COUNTS)
-        mlp = experts(fields, dialect).plus(mlp.params + router_scales)
+        mlp = experts(fields, dialect).plus(mlp.params + router_scales, mlp.projections)
         n_mlp_norms = 5
     return [
         Layer(mixer=mixer, mlp=mlp, mixer_norm_params=2 * norm, mlp_norm_params=n_mlp_norms * norm)
@@ -380,7 +393,7 @@ def _nas_layer(fields: Fields, dialect: Dialect, block: Fields) -> Layer:
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
             raise block.error("ffn.ffn_mult", f"ffn_mult must be a positive number, not {factor!r}.")
         width = math.ceil(int(2 * factor * hidden_size / 3) / NAS_WIDTH_MULTIPLE) * NAS_WIDTH_MULTIPLE
-        mlp = blocks.dense_mlp(_matrices(fields, dialect, width))
+        mlp = blocks.dense_mlp(_matrices(fields, dialect, width), _shapes(fields, dialect, width))
     return Layer(
         mixer=mixer,
         mlp=mlp,
