@@ -37,6 +37,7 @@ from planner.domain.plan import (
     Unserved,
 )
 from planner.domain.proof import (
+    PeriodMiss,
     Proof,
     ProofEnd,
     ProofRound,
@@ -333,6 +334,7 @@ def plans(draw):
         load=positive,
         slos=several(built(SimulatedSlo, attainment_low=part, **shares)),
         services=several(built(ServiceProof, other_cap=positive)),
+        missed_periods=several(built(PeriodMiss)),
         caps=several(built(UtilizationCap, utilization_cap=positive)),
         rounds=several(
             built(
@@ -454,6 +456,7 @@ MODELS = [
     proof_schema.ProofRoundDocument,
     proof_schema.UtilizationCapDocument,
     proof_schema.ServiceProofDocument,
+    proof_schema.PeriodMissDocument,
     robustness_schema.RobustnessDocument,
     robustness_schema.ScenarioCaseDocument,
     robustness_schema.FleetOutcomesDocument,
