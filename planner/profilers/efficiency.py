@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from planner.errors import DataMissingError, InputError
 from planner.files.bundled import bundled
 from planner.files.documents import did_you_mean
+from planner.profilers.eras import engine_scopes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from planner.domain.hardware import GpuSpec
 
 DEFAULT_SCOPE = "default"
+
+DEFAULT_ENGINE = "vllm"
+"""The engine whose parameters are the defaults."""
+
+ENGINE_PARAMETERS = ("step_overhead_s", "sequence_overhead_s", "gemm_factor", "bandwidth_factor")
+"""Of these at least one is fitted for every engine that was measured."""
+
+MATH_NAMES = ("bf16", "fp8", "int8", "fp4")
+"""Number formats that have a matrix rate of their own."""
 
 ENGINE_FAMILIES = {
     "trtllm": "tensorrt-llm",
@@ -30,6 +40,20 @@ ENGINE_FAMILIES = {
     "turbomind": "lmdeploy",
     "slora": "s-lora",
     "text-generation-inference": "tgi",
+    "llamacpp": "llama.cpp",
+    "llama-cpp": "llama.cpp",
+    "mii": "deepspeed-mii",
+    "deepspeed": "deepspeed-mii",
+    "ds-mii": "deepspeed-mii",
+    "dsmii": "deepspeed-mii",
+    "deepspeed-fastgen": "deepspeed-mii",
+    "trt": "tensorrt-llm",
+    "tensorrt": "tensorrt-llm",
+    "trtllm-pytorch": "tensorrt-llm",
+    "dynamo-trt": "tensorrt-llm",
+    "dynamo-trtllm": "tensorrt-llm",
+    "dynamo-sglang": "sglang",
+    "dynamo-vllm": "vllm",
 }
 """Other spellings of an engine's family; measurements count for the same family only."""
 
@@ -103,6 +127,14 @@ class Efficiency:
     """Fixed time of one all-reduce between two GPUs; grows with log2(tp)."""
     link_fraction: float
     """Of the link's data-sheet rate in an all-reduce."""
+    layer_overhead_s: float
+    """Per engine step and layer: launches that no graph of the whole step hides."""
+    request_overhead_s: float
+    """Per request before its prefill: HTTP, tokenising, scheduling."""
+    output_reserve_fraction: float
+    """Of a request's output: the part that the KV cache must have room for when it starts."""
+    split_fraction: float
+    """Of the ideal speed-up of tensor parallelism; 0 = layers are dealt out and one GPU works at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,45 +149,67 @@ class EstimatorParams:
     """Squared coefficient of variation of the prompts' service times at the prefill server."""
     fitted_architectures: frozenset[str] = frozenset()
     """GPU architectures, in lower case, with a matrix rate that was fitted to measurements of them."""
+    fitted_engines: frozenset[str] = frozenset()
+    """Engine families with a step overhead that was fitted to measurements of them."""
     is_context_enforced: bool = True
     """Refuse requests longer than the model's context; off only to compare with benchmarks that ignore it."""
 
-    def value(self, parameter: str, scope: str) -> float:
-        """Return a parameter for `scope`, or its default.
+    def value(self, parameter: str, *scopes: str) -> float:
+        """Return a parameter for the first of `scopes` that has it, or its default.
 
         Raises
         ------
         DataMissingError: if the table has neither.
         """
-        found = self.table.get((parameter, scope.lower()), self.table.get((parameter, DEFAULT_SCOPE)))
-        if found is None:
-            raise DataMissingError(
-                f"The efficiency table has no {parameter!r} for {scope!r} and no default.",
-                hint="Add a row to profiles/efficiency.csv.",
-            )
-        return found
+        for scope in (*scopes, DEFAULT_SCOPE):
+            found = self.table.get((parameter, scope.lower()))
+            if found is not None:
+                return found
+        raise DataMissingError(
+            f"The efficiency table has no {parameter!r} for {' or '.join(scopes)} and no default.",
+            hint="Add a row to profiles/efficiency.csv.",
+        )
 
     def is_fitted(self, gpu: GpuSpec) -> bool:
         """Return whether any measurement on this GPU's architecture went into these parameters."""
         return gpu.architecture.lower() in self.fitted_architectures
 
-    def efficiency(self, gpu: GpuSpec, engine: str, *, link_kind: str) -> Efficiency:
-        """Return the parameters of `engine` on `gpu` with its GPUs joined by `link_kind`."""
-        family = engine_family(engine)
-        formats = ("bf16", "fp8", "int8", "fp4")
+    def is_engine_fitted(self, engine: str) -> bool:
+        """Return whether any measurement of this engine went into these parameters."""
+        return engine_family(engine) in self.fitted_engines
+
+    def efficiency(self, gpu: GpuSpec, engine: str, *, link_kind: str, version: str = "") -> Efficiency:
+        """Return the parameters of `engine` on `gpu` with its GPUs joined by `link_kind`.
+
+        Parameters of the GPU are looked up by its name, then its architecture, then its vendor; those of the engine by
+        its era and family (`engine_scopes`). What an engine makes of a GPU is the product of both.
+        """
+        scopes = engine_scopes(engine_family(engine), version, gpu.vendor)
+
+        def of_gpu(parameter: str) -> float:
+            return self.value(parameter, gpu.name, gpu.architecture, gpu.vendor)
+
+        def of_engine(parameter: str) -> float:
+            return self.value(parameter, *scopes)
+
+        matrix = of_engine("gemm_factor")
         return Efficiency(
-            gemm_fraction={name: self.value(f"gemm_fraction_{name}", gpu.architecture) for name in formats},
-            bandwidth_fraction=self.value("bandwidth_fraction", gpu.architecture),
-            kv_bandwidth_fraction=self.value("kv_bandwidth_fraction", gpu.architecture),
-            kv_shard_exponent=self.value("kv_shard_exponent", gpu.architecture),
-            attention_fraction=self.value("attention_fraction", gpu.architecture),
-            step_overhead_s=self.value("step_overhead_s", family),
-            sequence_overhead_s=self.value("sequence_overhead_s", family),
-            lone_prefill_factor=self.value("lone_prefill_factor", family),
-            memory_fraction=self.value("memory_fraction", family),
-            activation_factor=self.value("activation_factor", family),
-            allreduce_latency_s=self.value("allreduce_latency_s", link_kind),
-            link_fraction=self.value("link_fraction", link_kind),
+            gemm_fraction={name: of_gpu(f"gemm_fraction_{name}") * matrix for name in MATH_NAMES},
+            bandwidth_fraction=of_gpu("bandwidth_fraction") * of_engine("bandwidth_factor"),
+            kv_bandwidth_fraction=of_gpu("kv_bandwidth_fraction") * of_engine("kv_bandwidth_factor"),
+            kv_shard_exponent=of_gpu("kv_shard_exponent"),
+            attention_fraction=of_gpu("attention_fraction") * of_engine("attention_factor"),
+            step_overhead_s=of_engine("step_overhead_s"),
+            sequence_overhead_s=of_engine("sequence_overhead_s"),
+            lone_prefill_factor=of_engine("lone_prefill_factor"),
+            memory_fraction=of_engine("memory_fraction"),
+            activation_factor=of_engine("activation_factor"),
+            allreduce_latency_s=self.value("allreduce_latency_s", link_kind) * of_engine("allreduce_latency_factor"),
+            link_fraction=self.value("link_fraction", link_kind) * of_engine("link_factor"),
+            layer_overhead_s=of_engine("layer_overhead_s"),
+            request_overhead_s=of_engine("request_overhead_s"),
+            output_reserve_fraction=of_engine("output_reserve_fraction"),
+            split_fraction=of_engine("split_fraction"),
         )
 
     def with_values(self, **values: float) -> EstimatorParams:
@@ -175,9 +229,15 @@ def default_params() -> EstimatorParams:
         for row in rows
         if row["parameter"].startswith("gemm_fraction_") and row["source"].startswith("fit of")
     }
+    engines = {
+        row["scope"].lower().partition("@")[0]
+        for row in rows
+        if row["parameter"] in ENGINE_PARAMETERS and row["source"].startswith("fit of")
+    }
     return EstimatorParams(
         table=table,
         arrival_scv=table["arrival_scv", DEFAULT_SCOPE],
         service_scv=table["service_scv", DEFAULT_SCOPE],
         fitted_architectures=frozenset(fitted - {DEFAULT_SCOPE}),
+        fitted_engines=frozenset(engines - {DEFAULT_SCOPE}) | {DEFAULT_ENGINE},
     )

@@ -1,0 +1,353 @@
+"""Rows of `gpuplan profile estimate --points`, as published tables spell them, read into what the estimator asks."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+from planner.catalog.gpus import load_gpus
+from planner.catalog.models import load_model
+from planner.domain.hardware import EngineConfig
+from planner.domain.precision import BYTES_PER_PARAMETER, weight_bytes
+from planner.errors import PlannerError
+from planner.files.bundled import bundled
+from planner.files.slo import parse_slo
+from planner.profilers import roofline
+from planner.profilers.efficiency import ENGINES, engine_family
+from planner.profilers.eras import UNSTATED_VERSION
+from planner.profilers.support import unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from planner.domain.hardware import GpuSpec
+    from planner.domain.model import ModelArchitecture
+    from planner.domain.slo import Slo
+    from planner.profilers.efficiency import EstimatorParams
+
+REQUIRED = ("model", "gpu", "input_tokens", "output_tokens", "load_kind")
+"""Columns without which a table of points cannot be read; their cells may be empty, but for model and gpu."""
+
+LOAD_KINDS = ("offline_max", "static_batch", "concurrency", "request_rate", "poisson_max_under_slo")
+
+STATUS_OK = "ok"
+MAX_SEQUENCES = 2048
+"""Sequences at once where a published run does not tell its limit (TensorRT-LLM's default of the build)."""
+
+FIXED_WORDS = ("fixed", "constant", "static")
+"""Words in length_dist that say that all requests are alike."""
+
+NATIVE_PRECISIONS = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float8": "fp8", "fp4": "nvfp4"}
+WORDS_OF_PRECISION = (
+    ("nvfp4", "nvfp4"),
+    ("mxfp4", "mxfp4"),
+    ("fp4", "nvfp4"),
+    ("w4a16", "int4"),
+    ("w4a8", "int4"),
+    ("awq", "int4"),
+    ("gptq", "int4"),
+    ("int4", "int4"),
+    ("q4", "int4"),
+    ("w8a8", "int8"),
+    ("w8a16", "int8"),
+    ("int8", "int8"),
+    ("q8", "int8"),
+    ("fp8", "fp8"),
+    ("float8", "fp8"),
+    ("bf16", "bf16"),
+    ("bfloat16", "bf16"),
+    ("fp16", "fp16"),
+    ("float16", "fp16"),
+    ("half", "fp16"),
+)
+"""Spellings of precisions in published tables, the first that is found counts."""
+
+
+class CannotEstimate(Exception):  # noqa: N818 - it ends one row, not the program
+    """Why a row gets no estimate."""
+
+    def __init__(self, status: str, note: str) -> None:
+        """Take the row's `status` and its `note`."""
+        super().__init__(note)
+        self.status, self.note = status, note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One operating point that is asked for."""
+
+    model: ModelArchitecture
+    gpu: GpuSpec
+    config: EngineConfig
+    n_replicas: float
+    """Replicas side by side in the configuration; the load is spread over them evenly."""
+    input_tokens: float
+    output_tokens: float
+    is_fixed_length: bool
+    load_kind: str
+    load: float
+    """Of the whole configuration: clients, batch or requests/s; 0 where the load kind has none."""
+    slos: tuple[Slo, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def n_gpus(self) -> float:
+        """GPUs of the whole configuration."""
+        return self.n_replicas * self.config.gpus_per_replica
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """What is known of a published benchmark's requests."""
+
+    input_tokens: float
+    output_tokens: float
+    slos: tuple[Slo, ...]
+
+
+@cache
+def load_benchmarks() -> Mapping[tuple[str, str], Benchmark]:
+    """Return the bundled table, (length_dist in lower case, canonical model name or "") -> its requests."""
+    text = bundled("profiles", "benchmark_lengths.csv").read_text(encoding="utf-8")
+    return {
+        (row["length_dist"].lower(), row["model"]): Benchmark(
+            input_tokens=float(row["input_tokens"]),
+            output_tokens=float(row["output_tokens"]),
+            slos=tuple(parse_slo(part) for part in row["slo"].split(";") if part.strip()),
+        )
+        for row in csv.DictReader(text.splitlines())
+    }
+
+
+def benchmark_of(length_dist: str, model: ModelArchitecture) -> Benchmark:
+    """Return the requests of a benchmark, or the default where it is not known."""
+    table, name = load_benchmarks(), length_dist.strip().lower()
+    return table.get((name, model.name)) or table.get((name, "")) or table["", ""]
+
+
+def read_question(row: Mapping[str, str], params: EstimatorParams) -> Question:
+    """Return what a row asks.
+
+    Raises
+    ------
+    CannotEstimate: with the row's status and note.
+    """
+    cells = {key: (value or "").strip() for key, value in row.items() if key}
+    notes: list[str] = []
+    model, gpu = _model(cells), _gpu(cells, notes)
+    benchmark = benchmark_of(cells.get("length_dist", ""), model)
+    sizes = _sizes(cells, benchmark, notes)
+    kind, load = _load(cells, notes)
+    engine = _engine(cells, gpu, notes)
+    precision = _precision(cells, model, gpu, notes)
+    config = EngineConfig(
+        engine=engine,
+        engine_version=_version(cells, kind, notes),
+        precision=precision,
+        kv_precision=_kv_precision(engine, precision, gpu),
+        max_num_seqs=max(MAX_SEQUENCES, math.ceil(load) if kind == "static_batch" else 0),
+    )
+    slos = _slos(cells, benchmark, notes) if kind == "poisson_max_under_slo" else ()
+    question = Question(
+        model=model,
+        gpu=gpu,
+        config=config,
+        n_replicas=1.0,
+        input_tokens=sizes[0],
+        output_tokens=sizes[1],
+        is_fixed_length=any(word in cells.get("length_dist", "fixed").lower() for word in FIXED_WORDS),
+        load_kind=kind,
+        load=load,
+        slos=slos,
+    )
+    question = _spread(question, cells, params, notes)
+    reason = unsupported(gpu, question.config)
+    if reason:
+        notes.append(f"{reason}, as far as is known; estimated all the same")
+    return replace(question, notes=tuple(notes))
+
+
+def _model(cells: Mapping[str, str]) -> ModelArchitecture:
+    name = cells.get("model", "")
+    if not name:
+        raise CannotEstimate("unknown_model", "no model is named")
+    try:
+        return load_model(name)
+    except PlannerError as error:
+        raise CannotEstimate("unknown_model", str(error)) from error
+
+
+def _gpu(cells: Mapping[str, str], notes: list[str]) -> GpuSpec:
+    name, catalog = cells.get("gpu", ""), load_gpus()
+    found = catalog.find(name)
+    if found is None:
+        raise CannotEstimate("unknown_gpu", f"the GPU {name!r} is not known" if name else "no GPU is named")
+    if found.note:
+        notes.append(found.note)
+    return catalog.by_name[found.gpu]
+
+
+def _number(cells: Mapping[str, str], column: str) -> float | None:
+    text = cells.get(column, "")
+    if not text or text.lower() in {"nan", "none", "null"}:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise CannotEstimate("bad_value", f"{column} {text!r} is not a number") from None
+
+
+def _sizes(cells: Mapping[str, str], benchmark: Benchmark, notes: list[str]) -> tuple[float, float]:
+    prompt, output = _number(cells, "input_tokens"), _number(cells, "output_tokens")
+    if prompt is None or output is None:
+        known = cells.get("length_dist") or "no data set named"
+        missing = " and ".join(
+            f"{name} {size:g}"
+            for name, given, size in (
+                ("input", prompt, benchmark.input_tokens),
+                ("output", output, benchmark.output_tokens),
+            )
+            if given is None
+        )
+        notes.append(f"lengths assumed: {missing} tokens ({known})")
+    found = (
+        benchmark.input_tokens if prompt is None else prompt,
+        benchmark.output_tokens if output is None else output,
+    )
+    if not all(math.isfinite(size) and size >= 0 for size in found):
+        raise CannotEstimate("bad_value", f"lengths of {found[0]:g} and {found[1]:g} tokens")
+    return max(1.0, found[0]), max(1.0, found[1])
+
+
+def _load(cells: Mapping[str, str], notes: list[str]) -> tuple[str, float]:
+    """Return the load's kind and its size; an empty kind is read from the size."""
+    kind, text = cells.get("load_kind", ""), cells.get("concurrency_or_rate", "").lower()
+    amount = None if text in {"", "inf", "max", "infinity", "nan"} else _number(cells, "concurrency_or_rate")
+    if not kind:
+        kind = "offline_max" if amount is None else "concurrency"
+        notes.append(f"load_kind not told: {kind} assumed")
+    if kind not in LOAD_KINDS:
+        raise CannotEstimate("bad_value", f"load_kind {kind!r} is not known (known: {', '.join(LOAD_KINDS)})")
+    if kind in {"offline_max", "poisson_max_under_slo"}:
+        return kind, 0.0
+    if amount is None and kind == "request_rate":
+        notes.append("all requests at once (rate inf): the largest throughput")
+        return "offline_max", 0.0
+    if amount is None:
+        amount = 1.0
+        notes.append(f"{kind} of 1 assumed: its size is not told")
+    if not math.isfinite(amount) or amount <= 0:
+        raise CannotEstimate("bad_value", f"concurrency_or_rate {amount:g}")
+    return kind, amount
+
+
+def _engine(cells: Mapping[str, str], gpu: GpuSpec, notes: list[str]) -> str:
+    engine = cells.get("engine", "")
+    if not engine:
+        engine = "tensorrt-llm" if _is_mlperf(cells) and gpu.vendor == "NVIDIA" else "vllm"
+        notes.append(f"engine not told: {engine} assumed")
+    elif engine_family(engine) not in ENGINES:
+        notes.append(f"nothing was fitted for {engine}: default overheads")
+    return engine
+
+
+def _is_mlperf(cells: Mapping[str, str]) -> bool:
+    return "mlperf" in cells.get("length_dist", "").lower()
+
+
+def _version(cells: Mapping[str, str], kind: str, notes: list[str]) -> str:
+    version = cells.get("engine_version", "")
+    if _is_mlperf(cells):
+        return "mlperf"
+    if not version and kind == "static_batch":
+        notes.append("engine version not told: as in published static-batch tables (2024)")
+        return UNSTATED_VERSION
+    return version
+
+
+def _precision(cells: Mapping[str, str], model: ModelArchitecture, gpu: GpuSpec, notes: list[str]) -> str:
+    text = cells.get("precision", "").lower()
+    found = next((name for word, name in WORDS_OF_PRECISION if word in text), "")
+    if text and not found:
+        raise CannotEstimate("bad_value", f"precision {cells['precision']!r} is not known")
+    if found == "nvfp4" and "nvfp4" not in text and gpu.vendor != "NVIDIA":
+        found = "mxfp4"
+    if not found:
+        tuned = "nvfp4" if "fp4" in gpu.peak_flops and gpu.vendor == "NVIDIA" else "fp8"
+        found = tuned if _is_mlperf(cells) and tuned.removeprefix("nv") in gpu.peak_flops else model.native_precision
+        found = found if found in BYTES_PER_PARAMETER and found != "fp32" else "bf16"
+        notes.append(f"precision not told: {found} assumed")
+    return found
+
+
+def _kv_precision(engine: str, precision: str, gpu: GpuSpec) -> str:
+    is_short = precision in {"fp8", "nvfp4"} and engine_family(engine) == "tensorrt-llm"
+    return "fp8" if is_short and "fp8" in gpu.peak_flops else "bf16"
+
+
+def _slos(cells: Mapping[str, str], benchmark: Benchmark, notes: list[str]) -> tuple[Slo, ...]:
+    text = cells.get("slo", "")
+    if text:
+        try:
+            return tuple(parse_slo(part) for part in text.split(";") if part.strip())
+        except PlannerError as error:
+            raise CannotEstimate("bad_value", f"slo: {error}") from error
+    found = benchmark.slos or load_benchmarks()["mlperf dataset", ""].slos
+    notes.append(f"objectives assumed: {', '.join(map(str, found))}")
+    return found
+
+
+def _spread(question: Question, cells: Mapping[str, str], params: EstimatorParams, notes: list[str]) -> Question:
+    """Return the question with its parallelism: as told, else the fewest GPUs per replica that hold the model."""
+    tp, pp, n_gpus = (_number(cells, name) for name in ("tp", "pp", "gpu_count"))
+    if tp is None:
+        total = max(1, int(n_gpus or 1))
+        tp = _smallest_fit(question, total // int(pp or 1), params)
+        if total > 1:
+            notes.append(f"tp not told: {tp} assumed")
+    shape = (int(tp), int(pp or 1))
+    if min(shape) < 1:
+        raise CannotEstimate("bad_value", f"tp {shape[0]}, pp {shape[1]}")
+    config = replace(question.config, tensor_parallel=shape[0], pipeline_parallel=shape[1])
+    n_replicas = max(1.0, (n_gpus or 1.0) / config.gpus_per_replica)
+    found = replace(question, config=config, n_replicas=n_replicas)
+    reason = misfit_of(found, params)
+    if reason:
+        raise CannotEstimate("does_not_fit", reason)
+    return found
+
+
+def _smallest_fit(question: Question, most: int, params: EstimatorParams) -> int:
+    """Return the fewest ranks (a power of two) whose KV caches hold a sensible batch, at most `most`."""
+    tp = 1
+    while tp < most:
+        config = replace(question.config, tensor_parallel=tp)
+        memory = roofline.replica_memory(question.model, question.gpu, config, params)
+        if memory.kv_bytes > LEAST_CACHE_FRACTION * memory.usable_bytes:
+            return tp
+        tp *= 2
+    return tp if tp <= max(1, most) else max(1, most)
+
+
+LEAST_CACHE_FRACTION = 0.12
+"""Of the usable memory: a replica with less room for its cache is spread over more GPUs."""
+
+
+def misfit_of(question: Question, params: EstimatorParams) -> str:
+    """Return why the model does not run on this configuration, in words; "" if it does."""
+    config = question.config
+    if roofline.math_format(config.precision, question.gpu) is None:
+        return f"{question.gpu.name} has no tensor arithmetic for {config.precision} weights"
+    if config.pipeline_parallel > question.model.n_layers:
+        return f"{config.pipeline_parallel} pipeline stages for {question.model.n_layers} layers"
+    memory = roofline.replica_memory(question.model, question.gpu, config, params)
+    if memory.kv_bytes <= 0:
+        total = weight_bytes(question.model, config.precision)
+        return (
+            f"weights of {total / 1e9:.0f} GB in {config.precision} do not fit "
+            f"{config.gpus_per_replica} x {question.gpu.name}"
+        )
+    return ""

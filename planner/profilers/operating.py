@@ -1,0 +1,200 @@
+"""Operating points of many replicas at once: static batches, closed and open loops, maxima with and without objectives.
+
+Replicas of several kinds are stacked into one (`stack_replicas`), each with the request size asked of it, and every
+search runs on all of them together: a thousand points take as long as a few hundred calls of numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.profilers.roofline import engine_efficiency, stack_steps, step_model
+from planner.profilers.steady import SMALLEST_LOAD, Load, Replica, make_replica, steady_state, tail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from planner.domain.hardware import EngineConfig, GpuSpec
+    from planner.domain.model import ModelArchitecture
+    from planner.profilers.efficiency import EstimatorParams
+    from planner.profilers.roofline import Array, StepModel
+
+BISECTIONS = 36
+"""Halvings of the logarithm of the load: the result is exact to 1e-9."""
+
+SLO_PERCENTILE = 0.99
+"""Objectives on percentiles are held at this one, as MLPerf and most operators state theirs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One replica and one request size."""
+
+    model: ModelArchitecture
+    gpu: GpuSpec
+    config: EngineConfig
+    input_tokens: float
+    output_tokens: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """Operating points of single replicas; arrays of shape (cases,)."""
+
+    rate_rps: Array
+    ttft_s: Array
+    tpot_s: Array
+    """The mean step that a request sees, per output token after the first."""
+    batch: Array
+    """Sequences that decode in the mean step."""
+    step_s: Array
+    """Mean time of an engine step."""
+    load: Load | None = None
+    """The steady state behind the point; None for batches that run in step."""
+
+
+def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Replica, Array]:
+    """Return the cases as one stacked replica, and their requests' fixed overheads in seconds, shape (cases,).
+
+    Raises
+    ------
+    ValueError: if a model cannot run on its GPU because of its number formats.
+    """
+    groups: dict[tuple[int, str, EngineConfig], list[int]] = {}
+    for index, case in enumerate(cases):
+        groups.setdefault((id(case.model), case.gpu.name, case.config), []).append(index)
+    parts: list[Replica] = []
+    steps: list[StepModel] = []
+    overheads: list[float] = []
+    for indices in groups.values():
+        first = cases[indices[0]]
+        sizes = np.array([[cases[i].input_tokens, cases[i].output_tokens] for i in indices])
+        made = make_replica(
+            first.model, first.gpu, first.config, input_tokens=sizes[:, 0], output_tokens=sizes[:, 1], params=params
+        )
+        parts.append(made)
+        steps.append(step_model(first.model, first.gpu, first.config, params))
+        overheads.append(engine_efficiency(first.gpu, first.config, params).request_overhead_s)
+    counts = [len(indices) for indices in groups.values()]
+    order = np.argsort(np.concatenate([np.array(indices) for indices in groups.values()]), kind="stable")
+    sorted_steps = stack_steps(steps, counts)
+
+    def joined(pick: Callable[[Replica], Array]) -> Array:
+        return np.concatenate([pick(part) for part in parts])[order]
+
+    replica = Replica(
+        steps=sorted_steps.take(order),
+        input_tokens=joined(lambda part: part.input_tokens),
+        decode_steps=joined(lambda part: part.decode_steps),
+        decode_s=joined(lambda part: part.decode_s),
+        attention_s=joined(lambda part: part.attention_s),
+        slots=np.maximum(joined(lambda part: part.slots), 1.0),
+        token_budget=np.repeat([part.token_budget for part in parts], counts)[order],
+        arrival_scv=params.arrival_scv,
+        service_scv=params.service_scv,
+        handover_s=joined(lambda part: part.handover_s),
+        speed=joined(lambda part: part.speed),
+    )
+    return replica, np.repeat(overheads, counts)[order]
+
+
+def static_batches(replica: Replica, batch: Array) -> Points:
+    """Return batches of identical requests that run in step: all prefilled, then all decoded together.
+
+    What the KV cache does not hold at once waits for its turn: so many rounds, and parts of one, one after the other.
+    A lone prompt takes `lone_prefill_factor` times its share of a busy replica's time.
+    """
+    zero = np.zeros_like(batch)
+    together = np.minimum(batch, replica.slots)
+    budget = np.maximum(replica.token_budget, 1.0)
+    tokens = together * replica.input_tokens
+    prompts = np.minimum(tokens, budget)
+    once = replica.step_s(zero, prompts)
+    lone = np.where(together <= 1.0, replica.steps.lone_prefill_factor, 1.0)
+    ttft = tokens / prompts * once * lone
+    pace = replica.step_s(together, zero)
+    rounds = batch / together
+    total = (ttft + replica.decode_steps * pace) * rounds
+    return Points(rate_rps=batch / total, ttft_s=ttft, tpot_s=pace, batch=together, step_s=pace)
+
+
+def _heaviest(replica: Replica) -> Array:
+    return np.log(np.asarray(replica.token_budget / (replica.input_tokens + replica.decode_steps)))
+
+
+def _largest(replica: Replica, holds: Callable[[Load], NDArray[np.bool_]]) -> Load:
+    """Return the steady state at the largest load up to which `holds` is true; the smallest if it never is.
+
+    What `holds` looks at must grow with the load.
+    """
+    high = _heaviest(replica)
+    low = np.full_like(high, np.log(SMALLEST_LOAD))
+    is_all = holds(steady_state(replica, np.exp(high)))
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        good = holds(steady_state(replica, np.exp(middle)))
+        low, high = np.where(good, middle, low), np.where(good, high, middle)
+    return steady_state(replica, np.exp(np.where(is_all, _heaviest(replica), low)))
+
+
+def saturated(replica: Replica) -> Points:
+    """Return the points where requests are always queued: every slot is taken, or every step full."""
+    load = _largest(replica, lambda at: at.occupancy <= replica.slots)
+    return _points(load, tpot_s=load.mean_step_s)
+
+
+def closed_loops(replica: Replica, concurrency: Array, *, lockstep: Array) -> Points:
+    """Return the points at which so many requests are always under way, each replaced as soon as it ends.
+
+    `lockstep`: 1 where requests of one fixed length stay in step with each other, so that all prefill together and
+    then all decode; 0 where their lengths differ and keep them apart; a value between mixes the two. Clients beyond
+    the slots wait: the rate stays, and TTFT takes up the rest (Little's law).
+    """
+    wanted = np.minimum(concurrency, replica.slots)
+    load = _largest(replica, lambda at: at.occupancy <= wanted)
+    apart = concurrency / load.rate_rps - replica.decode_steps * load.mean_step_s
+    batches = static_batches(replica, wanted)
+    step_rate = wanted / (batches.ttft_s + replica.decode_steps * batches.tpot_s)
+    together = concurrency / step_rate - replica.decode_steps * batches.tpot_s
+    ttft = (1.0 - lockstep) * np.maximum(apart, 0.0) + lockstep * together
+    tpot = (1.0 - lockstep) * load.mean_step_s + lockstep * batches.tpot_s
+    rate = concurrency / (ttft + replica.decode_steps * tpot)
+    return Points(rate_rps=rate, ttft_s=ttft, tpot_s=tpot, batch=load.batch, step_s=load.mean_step_s, load=load)
+
+
+def open_loops(replica: Replica, rate_rps: Array) -> tuple[Points, NDArray[np.bool_]]:
+    """Return the points under Poisson arrivals, and where the rate is more than the replica serves.
+
+    There the point is the saturated one: its latencies grow without end.
+    """
+    load = _largest(replica, lambda at: (at.rate_rps <= rate_rps) & (at.occupancy <= replica.slots))
+    is_over = load.rate_rps < rate_rps * (1.0 - 1e-3)
+    return _points(load, tpot_s=load.tpot_s), is_over
+
+
+def under_objectives(replica: Replica, *, ttft_s: Array, tpot_s: Array, e2e_s: Array) -> Points:
+    """Return the points of the largest Poisson rate at which the p99 of every metric is within its bound."""
+
+    def holds(at: Load) -> NDArray[np.bool_]:
+        late = tail(replica, at, SLO_PERCENTILE)
+        met = (late.ttft_s <= ttft_s) & (late.tpot_s <= tpot_s) & (at.occupancy <= replica.slots)
+        return np.asarray(met & (late.ttft_s + replica.decode_steps * late.tpot_s <= e2e_s))
+
+    load = _largest(replica, holds)
+    return _points(load, tpot_s=load.tpot_s)
+
+
+def _points(load: Load, *, tpot_s: Array) -> Points:
+    return Points(
+        rate_rps=load.rate_rps,
+        ttft_s=load.ttft_s,
+        tpot_s=tpot_s,
+        batch=load.batch,
+        step_s=load.mean_step_s,
+        load=load,
+    )
