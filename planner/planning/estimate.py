@@ -86,13 +86,16 @@ def estimate_questions(questions: Sequence[Question], params: EstimatorParams) -
 
 
 def cases(questions: Sequence[Question]) -> list[Case]:
-    """Return the replicas and request sizes of the questions."""
+    """Return the replicas and request sizes of the questions.
+
+    The beams of one request are sequences of their own that share the prompt: its prefill and its cache.
+    """
     return [
         Case(
             model=question.model,
             gpu=question.gpu,
             config=question.config,
-            input_tokens=question.input_tokens,
+            input_tokens=max(1.0, question.input_tokens / question.beams),
             output_tokens=question.output_tokens,
         )
         for question in questions
@@ -100,19 +103,24 @@ def cases(questions: Sequence[Question]) -> list[Case]:
 
 
 def solve(kind: str, questions: Sequence[Question], params: EstimatorParams) -> tuple[Replica, Points, Array]:
-    """Return the questions of one load kind as stacked replicas, their operating points, and where the load is too high.
+    """Return the questions of one load kind as stacked replicas, their points, and where the load is too high.
 
     `params` decide everything; the points are of single replicas, request overheads included in TTFT.
     """
-    replica, overhead_s = operating.stack_replicas(cases(questions), params)
-    loads = np.array([question.load / question.n_replicas for question in questions])
+    replica, habits = operating.stack_replicas(cases(questions), params)
+    loads = np.array([question.load / question.n_streams for question in questions])
     is_over = np.zeros(len(questions), dtype=bool)
     if kind == "static_batch":
         points = operating.static_batches(replica, np.maximum(loads, 1.0))
     elif kind == "concurrency":
-        fixed = np.array([question.is_fixed_length for question in questions], dtype=np.float64)
-        share = params.value("lockstep_share", "fixed")
-        points = operating.closed_loops(replica, np.maximum(loads, 1.0), lockstep=fixed * share)
+        # Requests of one length end in turn, each a step behind the last: only they wait for each other.
+        in_turn = np.array([question.is_fixed_length for question in questions], dtype=np.float64)
+        points = operating.closed_loops(
+            replica,
+            np.maximum(loads, 1.0),
+            turnover_wait=habits.turnover_wait * in_turn,
+            burst_share=habits.burst_share,
+        )
     elif kind == "request_rate":
         points, is_over = operating.open_loops(replica, loads)
     elif kind == "poisson_max_under_slo":
@@ -126,8 +134,8 @@ def solve(kind: str, questions: Sequence[Question], params: EstimatorParams) -> 
         points = operating.saturated(replica)
     total = points.ttft_s + replica.decode_steps * points.tpot_s
     if kind in {"static_batch", "concurrency"}:
-        points = replace(points, rate_rps=points.rate_rps * total / (total + overhead_s))
-    return replica, replace(points, ttft_s=points.ttft_s + overhead_s), is_over
+        points = replace(points, rate_rps=points.rate_rps * total / (total + habits.request_overhead_s))
+    return replica, replace(points, ttft_s=points.ttft_s + habits.request_overhead_s), is_over
 
 
 def _bounds(questions: Sequence[Question], metric: Metric) -> Array:
@@ -138,11 +146,11 @@ def _bounds(questions: Sequence[Question], metric: Metric) -> Array:
 
 def _answers(kind: str, questions: Sequence[Question], params: EstimatorParams) -> list[Answer]:
     replica, points, is_over = solve(kind, questions, params)
-    ttft, tpot = spread.percentiles(kind, replica, points, params)
-    power = draw.mean_power_w([question.gpu for question in questions], cases(questions), replica, points, params)
+    ttft, tpot = spread.percentiles(kind, replica, points)
+    power = draw.mean_power_w(cases(questions), replica, points)
     answers = []
     for i, question in enumerate(questions):
-        rate = float(points.rate_rps[i]) * question.n_replicas
+        rate = float(points.rate_rps[i]) * question.n_streams
         output = rate * question.output_tokens
         notes = list(question.notes)
         late = kind == "offline_max" or bool(is_over[i])

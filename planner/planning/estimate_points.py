@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from planner.catalog.gpus import load_gpus
 from planner.catalog.models import load_model
 from planner.domain.hardware import EngineConfig
+from planner.domain.model import MixerKind
 from planner.domain.precision import BYTES_PER_PARAMETER, weight_bytes
 from planner.errors import PlannerError
 from planner.files.bundled import bundled
@@ -87,11 +89,18 @@ class Question:
     input_tokens: float
     output_tokens: float
     is_fixed_length: bool
+    beams: int = 1
+    """Width of beam search: the answers that a request works on at once."""
     load_kind: str
     load: float
     """Of the whole configuration: clients, batch or requests/s; 0 where the load kind has none."""
     slos: tuple[Slo, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def n_streams(self) -> float:
+        """Replicas per sequence of a request: what turns a replica's rate of sequences into requests."""
+        return self.n_replicas / self.beams
 
     @property
     def n_gpus(self) -> float:
@@ -106,6 +115,7 @@ class Benchmark:
     input_tokens: float
     output_tokens: float
     slos: tuple[Slo, ...]
+    beams: int
 
 
 @cache
@@ -117,6 +127,7 @@ def load_benchmarks() -> Mapping[tuple[str, str], Benchmark]:
             input_tokens=float(row["input_tokens"]),
             output_tokens=float(row["output_tokens"]),
             slos=tuple(parse_slo(part) for part in row["slo"].split(";") if part.strip()),
+            beams=int(row["beams"]),
         )
         for row in csv.DictReader(text.splitlines())
     }
@@ -159,11 +170,15 @@ def read_question(row: Mapping[str, str], params: EstimatorParams) -> Question:
         input_tokens=sizes[0],
         output_tokens=sizes[1],
         is_fixed_length=any(word in cells.get("length_dist", "fixed").lower() for word in FIXED_WORDS),
+        beams=benchmark.beams,
         load_kind=kind,
         load=load,
         slos=slos,
     )
     question = _spread(question, cells, params, notes)
+    if _shares_caches(question, cells):
+        question = replace(question, config=replace(question.config, is_attention_data_parallel=True))
+        notes.append("data-parallel attention assumed: each GPU keeps the latent caches of its own requests")
     reason = unsupported(gpu, question.config)
     if reason:
         notes.append(f"{reason}, as far as is known; estimated all the same")
@@ -219,7 +234,25 @@ def _sizes(cells: Mapping[str, str], benchmark: Benchmark, notes: list[str]) -> 
     )
     if not all(math.isfinite(size) and size >= 0 for size in found):
         raise CannotEstimate("bad_value", f"lengths of {found[0]:g} and {found[1]:g} tokens")
-    return max(1.0, found[0]), max(1.0, found[1])
+    share = _mean_share(cells.get("length_dist", ""), notes)
+    return max(1.0, found[0] * share), max(1.0, found[1] * share)
+
+
+def _mean_share(length_dist: str, notes: list[str]) -> float:
+    """Return the mean length over the nominal one: lengths that are uniform in a range lie in its middle."""
+    if "uniform" not in length_dist.lower():
+        return 1.0
+    ends = [float(text) for text in re.findall(r"\d*\.?\d+", length_dist)]
+    shares = [end for end in ends if 0 < end <= LARGEST_SHARE]
+    low, high = (min(shares), max(shares)) if len(shares) > 1 else UNIFORM_SHARES
+    notes.append(f"lengths uniform in {low:g} to {high:g} of the nominal ones")
+    return (low + high) / 2
+
+
+LARGEST_SHARE = 2.0
+"""Numbers in length_dist up to this are shares of the nominal length."""
+UNIFORM_SHARES = (0.8, 1.0)
+"""Of the nominal length, where uniform lengths have no range: that of the InferenceX benchmark."""
 
 
 def _load(cells: Mapping[str, str], notes: list[str]) -> tuple[str, float]:
@@ -318,6 +351,24 @@ def _spread(question: Question, cells: Mapping[str, str], params: EstimatorParam
     if reason:
         raise CannotEstimate("does_not_fit", reason)
     return found
+
+
+def _shares_caches(question: Question, cells: Mapping[str, str]) -> bool:
+    """Return whether a latent cache, which tensor parallelism would copy to every rank, is shared out instead.
+
+    That is how engines serve such models where the batch is large: expert parallelism, or many requests per GPU.
+    """
+    config = question.config
+    if config.tensor_parallel == 1 or all(
+        group.mixer is not MixerKind.LATENT_ATTENTION for group in question.model.layers
+    ):
+        return False
+    is_full = question.load_kind in {"offline_max", "poisson_max_under_slo"}
+    return is_full or (_number(cells, "ep") or 1.0) > 1.0 or question.load / question.n_gpus >= MANY_PER_GPU
+
+
+MANY_PER_GPU = 32.0
+"""Requests under way per GPU from which on attention is run data-parallel."""
 
 
 def _smallest_fit(question: Question, most: int, params: EstimatorParams) -> int:

@@ -13,8 +13,6 @@ from planner.profilers.power import power_fractions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from planner.domain.hardware import GpuSpec
-    from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.operating import Case, Points
     from planner.profilers.roofline import Array
     from planner.profilers.steady import Replica
@@ -53,14 +51,11 @@ def utilisation(cases: Sequence[Case], replica: Replica, points: Points) -> tupl
     return np.minimum(read_per_s / bandwidth, 1.0), np.minimum(flops_per_s / peak, 1.0)
 
 
-def mean_power_w(
-    gpus: Sequence[GpuSpec], cases: Sequence[Case], replica: Replica, points: Points, params: EstimatorParams
-) -> Array:
-    """Return the mean draw of one GPU in watts: TDP x (p0 + p1 memory^e + p2 arithmetic^e), at most the TDP."""
-    del params
+def mean_power_w(cases: Sequence[Case], replica: Replica, points: Points) -> Array:
+    """Return the mean draw of one GPU in watts: TDP x (awake + memory x m + arithmetic x sqrt(a)), at most the TDP."""
     memory, arithmetic = utilisation(cases, replica, points)
-    fractions = [power_fractions(gpu) for gpu in gpus]
-    tdp = np.array([gpu.tdp_w for gpu in gpus], dtype=np.float64)
+    fractions = [power_fractions(case.gpu) for case in cases]
+    tdp = np.array([case.gpu.tdp_w for case in cases], dtype=np.float64)
     share = np.array([f.awake for f in fractions])
     share = share + np.array([f.memory for f in fractions]) * memory
     share = share + np.array([f.arithmetic for f in fractions]) * np.sqrt(arithmetic)

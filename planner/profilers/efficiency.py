@@ -129,10 +129,16 @@ class Efficiency:
     """Of the link's data-sheet rate in an all-reduce."""
     layer_overhead_s: float
     """Per engine step and layer: launches that no graph of the whole step hides."""
+    routing_overhead_s: float
+    """Per engine step and mixture-of-experts layer: choosing experts, sorting tokens by them, many small products."""
     request_overhead_s: float
     """Per request before its prefill: HTTP, tokenising, scheduling."""
     output_reserve_fraction: float
     """Of a request's output: the part that the KV cache must have room for when it starts."""
+    turnover_wait: float
+    """In a closed loop: how many completions of other requests a new one waits for before its prefill."""
+    burst_share: float
+    """In a closed loop: part of the requests that arrive all at once, as at the start of a published run."""
     split_fraction: float
     """Of the ideal speed-up of tensor parallelism; 0 = layers are dealt out and one GPU works at a time."""
 
@@ -207,8 +213,11 @@ class EstimatorParams:
             allreduce_latency_s=self.value("allreduce_latency_s", link_kind) * of_engine("allreduce_latency_factor"),
             link_fraction=self.value("link_fraction", link_kind) * of_engine("link_factor"),
             layer_overhead_s=of_engine("layer_overhead_s"),
+            routing_overhead_s=of_engine("routing_overhead_s"),
             request_overhead_s=of_engine("request_overhead_s"),
             output_reserve_fraction=of_engine("output_reserve_fraction"),
+            turnover_wait=of_engine("turnover_wait"),
+            burst_share=of_engine("burst_share"),
             split_fraction=of_engine("split_fraction"),
         )
 

@@ -19,13 +19,14 @@ class Era:
 
     name: str
     first: tuple[int, ...]
+    """First release that it holds for; () = whatever came before, too."""
     before: tuple[int, ...]
     """First release that is no part of it any more."""
 
 
 @cache
 def load_eras() -> dict[str, tuple[Era, ...]]:
-    """Return the bundled table, engine family -> its eras; releases in none of them are today's."""
+    """Return the bundled table, engine family -> its eras, the oldest first; releases after them are today's."""
     text = bundled("profiles", "engine_eras.csv").read_text(encoding="utf-8")
     found: dict[str, tuple[Era, ...]] = {}
     for row in csv.DictReader(text.splitlines()):
@@ -47,17 +48,17 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 def engine_scopes(family: str, version: str, vendor: str) -> tuple[str, ...]:
-    """Return the scopes of an engine's parameters, the narrowest first: its era's, then the family's.
+    """Return the scopes of an engine's parameters, the narrowest first: its era's, those of newer eras, the family's.
 
-    A version without a number ("unstated", "mlperf") is an era of its own. Each of them first for GPUs of `vendor`.
+    A version without a number ("unstated", "mlperf") is an era of its own. What was never measured of an era is taken
+    from the next newer one. Each scope comes first for GPUs of `vendor` alone.
 
     Examples
     --------
-    >>> engine_scopes("vllm", "0.5.4", "NVIDIA")
-    ('vllm@2024/nvidia', 'vllm@2024', 'vllm/nvidia', 'vllm')
+    >>> engine_scopes("vllm", "0.6.3", "NVIDIA")
+    ('vllm@v0/nvidia', 'vllm@v0', 'vllm/nvidia', 'vllm')
     """
     key = version_key(version)
     eras = [f"{family}@{version.strip().lower()}"] if version and not key else []
     eras += [f"{family}@{era.name}" for era in load_eras().get(family, ()) if key and era.first <= key < era.before]
-    names = (*eras, family)
-    return tuple(scope for name in names for scope in (f"{name}/{vendor.lower()}", name))
+    return tuple(scope for name in (*eras, family) for scope in (f"{name}/{vendor.lower()}", name))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from planner.domain.hardware import EngineConfig, GpuSpec
     from planner.domain.model import ModelArchitecture
-    from planner.profilers.efficiency import EstimatorParams
+    from planner.profilers.efficiency import Efficiency, EstimatorParams
     from planner.profilers.roofline import Array, StepModel
 
 BISECTIONS = 36
@@ -58,8 +58,17 @@ class Points:
     """The steady state behind the point; None for batches that run in step."""
 
 
-def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Replica, Array]:
-    """Return the cases as one stacked replica, and their requests' fixed overheads in seconds, shape (cases,).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Habits:
+    """What engines and published runs add to the steady state; arrays of shape (cases,)."""
+
+    request_overhead_s: Array
+    turnover_wait: Array
+    burst_share: Array
+
+
+def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Replica, Habits]:
+    """Return the cases as one stacked replica, and their engines' habits.
 
     Raises
     ------
@@ -70,7 +79,7 @@ def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Repl
         groups.setdefault((id(case.model), case.gpu.name, case.config), []).append(index)
     parts: list[Replica] = []
     steps: list[StepModel] = []
-    overheads: list[float] = []
+    habits: list[Efficiency] = []
     for indices in groups.values():
         first = cases[indices[0]]
         sizes = np.array([[cases[i].input_tokens, cases[i].output_tokens] for i in indices])
@@ -79,7 +88,7 @@ def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Repl
         )
         parts.append(made)
         steps.append(step_model(first.model, first.gpu, first.config, params))
-        overheads.append(engine_efficiency(first.gpu, first.config, params).request_overhead_s)
+        habits.append(engine_efficiency(first.gpu, first.config, params))
     counts = [len(indices) for indices in groups.values()]
     order = np.argsort(np.concatenate([np.array(indices) for indices in groups.values()]), kind="stable")
     sorted_steps = stack_steps(steps, counts)
@@ -100,7 +109,11 @@ def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Repl
         handover_s=joined(lambda part: part.handover_s),
         speed=joined(lambda part: part.speed),
     )
-    return replica, np.repeat(overheads, counts)[order]
+    return replica, Habits(
+        request_overhead_s=np.repeat([habit.request_overhead_s for habit in habits], counts)[order],
+        turnover_wait=np.repeat([habit.turnover_wait for habit in habits], counts)[order],
+        burst_share=np.repeat([habit.burst_share for habit in habits], counts)[order],
+    )
 
 
 def static_batches(replica: Replica, batch: Array) -> Points:
@@ -148,23 +161,23 @@ def saturated(replica: Replica) -> Points:
     return _points(load, tpot_s=load.mean_step_s)
 
 
-def closed_loops(replica: Replica, concurrency: Array, *, lockstep: Array) -> Points:
+def closed_loops(replica: Replica, concurrency: Array, *, turnover_wait: Array, burst_share: Array) -> Points:
     """Return the points at which so many requests are always under way, each replaced as soon as it ends.
 
-    `lockstep`: 1 where requests of one fixed length stay in step with each other, so that all prefill together and
-    then all decode; 0 where their lengths differ and keep them apart; a value between mixes the two. Clients beyond
-    the slots wait: the rate stays, and TTFT takes up the rest (Little's law).
+    `turnover_wait`: completions that a new request waits for (each takes 1 / rate). `burst_share`: part of the requests
+    that come all at once when a run starts; they wait for half of the prefills of the whole batch in the mean. Clients
+    beyond the slots wait: the rate stays, and TTFT takes up the rest (Little's law).
     """
     wanted = np.minimum(concurrency, replica.slots)
     load = _largest(replica, lambda at: at.occupancy <= wanted)
-    apart = concurrency / load.rate_rps - replica.decode_steps * load.mean_step_s
-    batches = static_batches(replica, wanted)
-    step_rate = wanted / (batches.ttft_s + replica.decode_steps * batches.tpot_s)
-    together = concurrency / step_rate - replica.decode_steps * batches.tpot_s
-    ttft = (1.0 - lockstep) * np.maximum(apart, 0.0) + lockstep * together
-    tpot = (1.0 - lockstep) * load.mean_step_s + lockstep * batches.tpot_s
-    rate = concurrency / (ttft + replica.decode_steps * tpot)
-    return Points(rate_rps=rate, ttft_s=ttft, tpot_s=tpot, batch=load.batch, step_s=load.mean_step_s, load=load)
+    queued = np.maximum(concurrency / load.rate_rps - replica.decode_steps * load.mean_step_s, 0.0)
+    burst = static_batches(replica, wanted).ttft_s / 2
+    ttft = queued + turnover_wait * np.where(wanted > 1.0, 1.0 / load.rate_rps, 0.0)
+    ttft = ttft + burst_share * np.maximum(burst - queued, 0.0)
+    rate = concurrency / (ttft + replica.decode_steps * load.mean_step_s)
+    return Points(
+        rate_rps=rate, ttft_s=ttft, tpot_s=load.mean_step_s, batch=load.batch, step_s=load.mean_step_s, load=load
+    )
 
 
 def open_loops(replica: Replica, rate_rps: Array) -> tuple[Points, NDArray[np.bool_]]:

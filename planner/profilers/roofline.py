@@ -108,14 +108,16 @@ def kv_bytes_per_gpu(model: ModelArchitecture, config: EngineConfig, context_tok
     """Return the bytes that one sequence's cache and state take on each GPU of a replica, at the given lengths.
 
     `is_read`: what one decode step reads (sparse attention reads less than is stored). KV heads that are fewer than
-    the tensor-parallel ranks are replicated; an MLA latent vector is replicated on every rank.
+    the tensor-parallel ranks are replicated; an MLA latent vector is replicated on every rank. With data-parallel
+    attention nothing is: each rank has its part of the requests.
     """
     element_bytes = KV_BYTES_PER_ELEMENT[config.kv_precision]
     total = np.zeros_like(context_tokens)
     for group in model.layers:
         cached = context_tokens if group.window_tokens is None else np.minimum(context_tokens, group.window_tokens)
         tokens = visible_tokens(group, context_tokens) if is_read else cached
-        shards = max(1, min(config.tensor_parallel, group.n_kv_heads))
+        heads = config.tensor_parallel if config.is_attention_data_parallel else group.n_kv_heads
+        shards = max(1, min(config.tensor_parallel, heads))
         per_layer = group.kv_elements_per_token * tokens * element_bytes / shards
         total += group.count * (per_layer + group.state_bytes_per_sequence / config.tensor_parallel)
     return total / config.pipeline_parallel
@@ -376,6 +378,12 @@ def _communication(
     return per_token, fixed
 
 
+def _overhead_s(model: ModelArchitecture, efficiency: Efficiency) -> float:
+    n_routed = sum(group.count for group in model.layers if group.n_experts)
+    layers_s = model.n_layers * efficiency.layer_overhead_s + n_routed * efficiency.routing_overhead_s
+    return efficiency.step_overhead_s + layers_s
+
+
 def step_model(model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, params: EstimatorParams) -> StepModel:
     """Return the step-time coefficients of one replica.
 
@@ -407,7 +415,7 @@ def step_model(model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, par
         head_read_s=head_params * ACTIVATION_BYTES / (ranks * bandwidth),
         communication_s_per_token=per_token,
         communication_fixed_s=fixed,
-        overhead_s=efficiency.step_overhead_s + model.n_layers * efficiency.layer_overhead_s,
+        overhead_s=_overhead_s(model, efficiency),
         overhead_s_per_sequence=efficiency.sequence_overhead_s,
         prefill_flops_per_s=attention_flops * efficiency.attention_fraction,
         decode_flops_per_s=attention_flops * efficiency.attention_fraction,
