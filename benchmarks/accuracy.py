@@ -15,8 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import numpy as np
+import _accuracy_tables as tables
 from _accuracy_fit import Row, bare, fit_engines, fit_power, load_rows
+from _report import machine, write_section
 
 from planner.profilers.efficiency import default_params
 
@@ -86,14 +87,62 @@ def power_rows(rows: list[Row]) -> list[dict[str, str]]:
 
 
 def fit() -> None:
+    """Fit everything and write it: factors of the engines, power, and the errors of what was left out."""
     params = default_params()
     rows = load_rows(params)
     _, values = fit_engines(rows, bare(params))
     write_rows("efficiency.csv", ("parameter", "scope"), parameter_rows(values, rows))
-    default_params.cache_clear()
     write_rows("power.csv", ("parameter", "scope"), power_rows(rows))
+    write_rows("estimate_error.csv", ("metric", "case"), tables.error_rows(tables.measure(rows, params)))
+
+
+def report() -> str:
+    params = default_params()
+    rows = load_rows(params)
+    errors = tables.measure(rows, params)
+    n_versions, gap = tables.noise_floor(rows)
+    seconds = min(tables.seconds_per_thousand(rows, params) for _ in range(3))
+    lines = [
+        "## Estimated operating points against measurements",
+        "",
+        f"Written by `python benchmarks/accuracy.py`: {len(rows)} published operating points",
+        "(`benchmarks/data/SOURCES.md`) against `gpuplan profile estimate`. Errors are |estimate / measured - 1|. A GPU",
+        "or a model left out: every engine's factors fitted without its rows; if no other GPU of its architecture is",
+        "left, the architecture's own parameters are the means of the others'. The GPUs' parameters themselves",
+        "(`profiles/efficiency.csv`, fitted on TensorRT-LLM's tables) are not refitted when a model is left out.",
+        "",
+        *tables.aims(errors),
+        "",
+        *tables.by_source(errors),
+        "",
+        f"Noise floor: {n_versions} configurations were published with two versions of TensorRT-LLM; the two differ by",
+        f"{gap:.0%} in the median. No estimate that does not know the version can be better than about half of that.",
+        "",
+        "Coverage of the 80% intervals (`profiles/estimate_error.csv`), on rows that were left out of the fit; the",
+        "intervals were set by these same rows:",
+        "",
+        *tables.coverage(errors, params),
+        "",
+        "Tokens per dollar: which of two GPUs gives more for the same model, engine and request size, at the cheapest",
+        "on-demand prices of the bundled catalog:",
+        "",
+        *tables.ordering(errors),
+        "",
+        "Calibration: a GPU is left out of the fit, and `gpuplan profile calibrate` gets three of its points (at 20%, 50%",
+        "and 80% of the table); errors of the throughput of the others:",
+        "",
+        *tables.recalibrated(errors, params),
+        "",
+        f"1000 points take {seconds:.2f} s ({machine()}).",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
     if "--fit" in sys.argv:
         fit()
+    else:
+        text = report()
+        print(text)
+        if "--dry-run" not in sys.argv:
+            write_section("accuracy", text)

@@ -31,7 +31,6 @@ class Fit:
 
     logs: Array
     loss: float
-    n_iterations: int
 
 
 def loss_of(errors: Array, weights: Array, logs: Array, prior: Array, prior_sd: Array) -> float:
@@ -57,8 +56,7 @@ def fit_logs(
     logs = prior.copy()
     errors = errors_at(logs)
     loss = loss_of(errors, weights, logs, prior, prior_sd)
-    done = 0
-    for done in range(1, iterations + 1):
+    for _ in range(iterations):
         slopes = np.stack([(errors_at(logs + unit) - errors) / STEP for unit in np.eye(len(logs)) * STEP], axis=1)
         scale = weights / np.sqrt(np.square(errors) + SMALLEST_ERROR**2)
         precision = 2.0 * PRIOR_WEIGHT / np.square(prior_sd)
@@ -76,4 +74,4 @@ def fit_logs(
         gained, logs, errors, loss = loss - trial_loss, trial, trial_errors, trial_loss
         if gained < 1e-3 * loss:
             break
-    return Fit(logs=logs, loss=loss, n_iterations=done)
+    return Fit(logs=logs, loss=loss)

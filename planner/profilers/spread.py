@@ -26,7 +26,7 @@ QUEUEING_KINDS = frozenset({"request_rate"})
 
 
 SMALL_BATCH, LARGE_BATCH = 8.0, 64.0
-"""Running sequences up to which, and from which on, the two columns of the table hold; between them by the logarithm."""
+"""Running sequences up to which, and from which on, the table's two columns hold; between them by the logarithm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class Multiple:
     def at(self, batch: Array) -> Array:
         """Return the multiple at so many running sequences."""
         share = np.log(np.maximum(batch, SMALL_BATCH) / SMALL_BATCH) / np.log(LARGE_BATCH / SMALL_BATCH)
-        return self.small + (self.large - self.small) * np.minimum(share, 1.0)
+        multiple: Array = self.small + (self.large - self.small) * np.minimum(share, 1.0)
+        return multiple
 
 
 @cache

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from planner.cli.profile import estimate, show
+from planner.cli.profile import calibrate, estimate, show
 
 app = typer.Typer(add_completion=False)
 app.command("show")(show.command)
 app.command("estimate")(estimate.command)
+app.command("calibrate")(calibrate.command)
