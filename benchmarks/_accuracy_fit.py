@@ -24,7 +24,8 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "tensorrt-llm@unstated": ENGINE_RECIPE,
     "deepspeed-mii@unstated": ENGINE_RECIPE,
     "vllm@2023": ENGINE_RECIPE,
-    "vllm@2024": ENGINE_RECIPE,
+    # CUDA graphs launch whole steps: what is left per step is the scheduler's own loop.
+    "vllm@2024": tuple(name for name in ENGINE_RECIPE if name != "layer_overhead_s"),
     "tensorrt-llm@pytorch": (
         "step_overhead_s",
         "sequence_overhead_s",
@@ -108,8 +109,13 @@ def fit_engines(rows: Iterable[Row], params: EstimatorParams) -> tuple[Estimator
 
 def bare(params: EstimatorParams) -> EstimatorParams:
     """Return the parameters without any engine's fitted factors."""
-    fitted = {(name, era) for era, names in RECIPES.items() for name in names}
-    return replace(params, table={key: value for key, value in params.table.items() if key not in fitted})
+    table = {key: value for key, value in params.table.items() if not is_fitted_here(*key)}
+    return replace(params, table=table)
+
+
+def is_fitted_here(parameter: str, scope: str) -> bool:
+    """Return whether a parameter is one that `fit_engines` sets, or set when its recipe was another."""
+    return scope in RECIPES and ("@" in scope or parameter in RECIPES[scope])
 
 
 def without_architecture(params: EstimatorParams, architecture: str) -> EstimatorParams:

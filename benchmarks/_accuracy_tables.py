@@ -41,6 +41,8 @@ class Errors:
     ratios: dict[str, np.ndarray]
     power: dict[str, np.ndarray]
     """The same of the power, shape (rows,)."""
+    is_known: dict[str, np.ndarray]
+    """Whether rows of the same engine's era were left to fit its factors to, shape (rows,)."""
     no_engine: np.ndarray
     """With no engine's own factors at all: as if none of them were known."""
 
@@ -62,8 +64,20 @@ def measure(rows: list[Row], params: EstimatorParams) -> Errors:
         rows=rows,
         ratios={name: estimates / measured for name, estimates in found.items()},
         power={name: _power_ratios(rows, whole, name) for name in LEFT_OUT},
+        is_known={
+            "in-sample": np.ones(len(rows), dtype=bool),
+            "GPU left out": _has_others(rows, [row.gpu for row in rows]),
+            "model left out": _has_others(rows, [row.model for row in rows]),
+        },
         no_engine=calibration.estimates(questions, plain) / measured,
     )
+
+
+def _has_others(rows: list[Row], keys: list[str]) -> np.ndarray:
+    kept: dict[str, set[str]] = {}
+    for row, key in zip(rows, keys, strict=True):
+        kept.setdefault(row.era, set()).add(key)
+    return np.array([len(kept[row.era]) > 1 for row in rows])
 
 
 def _power_ratios(rows: list[Row], params: EstimatorParams, name: str) -> np.ndarray:
@@ -149,17 +163,19 @@ def error_rows(errors: Errors) -> list[dict[str, str]]:
             name: 1.0 / (errors.power[name] if metric == "power" else errors.ratios[name][:, column])
             for name in LEFT_OUT
         }
-        both = np.concatenate([picked["GPU left out"], picked["model left out"]])
-        doubled = np.concatenate([kinds, kinds])
         for kind in (None, *sorted(set(kinds))):
-            values = both if kind is None else both[doubled == kind]
-            values = values[np.isfinite(values)]
+            values, reason = _pool(errors, picked, np.ones(len(kinds), dtype=bool) if kind is None else kinds == kind)
             if len(values) >= LEAST_CASES:
                 low, high = np.quantile(values, (0.1, 0.9))
-                found.append(_band(metric, kind or "any", low, high, len(values), "a GPU or a model left out of the fit"))
+                found.append(_band(metric, kind or "any", low, high, len(values), reason))
+        known = errors.is_known["GPU left out"]
+        picked["GPU left out"] = np.where(known, picked["GPU left out"], np.nan)
+        picked["in-sample"] = np.where(known, picked["in-sample"], np.nan)
         near, far = _half_width(picked["in-sample"]), _half_width(picked["GPU left out"])
         new_gpu = max(float(np.exp(np.sqrt(max(far**2 - near**2, 0.0)))), LEAST_NEW_GPU)
-        found.append(_new(metric, "new_gpu", new_gpu, "how much wider it gets with a GPU left out, at least 1.25 (assumed)"))
+        found.append(
+            _new(metric, "new_gpu", new_gpu, "how much wider it gets with a GPU left out, at least 1.25 (assumed)")
+        )
         apart = 1.0 / errors.no_engine[:, column] if metric != "power" else picked["GPU left out"]
         new_engine = float(np.exp(np.sqrt(max(_half_width(apart) ** 2 - near**2, 0.0))))
         found.append(_new(metric, "new_engine", new_engine, "the same without any engine's own factors"))
@@ -168,6 +184,23 @@ def error_rows(errors: Errors) -> list[dict[str, str]]:
     return found
 
 
+def _pool(errors: Errors, picked: dict[str, np.ndarray], chosen: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return measured / estimate where the engine was known, and which these are.
+
+    Where every row of an engine shares its GPU or model, nothing can be left out: then the fit's own rows stand in.
+    """
+    parts = [picked[name][chosen & errors.is_known[name]] for name in LEFT_OUT[1:]]
+    values = np.concatenate(parts)
+    values = values[np.isfinite(values)]
+    if len(values) >= LEAST_CASES:
+        return values, "a GPU or a model left out of the fit"
+    values = picked["in-sample"][chosen]
+    values = values[np.isfinite(values)]
+    centre = np.median(values) if len(values) else 1.0
+    return centre * (values / centre) ** IN_SAMPLE_STRETCH, "the fit's own rows; logarithms times 1.3 (assumed)"
+
+
+IN_SAMPLE_STRETCH = 1.3
 LEAST_CASES = 30
 LEAST_NEW_GPU = 1.25
 NEW_KIND = 1.3
@@ -225,9 +258,7 @@ def ordering(errors: Errors) -> list[str]:
         n_pairs = len(counts["in-sample"])
         if n_pairs:
             text = "none: largest throughput" if bound_s is None else f"time per token <= {bound_s * 1e3:g} ms"
-            lines.append(
-                f"| {text} | {n_pairs} | {' | '.join(f'{np.mean(counts[name]):.0%}' for name in LEFT_OUT)} |"
-            )
+            lines.append(f"| {text} | {n_pairs} | {' | '.join(f'{np.mean(counts[name]):.0%}' for name in LEFT_OUT)} |")
     return lines
 
 
@@ -242,27 +273,38 @@ def _prices() -> dict[str, float]:
 
 def _pairs(errors: Errors, name: str, bound_s: float | None, prices: dict[str, float]) -> list[bool]:
     """Return for every pair of GPUs with the same work whether the better one per dollar is named right."""
-    best: dict[tuple, dict[str, list[float]]] = {}
+    sweeps: dict[tuple, dict[str, list[tuple[float, float, float, float]]]] = {}
     for row, ratios in zip(errors.rows, errors.ratios[name], strict=True):
         question, ratio = row.measurement.question, ratios[0]
-        kind = question.load_kind
-        if not np.isfinite(ratio) or question.gpu.name not in prices:
+        kind = "offline_max" if bound_s is None else "static_batch"
+        if not np.isfinite(ratio) or question.gpu.name not in prices or question.load_kind != kind:
             continue
-        if kind != ("offline_max" if bound_s is None else "static_batch"):
-            continue
+        n_gpus = question.n_gpus
         work = (row.model, row.era, question.input_tokens, question.output_tokens)
-        per_dollar = row.measurement.throughput / question.n_gpus / prices[question.gpu.name]
-        pair = best.setdefault(work, {}).setdefault(question.gpu.name, [0.0, 0.0])
-        for index, factor in enumerate((1.0, ratio)):
-            pace_s = max(question.load, 1.0) / (row.measurement.throughput * factor)
-            if bound_s is None or pace_s <= bound_s:
-                pair[index] = max(pair[index], per_dollar * factor)
+        place = sweeps.setdefault(work, {}).setdefault(question.gpu.name, [])
+        place.append((n_gpus * prices[question.gpu.name], question.load, row.measurement.throughput, ratio))
     right = []
-    for found in best.values():
-        for one, other in combinations(found.values(), 2):
+    for found in sweeps.values():
+        values = [(_per_dollar(rows, bound_s, 0), _per_dollar(rows, bound_s, 1)) for rows in found.values()]
+        for one, other in combinations(values, 2):
             if one[0] > 0 and other[0] > 0:
                 right.append(bool((one[0] > other[0]) == (one[1] > other[1])))
     return right
+
+
+def _per_dollar(sweep: list[tuple[float, float, float, float]], bound_s: float | None, is_estimate: int) -> float:
+    """Return the most tokens per dollar within the bound, read off between the batches of each price's sweep."""
+    best = 0.0
+    for price in {row[0] for row in sweep}:
+        rows = sorted((load, tps * (ratio if is_estimate else 1.0)) for own, load, tps, ratio in sweep if own == price)
+        rates = np.array([tps for _, tps in rows])
+        if bound_s is None:
+            best = max(best, rates.max() / price)
+            continue
+        pace = np.maximum.accumulate(np.array([max(load, 1.0) for load, _ in rows]) / rates)
+        if pace[0] <= bound_s:
+            best = max(best, float(np.interp(np.log(bound_s), np.log(pace), np.maximum.accumulate(rates))) / price)
+    return best
 
 
 def recalibrated(errors: Errors, params: EstimatorParams) -> list[str]:
@@ -286,7 +328,7 @@ def recalibrated(errors: Errors, params: EstimatorParams) -> list[str]:
         picked = [indices[round(place * (len(indices) - 1))] for place in (0.2, 0.5, 0.8)]
         three = [errors.rows[i].measurement for i in picked]
         recipe, own = calibration.own_recipe(three, base)
-        fitted = calibration.fit(three, recipe, own)
+        fitted = calibration.fit(three, recipe, own, caution=calibration.CAUTION_WITH_FEW)
         rest = [i for i in indices if i not in picked]
         questions = [errors.rows[i].measurement.question for i in rest]
         measured = np.array([errors.rows[i].measurement.throughput for i in rest])

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import _accuracy_tables as tables
-from _accuracy_fit import Row, bare, fit_engines, fit_power, load_rows
+from _accuracy_fit import Row, bare, fit_engines, fit_power, is_fitted_here, load_rows
 from _report import machine, write_section
 
 from planner.profilers.efficiency import default_params
@@ -25,14 +25,17 @@ PROFILES = Path(__file__).resolve().parents[1] / "profiles"
 UNITS = {"_s": "s", "_factor": "of the GPU's own fraction", "_fraction": "of the output", "_wait": "completions"}
 
 
-def write_rows(name: str, keys: tuple[str, ...], new: list[dict[str, str]]) -> None:
-    """Replace the rows of a table that share their keys with new ones, and append the others."""
+def write_rows(
+    name: str, keys: tuple[str, ...], new: list[dict[str, str]], *, is_stale: Callable[..., bool] = lambda *_: False
+) -> None:
+    """Replace the rows of a table that share their keys with new ones, drop stale ones, and append the others."""
     path = PROFILES / name
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         header, old = list(reader.fieldnames or ()), list(reader)
     fresh = {tuple(row[key] for key in keys): row for row in new}
-    kept = [fresh.pop(tuple(row[key] for key in keys), row) for row in old]
+    place = [tuple(row[key] for key in keys) for row in old]
+    kept = [fresh.pop(own, row) for own, row in zip(place, old, strict=True) if own in fresh or not is_stale(*own)]
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, header, lineterminator="\n")
         writer.writeheader()
@@ -91,7 +94,7 @@ def fit() -> None:
     params = default_params()
     rows = load_rows(params)
     _, values = fit_engines(rows, bare(params))
-    write_rows("efficiency.csv", ("parameter", "scope"), parameter_rows(values, rows))
+    write_rows("efficiency.csv", ("parameter", "scope"), parameter_rows(values, rows), is_stale=is_fitted_here)
     write_rows("power.csv", ("parameter", "scope"), power_rows(rows))
     write_rows("estimate_error.csv", ("metric", "case"), tables.error_rows(tables.measure(rows, params)))
 

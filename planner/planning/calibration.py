@@ -38,7 +38,7 @@ PRIOR_SD: Mapping[str, float] = {
     "bandwidth_factor": 0.1,
     "kv_bandwidth_factor": 0.3,
     "attention_factor": 0.3,
-    "step_overhead_s": 1.0,
+    "step_overhead_s": 2.0,
     "sequence_overhead_s": 1.0,
     "layer_overhead_s": 1.0,
     "allreduce_latency_factor": 0.7,
@@ -154,8 +154,16 @@ def estimates(questions: Sequence[Question], params: EstimatorParams) -> Array:
     return found
 
 
-def fit(measurements: Sequence[Measurement], recipe: Sequence[tuple[str, str]], params: EstimatorParams) -> Fitted:
+def fit(
+    measurements: Sequence[Measurement],
+    recipe: Sequence[tuple[str, str]],
+    params: EstimatorParams,
+    *,
+    caution: float = 1.0,
+) -> Fitted:
     """Return the parameters with those of `recipe`, (parameter, scope) pairs, fitted to the measurements.
+
+    `caution`: how many times closer than `PRIOR_SD` says the parameters are believed to lie to where they start.
 
     Raises
     ------
@@ -178,7 +186,7 @@ def fit(measurements: Sequence[Measurement], recipe: Sequence[tuple[str, str]], 
         return found
 
     starts = [_start(parameter, scope, params) for parameter, scope in recipe]
-    spreads = np.array([_sd(parameter) for parameter, _ in recipe])
+    spreads = np.array([_sd(parameter) for parameter, _ in recipe]) / caution
     prior = np.log(starts)
     found = fit_logs(errors, weights, prior=prior, prior_sd=spreads)
     return Fitted(
@@ -206,6 +214,10 @@ def _sd(parameter: str) -> float:
 def _start(parameter: str, scope: str, params: EstimatorParams) -> float:
     value = params.value(parameter, scope, scope.partition("@")[0])
     return value if value > 0 else PRIOR_START[parameter]
+
+
+CAUTION_WITH_FEW = 2.0
+"""`caution` for a user's own few points."""
 
 
 def own_recipe(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from planner.cli.profile import calibrate, estimate, show
+from planner.cli.profile import calibrate, estimate, show, startup
 
 app = typer.Typer(add_completion=False)
 app.command("show")(show.command)
 app.command("estimate")(estimate.command)
 app.command("calibrate")(calibrate.command)
+app.command("startup")(startup.command)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def command(
     measured: Annotated[
         Path,
-        typer.Option("--with", metavar="FILE", help="Measured points: a CSV table as profiles have it.", show_default=False),
+        typer.Option(
+            "--with", metavar="FILE", help="Measured points: a CSV table as profiles have it.", show_default=False
+        ),
     ],
     output: Annotated[
         str, typer.Option("-o", "--out", metavar="FILE", help="Where the parameters go (CSV); - is stdout.")
@@ -47,7 +49,7 @@ def command(
             where=Where(path=str(measured)),
         )
     recipe, start = calibration.own_recipe(found, params)
-    fitted = calibration.fit(found, recipe, start)
+    fitted = calibration.fit(found, recipe, start, caution=calibration.CAUTION_WITH_FEW)
     console.note(
         f"{fitted.n_values} measured values of {len(found)} points: "
         f"median error {fitted.before:.0%} before, {fitted.after:.0%} after"
