@@ -43,6 +43,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
         "request_overhead_s",
         "output_reserve_fraction",
     ),
+    "s-lora": ("gemm_factor", "bandwidth_factor", "step_overhead_s", "sequence_overhead_s", "adapter_overhead_s"),
     "lmdeploy": ("turnover_wait", "request_overhead_s"),
 }
 """What is fitted of each engine's releases; TensorRT-LLM 0.x is what the GPUs' own parameters were fitted with."""
@@ -83,6 +84,58 @@ class Row:
     def measured(self, column: str) -> float:
         text = self.cells.get(column, "")
         return float(text) if text else float("nan")
+
+
+LORA_ENGINES = {"slora": "s-lora", "dm": "s-lora", "vllm": "vllm-packed"}
+"""Systems of profiles/lora/s-lora.csv that run as published; the others are parts of S-LoRA switched off."""
+
+SATURATED = 0.93
+"""Share of the request rate below which a run counts as saturated: its throughput is the largest one."""
+
+
+def lora_cells() -> list[dict[str, str]]:
+    """Return the runs with many adapters (A10G) as rows of points, with what was measured."""
+    found = []
+    with (DATA.parents[2] / "profiles" / "lora" / "s-lora.csv").open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            if row["system"] not in LORA_ENGINES or not row["num_adapters"] or not row["input_range"]:
+                continue
+            lengths = [np.mean([float(end) for end in row[name].strip("[]").split(",")]) for name in LENGTHS]
+            found.append(
+                {
+                    "source": "s-lora",
+                    "model": row["base_model"],
+                    "gpu": row["gpu"],
+                    "gpu_count": "1",
+                    "tp": "1",
+                    "engine": LORA_ENGINES[row["system"]],
+                    "precision": "fp16",
+                    "input_tokens": str(lengths[0]),
+                    "output_tokens": str(lengths[1]),
+                    "length_dist": "varied",
+                    "load_kind": "request_rate",
+                    "concurrency_or_rate": row["request_rate"],
+                    "num_adapters": row["num_adapters"],
+                    "adapter_rank": row["lora_ranks"],
+                    "zipf_alpha": row["zipf_alpha"],
+                    "throughput_req_s": row["throughput_req_s"],
+                }
+            )
+    return found
+
+
+LENGTHS = ("input_range", "output_range")
+
+
+def lora_rows(params: EstimatorParams) -> list[Row]:
+    """Return the saturated runs with many adapters as offline maxima."""
+    cells = [
+        row | {"load_kind": "offline_max", "concurrency_or_rate": ""}
+        for row in lora_cells()
+        if float(row["throughput_req_s"]) < SATURATED * float(row["concurrency_or_rate"])
+    ]
+    found, _ = calibration.read_measurements(cells, params)
+    return [Row(row, measurement) for row, measurement in zip(cells, found, strict=True)]
 
 
 def load_rows(params: EstimatorParams) -> list[Row]:

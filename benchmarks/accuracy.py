@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import _accuracy_tables as tables
-from _accuracy_fit import Row, bare, fit_engines, fit_power, is_fitted_here, load_rows
+from _accuracy_fit import Row, bare, fit_engines, fit_power, is_fitted_here, load_rows, lora_rows
 from _report import machine, write_section
 
 from planner.profilers.efficiency import default_params
@@ -93,8 +93,13 @@ def fit() -> None:
     """Fit everything and write it: factors of the engines, power, and the errors of what was left out."""
     params = default_params()
     rows = load_rows(params)
-    _, values = fit_engines(rows, bare(params))
-    write_rows("efficiency.csv", ("parameter", "scope"), parameter_rows(values, rows), is_stale=is_fitted_here)
+    _, values = fit_engines([*rows, *lora_rows(params)], bare(params))
+    write_rows(
+        "efficiency.csv",
+        ("parameter", "scope"),
+        parameter_rows(values, [*rows, *lora_rows(params)]),
+        is_stale=is_fitted_here,
+    )
     write_rows("power.csv", ("parameter", "scope"), power_rows(rows))
     write_rows("estimate_error.csv", ("metric", "case"), tables.error_rows(tables.measure(rows, params)))
 
@@ -126,15 +131,20 @@ def report() -> str:
         "",
         *tables.coverage(errors, params),
         "",
-        "Tokens per dollar: which of two GPUs gives more for the same model, engine and request size, at the cheapest",
-        "on-demand prices of the bundled catalog:",
+        "Tokens per dollar: which of two GPUs gives more for the same model, engine and request size, at the",
+        "cheapest on-demand prices of the bundled catalog:",
         "",
         *tables.ordering(errors),
         "",
-        "Calibration: a GPU is left out of the fit, and `gpuplan profile calibrate` gets three of its points (at 20%, 50%",
-        "and 80% of the table); errors of the throughput of the others:",
+        "Calibration: a GPU is left out of the fit, and `gpuplan profile calibrate` gets three of its points (at",
+        "20%, 50% and 80% of the table); errors of the throughput of the others:",
         "",
         *tables.recalibrated(errors, params),
+        "",
+        "Many LoRA adapters on one A10G (profiles/lora, S-LoRA and vLLM with a copy per adapter), requests/s served at the",
+        "request rate; the fit's own rows:",
+        "",
+        *tables.lora(params),
         "",
         f"1000 points take {seconds:.2f} s ({machine()}).",
     ]

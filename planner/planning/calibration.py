@@ -45,6 +45,7 @@ PRIOR_SD: Mapping[str, float] = {
     "link_factor": 0.4,
     "request_overhead_s": 0.7,
     "output_reserve_fraction": 0.1,
+    "adapter_overhead_s": 1.0,
     "turnover_wait": 1.0,
     "burst_share": 0.7,
     "bandwidth_fraction": 0.15,

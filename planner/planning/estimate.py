@@ -97,6 +97,7 @@ def cases(questions: Sequence[Question]) -> list[Case]:
             config=question.config,
             input_tokens=max(1.0, question.input_tokens / question.beams),
             output_tokens=question.output_tokens,
+            adapters=question.adapters,
         )
         for question in questions
     ]

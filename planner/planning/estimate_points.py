@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from planner.catalog.gpus import load_gpus
-from planner.catalog.models import load_model
+from planner.catalog.models import list_models, load_model
 from planner.domain.hardware import EngineConfig
 from planner.domain.model import MixerKind
 from planner.domain.precision import BYTES_PER_PARAMETER, weight_bytes
@@ -18,8 +18,9 @@ from planner.errors import PlannerError
 from planner.files.bundled import bundled
 from planner.files.slo import parse_slo
 from planner.profilers import roofline
+from planner.profilers.adapters import DEFAULT_RANK, Adapters, adapter_load
 from planner.profilers.efficiency import ENGINES, engine_family
-from planner.profilers.eras import UNSTATED_VERSION
+from planner.profilers.eras import UNSTATED_VERSION, version_key
 from planner.profilers.support import unsupported
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ LOAD_KINDS = ("offline_max", "static_batch", "concurrency", "request_rate", "poi
 STATUS_OK = "ok"
 MAX_SEQUENCES = 2048
 """Sequences at once where a published run does not tell its limit (TensorRT-LLM's default of the build)."""
+
+SEQUENCES_OF = {"peft": 2}
+"""The same of engines without batching across adapters: hardly more than one request at a time."""
 
 FIXED_WORDS = ("fixed", "constant", "static")
 """Words in length_dist that say that all requests are alike."""
@@ -95,6 +99,7 @@ class Question:
     load: float
     """Of the whole configuration: clients, batch or requests/s; 0 where the load kind has none."""
     slos: tuple[Slo, ...] = ()
+    adapters: Adapters | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -148,18 +153,19 @@ def read_question(row: Mapping[str, str], params: EstimatorParams) -> Question:
     """
     cells = {key: (value or "").strip() for key, value in row.items() if key}
     notes: list[str] = []
-    model, gpu = _model(cells), _gpu(cells, notes)
+    model, gpu = _model(cells, notes), _gpu(cells, notes)
     benchmark = benchmark_of(cells.get("length_dist", ""), model)
     sizes = _sizes(cells, benchmark, notes)
     kind, load = _load(cells, notes)
     engine = _engine(cells, gpu, notes)
     precision = _precision(cells, model, gpu, notes)
+    most = SEQUENCES_OF.get(engine_family(engine), MAX_SEQUENCES)
     config = EngineConfig(
         engine=engine,
         engine_version=_version(cells, kind, notes),
         precision=precision,
         kv_precision=_kv_precision(engine, precision, gpu),
-        max_num_seqs=max(MAX_SEQUENCES, math.ceil(load) if kind == "static_batch" else 0),
+        max_num_seqs=max(most, math.ceil(load) if kind == "static_batch" else 0),
     )
     slos = _slos(cells, benchmark, notes) if kind == "poisson_max_under_slo" else ()
     question = Question(
@@ -174,6 +180,7 @@ def read_question(row: Mapping[str, str], params: EstimatorParams) -> Question:
         load_kind=kind,
         load=load,
         slos=slos,
+        adapters=_adapters(cells, config, notes),
     )
     question = _spread(question, cells, params, notes)
     if _shares_caches(question, cells):
@@ -185,14 +192,50 @@ def read_question(row: Mapping[str, str], params: EstimatorParams) -> Question:
     return replace(question, notes=tuple(notes))
 
 
-def _model(cells: Mapping[str, str]) -> ModelArchitecture:
+def _model(cells: Mapping[str, str], notes: list[str]) -> ModelArchitecture:
+    """Return the model that a row names; an unknown checkpoint of a known model is read as that model."""
     name = cells.get("model", "")
     if not name:
         raise CannotEstimate("unknown_model", "no model is named")
     try:
         return load_model(name)
     except PlannerError as error:
-        raise CannotEstimate("unknown_model", str(error)) from error
+        unknown = error
+    shorter = name.replace("_", "-").replace(" ", "-").rpartition("/")[2]
+    while (trimmed := CHECKPOINT_WORD.sub("", shorter)) != shorter:
+        shorter = trimmed
+        try:
+            found = load_model(shorter)
+        except PlannerError:
+            continue
+        notes.append(f"{name} read as {found.name}")
+        return found
+    nearest = _containing(name)
+    if nearest is None:
+        raise CannotEstimate("unknown_model", str(unknown)) from unknown
+    notes.append(f"{name} read as {nearest}")
+    return load_model(nearest)
+
+
+@cache
+def _containing(name: str) -> str | None:
+    """Return the library model with the shortest name that contains `name`, letters and digits alone; None if none."""
+    wanted = "".join(filter(str.isalnum, name.rpartition("/")[2])).lower()
+    names = {model.name: "".join(filter(str.isalnum, model.name)).lower() for model in list_models()}
+    found = [full for full, plain in names.items() if len(wanted) >= LEAST_LETTERS and wanted in plain]
+    return min(found, key=lambda full: (len(full), full), default=None)
+
+
+LEAST_LETTERS = 5
+"""Shorter names could be part of too many others."""
+
+
+CHECKPOINT_WORD = re.compile(
+    r"^(?:meta-)|-(?:instruct|chat|hf|it|base|preview|thinking|fp8|fp4|nvfp4|mxfp4|bf16|fp16|awq|gptq|int4|int8|w4a16|w8a8"
+    r"|kv|dynamic|static|block|\d{4}|v\d(?:\.\d)?)$",
+    re.IGNORECASE,
+)
+"""What published names add to a model's: its tuning, number format or date."""
 
 
 def _gpu(cells: Mapping[str, str], notes: list[str]) -> GpuSpec:
@@ -303,6 +346,12 @@ def _version(cells: Mapping[str, str], kind: str, notes: list[str]) -> str:
 
 def _precision(cells: Mapping[str, str], model: ModelArchitecture, gpu: GpuSpec, notes: list[str]) -> str:
     text = cells.get("precision", "").lower()
+    if text in {"", "nan", "none", "auto"}:
+        text = ""
+        named = next((name for word, name in WORDS_OF_PRECISION if f"-{word}" in cells["model"].lower()), "")
+        if named:
+            notes.append(f"precision {named} as the model's name says")
+            return named
     found = next((name for word, name in WORDS_OF_PRECISION if word in text), "")
     if text and not found:
         raise CannotEstimate("bad_value", f"precision {cells['precision']!r} is not known")
@@ -353,6 +402,36 @@ def _spread(question: Question, cells: Mapping[str, str], params: EstimatorParam
     return found
 
 
+def _adapters(cells: Mapping[str, str], config: EngineConfig, notes: list[str]) -> Adapters | None:
+    """Return the adapters that a row asks for; None without any."""
+    count = _number(cells, "num_adapters")
+    if not count:
+        return None
+    if count < 0 or not math.isfinite(count):
+        raise CannotEstimate("bad_value", f"num_adapters {count:g}")
+    rank, alpha = _mean_of(cells.get("adapter_rank", "")), _number(cells, "zipf_alpha")
+    version = version_key(config.engine_version)
+    is_packed = "packed" in config.engine.lower() or (
+        engine_family(config.engine) == "vllm" and (0,) < version < (0, 3)
+    )
+    if rank is None:
+        notes.append(f"adapter_rank not told: {DEFAULT_RANK:g} assumed")
+    kind = "a merged copy of the model for each" if is_packed else "one backbone for all"
+    notes.append(f"{count:g} adapters, {kind}")
+    return Adapters(
+        count=max(1.0, count),
+        rank=DEFAULT_RANK if rank is None else rank,
+        zipf_alpha=1.0 if alpha is None else max(0.0, alpha),
+        is_shared=not is_packed,
+    )
+
+
+def _mean_of(text: str) -> float | None:
+    """Return the mean of the numbers in a text such as "64/32/16/8"; None if there are none."""
+    numbers = [float(part) for part in re.findall(r"\d+(?:\.\d+)?", text)]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
 def _shares_caches(question: Question, cells: Mapping[str, str]) -> bool:
     """Return whether a latent cache, which tensor parallelism would copy to every rank, is shared out instead.
 
@@ -395,6 +474,11 @@ def misfit_of(question: Question, params: EstimatorParams) -> str:
     if config.pipeline_parallel > question.model.n_layers:
         return f"{config.pipeline_parallel} pipeline stages for {question.model.n_layers} layers"
     memory = roofline.replica_memory(question.model, question.gpu, config, params)
+    copies = question.adapters if question.adapters and not question.adapters.is_shared else None
+    if memory.kv_bytes > 0 and copies is not None:
+        taken = adapter_load(question.model, config, copies, copies.count).memory_bytes
+        if taken >= memory.kv_bytes:
+            return f"{copies.count:g} merged copies of the weights do not fit {config.gpus_per_replica} x {question.gpu.name}"
     if memory.kv_bytes <= 0:
         total = weight_bytes(question.model, config.precision)
         return (

@@ -54,6 +54,8 @@ ENGINE_FAMILIES = {
     "dynamo-trtllm": "tensorrt-llm",
     "dynamo-sglang": "sglang",
     "dynamo-vllm": "vllm",
+    "hf-peft": "peft",
+    "huggingface-peft": "peft",
 }
 """Other spellings of an engine's family; measurements count for the same family only."""
 
@@ -135,6 +137,8 @@ class Efficiency:
     """Per request before its prefill: HTTP, tokenising, scheduling."""
     output_reserve_fraction: float
     """Of a request's output: the part that the KV cache must have room for when it starts."""
+    adapter_overhead_s: float
+    """Per engine step and layer: the small products of LoRA adapters, where there are any."""
     turnover_wait: float
     """In a closed loop: how many completions of other requests a new one waits for before its prefill."""
     burst_share: float
@@ -216,6 +220,7 @@ class EstimatorParams:
             routing_overhead_s=of_engine("routing_overhead_s"),
             request_overhead_s=of_engine("request_overhead_s"),
             output_reserve_fraction=of_engine("output_reserve_fraction"),
+            adapter_overhead_s=of_engine("adapter_overhead_s"),
             turnover_wait=of_engine("turnover_wait"),
             burst_share=of_engine("burst_share"),
             split_fraction=of_engine("split_fraction"),

@@ -6,12 +6,13 @@ search runs on all of them together: a thousand points take as long as a few hun
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.profilers.roofline import engine_efficiency, stack_steps, step_model
+from planner.profilers.adapters import adapter_load
+from planner.profilers.roofline import engine_efficiency, replica_memory, stack_steps, step_model
 from planner.profilers.steady import SMALLEST_LOAD, Load, Replica, make_replica, steady_state, tail
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from planner.domain.hardware import EngineConfig, GpuSpec
     from planner.domain.model import ModelArchitecture
+    from planner.profilers.adapters import Adapters
     from planner.profilers.efficiency import Efficiency, EstimatorParams
     from planner.profilers.roofline import Array, StepModel
 
@@ -40,6 +42,7 @@ class Case:
     config: EngineConfig
     input_tokens: float
     output_tokens: float
+    adapters: Adapters | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +77,9 @@ def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Repl
     ------
     ValueError: if a model cannot run on its GPU because of its number formats.
     """
-    groups: dict[tuple[int, str, EngineConfig], list[int]] = {}
+    groups: dict[tuple[int, str, EngineConfig, Adapters | None], list[int]] = {}
     for index, case in enumerate(cases):
-        groups.setdefault((id(case.model), case.gpu.name, case.config), []).append(index)
+        groups.setdefault((id(case.model), case.gpu.name, case.config, case.adapters), []).append(index)
     parts: list[Replica] = []
     steps: list[StepModel] = []
     habits: list[Efficiency] = []
@@ -86,8 +89,11 @@ def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Repl
         made = make_replica(
             first.model, first.gpu, first.config, input_tokens=sizes[:, 0], output_tokens=sizes[:, 1], params=params
         )
+        own = step_model(first.model, first.gpu, first.config, params)
+        if first.adapters is not None:
+            made, own = _with_adapters(made, own, first, params)
         parts.append(made)
-        steps.append(step_model(first.model, first.gpu, first.config, params))
+        steps.append(own)
         habits.append(engine_efficiency(first.gpu, first.config, params))
     counts = [len(indices) for indices in groups.values()]
     order = np.argsort(np.concatenate([np.array(indices) for indices in groups.values()]), kind="stable")
@@ -114,6 +120,25 @@ def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Repl
         turnover_wait=np.repeat([habit.turnover_wait for habit in habits], counts)[order],
         burst_share=np.repeat([habit.burst_share for habit in habits], counts)[order],
     )
+
+
+def _with_adapters(
+    replica: Replica, steps: StepModel, case: Case, params: EstimatorParams
+) -> tuple[Replica, StepModel]:
+    """Return the replica and its steps with what the adapters of a full batch take of the cache and of each step."""
+    adapters = case.adapters
+    if adapters is None:
+        return replica, steps
+    efficiency = engine_efficiency(case.gpu, case.config, params)
+    room = replica_memory(case.model, case.gpu, case.config, params).kv_bytes
+    slots = float(replica.slots.mean())
+    taken = adapter_load(case.model, case.config, adapters, slots).memory_bytes
+    left = max(0.0, 1.0 - taken / room)
+    read = adapter_load(case.model, case.config, adapters, max(1.0, slots * left)).read_bytes
+    rate = case.gpu.bandwidth_bytes_per_s * efficiency.bandwidth_fraction
+    overhead = case.model.n_layers * efficiency.adapter_overhead_s if adapters.is_shared else 0.0
+    slower = replace(steps, dense_read_s=steps.dense_read_s + read / rate, overhead_s=steps.overhead_s + overhead)
+    return replace(replica, slots=np.maximum(np.floor(replica.slots * left), 1.0)), slower
 
 
 def static_batches(replica: Replica, batch: Array) -> Points:
