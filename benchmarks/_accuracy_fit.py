@@ -23,9 +23,10 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "vllm@unstated": ENGINE_RECIPE,
     "tensorrt-llm@unstated": ENGINE_RECIPE,
     "deepspeed-mii@unstated": ENGINE_RECIPE,
-    "vllm@2023": ENGINE_RECIPE,
     # CUDA graphs launch whole steps: what is left per step is the scheduler's own loop.
     "vllm@2024": tuple(name for name in ENGINE_RECIPE if name != "layer_overhead_s"),
+    # After 2024's, whose parameters it starts from.
+    "vllm@2023": ENGINE_RECIPE,
     "tensorrt-llm@pytorch": (
         "step_overhead_s",
         "sequence_overhead_s",
@@ -156,8 +157,9 @@ def fit_engines(rows: Iterable[Row], params: EstimatorParams) -> tuple[Estimator
     values: dict[tuple[str, str], float] = {}
     for era, names in RECIPES.items():
         if era in by_era:
-            values |= calibration.fit(by_era[era], [(name, era) for name in names], params).values
-    return replace(params, table={**params.table, **values}), values
+            found = calibration.fit(by_era[era], [(name, era) for name in names], params)
+            values, params = values | dict(found.values), found.params
+    return params, values
 
 
 def bare(params: EstimatorParams) -> EstimatorParams:
@@ -231,11 +233,10 @@ def leave_out(rows: list[Row], key: Callable[[Row], str], base: Callable[[str], 
         start = base(left_out)
         touched = {row.era for row, own in zip(rows, keys, strict=True) if own == left_out}
         others = [row for row, own in zip(rows, keys, strict=True) if own != left_out and row.era in touched]
-        values = fit_engines(others, start)[1]
         if id(start) not in whole:
             whole[id(start)] = fit_engines(rows, start)[1]
-        values |= {at: value for at, value in whole[id(start)].items() if at[1] not in touched}
-        fitted = replace(start, table={**start.table, **values})
+        untouched = {at: value for at, value in whole[id(start)].items() if at[1] not in touched}
+        fitted, _ = fit_engines(others, replace(start, table={**start.table, **untouched}))
         indices = [index for index, own in enumerate(keys) if own == left_out]
         found[indices] = calibration.estimates([rows[i].measurement.question for i in indices], fitted)
     return found

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 METRICS = ("throughput", "ttft", "tpot")
 TPOT_BOUNDS_S = (0.02, 0.04, 0.1)
+NOISE = 0.1
+"""Gaps below this are within the spread between engine versions."""
 LEFT_OUT = ("in-sample", "GPU left out", "model left out")
 
 
@@ -252,14 +254,21 @@ def _stub(row: Row) -> Estimate:
 def ordering(errors: Errors) -> list[str]:
     """Return how often the GPU with more tokens per dollar is named right, from estimates with the GPU left out."""
     prices = _prices()
-    lines = ["| objective | pairs of GPUs | right, in-sample | right, GPU left out | right, model left out |"]
-    lines.append("|---|---|---|---|---|")
+    lines = [
+        "| objective | pairs of GPUs | right, in-sample | GPU left out | model left out "
+        "| pairs more than 10% apart | right, in-sample | GPU left out | model left out |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for bound_s in (None, *TPOT_BOUNDS_S):
-        counts = {name: _pairs(errors, name, bound_s, prices) for name in LEFT_OUT}
-        n_pairs = len(counts["in-sample"])
-        if n_pairs:
+        counts = {name: np.array(_pairs(errors, name, bound_s, prices)) for name in LEFT_OUT}
+        if len(counts["in-sample"]):
             text = "none: largest throughput" if bound_s is None else f"time per token <= {bound_s * 1e3:g} ms"
-            lines.append(f"| {text} | {n_pairs} | {' | '.join(f'{np.mean(counts[name]):.0%}' for name in LEFT_OUT)} |")
+            apart = {name: found[found[:, 1] > NOISE] for name, found in counts.items()}
+            cells = [
+                f"{len(part['in-sample'])} | {' | '.join(f'{part[name][:, 0].mean():.0%}' for name in LEFT_OUT)}"
+                for part in (counts, apart)
+            ]
+            lines.append(f"| {text} | {' | '.join(cells)} |")
     return lines
 
 
@@ -272,8 +281,9 @@ def _prices() -> dict[str, float]:
     return prices
 
 
-def _pairs(errors: Errors, name: str, bound_s: float | None, prices: dict[str, float]) -> list[bool]:
-    """Return for every pair of GPUs with the same work whether the better one per dollar is named right."""
+def _pairs(errors: Errors, name: str, bound_s: float | None, prices: dict[str, float]) -> list[tuple[bool, float]]:
+    """Return for pairs of GPUs with the same work whether the better one per dollar is named right, and by how much
+    it is better."""
     sweeps: dict[tuple, dict[str, list[tuple[float, float, float, float]]]] = {}
     for row, ratios in zip(errors.rows, errors.ratios[name], strict=True):
         question, ratio = row.measurement.question, ratios[0]
@@ -289,7 +299,8 @@ def _pairs(errors: Errors, name: str, bound_s: float | None, prices: dict[str, f
         values = [(_per_dollar(rows, bound_s, 0), _per_dollar(rows, bound_s, 1)) for rows in found.values()]
         for one, other in combinations(values, 2):
             if one[0] > 0 and other[0] > 0:
-                right.append(bool((one[0] > other[0]) == (one[1] > other[1])))
+                gap = max(one[0], other[0]) / min(one[0], other[0]) - 1.0
+                right.append((bool((one[0] > other[0]) == (one[1] > other[1])), gap))
     return right
 
 
@@ -328,8 +339,7 @@ def recalibrated(errors: Errors, params: EstimatorParams) -> list[str]:
         base, _ = fit_engines(others, start)
         picked = [indices[round(place * (len(indices) - 1))] for place in (0.2, 0.5, 0.8)]
         three = [errors.rows[i].measurement for i in picked]
-        recipe, own = calibration.own_recipe(three, base)
-        fitted = calibration.fit(three, recipe, own, caution=calibration.CAUTION_WITH_FEW)
+        fitted = calibration.fit_own(three, base)
         rest = [i for i in indices if i not in picked]
         questions = [errors.rows[i].measurement.question for i in rest]
         measured = np.array([errors.rows[i].measurement.throughput for i in rest])

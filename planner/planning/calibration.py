@@ -10,7 +10,7 @@ import numpy as np
 from planner.planning.estimate import solve
 from planner.planning.estimate_points import CannotEstimate, Question, read_question
 from planner.profilers.efficiency import engine_family
-from planner.profilers.eras import engine_scopes
+from planner.profilers.eras import engine_scopes, newer_scopes
 from planner.profilers.fitting import fit_logs
 from planner.profilers.roofline import math_format
 
@@ -38,7 +38,7 @@ PRIOR_SD: Mapping[str, float] = {
     "bandwidth_factor": 0.1,
     "kv_bandwidth_factor": 0.3,
     "attention_factor": 0.3,
-    "step_overhead_s": 2.0,
+    "step_overhead_s": 1.0,
     "sequence_overhead_s": 1.0,
     "layer_overhead_s": 1.0,
     "allreduce_latency_factor": 0.7,
@@ -213,22 +213,45 @@ def _sd(parameter: str) -> float:
 
 
 def _start(parameter: str, scope: str, params: EstimatorParams) -> float:
-    value = params.value(parameter, scope, scope.partition("@")[0])
+    value = params.value(parameter, scope, *newer_scopes(scope))
     return value if value > 0 else PRIOR_START[parameter]
 
 
-CAUTION_WITH_FEW = 2.0
-"""`caution` for a user's own few points."""
+CAUTION_WITH_FEW = 3.0
+"""`caution` for a user's own few points, once a common factor has been taken out."""
 
 
-def own_recipe(
-    measurements: Sequence[Measurement], params: EstimatorParams
-) -> tuple[list[tuple[str, str]], EstimatorParams]:
-    """Return what a user's measurements are fitted for, and the parameters with those values as a start.
+def fit_own(measurements: Sequence[Measurement], params: EstimatorParams) -> Fitted:
+    """Return the parameters fitted to a user's own few measurements.
 
-    Of every GPU its matrix rates, bandwidths and attention, under the GPU's own name; of every engine its overheads,
-    on the vendor's GPUs. Everything else stays as it is.
+    Of every GPU its matrix rates, bandwidths and attention, under the GPU's own name; of every engine its overheads, on
+    the vendor's GPUs. Everything else stays as it is. A GPU that is slower than believed is mostly so in all respects:
+    first all of these are scaled by one factor, the median of measured / estimated speed, drawn towards 1 as if one
+    more measurement said so; then each of them is fitted.
+
+    Raises
+    ------
+    ValueError: if there is nothing to fit to.
     """
+    starts = _own_starts(measurements, params)
+    plain = replace(params, table={**params.table, **starts})
+    questions = [measurement.question for measurement in measurements]
+    slower = np.log(estimates(questions, plain) / np.array([measurement.values for measurement in measurements]))
+    slower *= np.array([1.0, -1.0, -1.0])
+    known = slower[:, [0, 2]][np.isfinite(slower[:, [0, 2]])] if np.isfinite(slower[:, [0, 2]]).any() else slower[:, 1]
+    known = known[np.isfinite(known)]
+    scale = float(np.exp(-np.median(known) * len(known) / (len(known) + 1.0))) if len(known) else 1.0
+    scaled = {key: value / scale if key[0].endswith("_s") else value * scale for key, value in starts.items()}
+    fitted = fit(
+        measurements,
+        list(scaled),
+        replace(params, table={**params.table, **scaled}),
+        caution=CAUTION_WITH_FEW,
+    )
+    return replace(fitted, before=_median_error(slower[np.isfinite(slower)]))
+
+
+def _own_starts(measurements: Sequence[Measurement], params: EstimatorParams) -> dict[tuple[str, str], float]:
     starts: dict[tuple[str, str], float] = {}
     for measurement in measurements:
         question = measurement.question
@@ -239,4 +262,4 @@ def own_recipe(
         scopes = engine_scopes(engine_family(config.engine), config.engine_version, gpu.vendor)
         for parameter in ("step_overhead_s", "sequence_overhead_s"):
             starts[parameter, scopes[0]] = params.value(parameter, *scopes)
-    return list(starts), replace(params, table={**params.table, **starts})
+    return starts

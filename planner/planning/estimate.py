@@ -98,6 +98,8 @@ def cases(questions: Sequence[Question]) -> list[Case]:
             input_tokens=max(1.0, question.input_tokens / question.beams),
             output_tokens=question.output_tokens,
             adapters=question.adapters,
+            offload=question.offload,
+            drafting=question.drafting,
         )
         for question in questions
     ]
@@ -121,6 +123,7 @@ def solve(kind: str, questions: Sequence[Question], params: EstimatorParams) -> 
             np.maximum(loads, 1.0),
             turnover_wait=habits.turnover_wait * in_turn,
             burst_share=habits.burst_share,
+            is_random=1.0 - in_turn,
         )
     elif kind == "request_rate":
         points, is_over = operating.open_loops(replica, loads)
@@ -136,7 +139,9 @@ def solve(kind: str, questions: Sequence[Question], params: EstimatorParams) -> 
     total = points.ttft_s + replica.decode_steps * points.tpot_s
     if kind in {"static_batch", "concurrency"}:
         points = replace(points, rate_rps=points.rate_rps * total / (total + habits.request_overhead_s))
-    return replica, replace(points, ttft_s=points.ttft_s + habits.request_overhead_s), is_over
+    per_step = np.array([1.0 if q.drafting is None else q.drafting.tokens_per_step for q in questions])
+    points = replace(points, ttft_s=points.ttft_s + habits.request_overhead_s, tpot_s=points.tpot_s / per_step)
+    return replica, points, is_over
 
 
 def _bounds(questions: Sequence[Question], metric: Metric) -> Array:

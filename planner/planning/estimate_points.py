@@ -22,6 +22,7 @@ from planner.profilers.adapters import DEFAULT_RANK, Adapters, adapter_load
 from planner.profilers.efficiency import ENGINES, engine_family
 from planner.profilers.eras import UNSTATED_VERSION, version_key
 from planner.profilers.support import unsupported
+from planner.profilers.variants import Drafting, Offload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,6 +101,8 @@ class Question:
     """Of the whole configuration: clients, batch or requests/s; 0 where the load kind has none."""
     slos: tuple[Slo, ...] = ()
     adapters: Adapters | None = None
+    offload: Offload | None = None
+    drafting: Drafting | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -181,6 +184,8 @@ def read_question(row: Mapping[str, str], params: EstimatorParams) -> Question:
         load=load,
         slos=slos,
         adapters=_adapters(cells, config, notes),
+        offload=_offload(cells, gpu, notes),
+        drafting=_drafting(cells, notes),
     )
     question = _spread(question, cells, params, notes)
     if _shares_caches(question, cells):
@@ -426,6 +431,32 @@ def _adapters(cells: Mapping[str, str], config: EngineConfig, notes: list[str]) 
     )
 
 
+def _offload(cells: Mapping[str, str], gpu: GpuSpec, notes: list[str]) -> Offload | None:
+    fraction, rate = _number(cells, "offload_fraction"), _number(cells, "offload_gb_s")
+    if not fraction:
+        return None
+    if not 0 < fraction <= 1 or (rate is not None and rate <= 0):
+        raise CannotEstimate("bad_value", f"offload_fraction {fraction:g}, offload_gb_s {rate}")
+    if rate is None:
+        rate = gpu.pcie_bytes_per_s * PCIE_FRACTION / 1e9
+        notes.append(f"offload over PCIe at {rate:.3g} GB/s assumed")
+    return Offload(fraction=fraction, bytes_per_s=rate * 1e9)
+
+
+PCIE_FRACTION = 0.8
+"""Of the data-sheet rate, in large copies: 25 of 31.5 GB/s over PCIe 4 (DeepSpeed Inference, SC 2022)."""
+
+
+def _drafting(cells: Mapping[str, str], notes: list[str]) -> Drafting | None:
+    tokens, acceptance = _number(cells, "draft_tokens"), _number(cells, "draft_acceptance")
+    if not tokens:
+        return None
+    if acceptance is None or not 0 <= acceptance <= 1 or tokens < 0:
+        raise CannotEstimate("bad_value", "draft_tokens need a draft_acceptance between 0 and 1")
+    notes.append(f"{tokens:g} drafted tokens per step; the draft's own cost is left out")
+    return Drafting(n_tokens=round(tokens), acceptance=acceptance)
+
+
 def _mean_of(text: str) -> float | None:
     """Return the mean of the numbers in a text such as "64/32/16/8"; None if there are none."""
     numbers = [float(part) for part in re.findall(r"\d+(?:\.\d+)?", text)]
@@ -474,12 +505,16 @@ def misfit_of(question: Question, params: EstimatorParams) -> str:
     if config.pipeline_parallel > question.model.n_layers:
         return f"{config.pipeline_parallel} pipeline stages for {question.model.n_layers} layers"
     memory = roofline.replica_memory(question.model, question.gpu, config, params)
+    resident = memory.kv_bytes
+    if question.offload is not None:
+        resident += question.offload.fraction * weight_bytes(question.model, config.precision) / config.gpus_per_replica
     copies = question.adapters if question.adapters and not question.adapters.is_shared else None
-    if memory.kv_bytes > 0 and copies is not None:
+    if resident > 0 and copies is not None:
         taken = adapter_load(question.model, config, copies, copies.count).memory_bytes
         if taken >= memory.kv_bytes:
-            return f"{copies.count:g} merged copies of the weights do not fit {config.gpus_per_replica} x {question.gpu.name}"
-    if memory.kv_bytes <= 0:
+            where = f"{config.gpus_per_replica} x {question.gpu.name}"
+            return f"{copies.count:g} merged copies of the weights do not fit {where}"
+    if resident <= 0:
         total = weight_bytes(question.model, config.precision)
         return (
             f"weights of {total / 1e9:.0f} GB in {config.precision} do not fit "

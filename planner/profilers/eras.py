@@ -62,3 +62,17 @@ def engine_scopes(family: str, version: str, vendor: str) -> tuple[str, ...]:
     eras = [f"{family}@{version.strip().lower()}"] if version and not key else []
     eras += [f"{family}@{era.name}" for era in load_eras().get(family, ()) if key and era.first <= key < era.before]
     return tuple(scope for name in (*eras, family) for scope in (f"{name}/{vendor.lower()}", name))
+
+
+def newer_scopes(scope: str) -> tuple[str, ...]:
+    """Return where the parameters of an engine's era are taken from that it has none of: newer eras, the family.
+
+    Examples
+    --------
+    >>> newer_scopes("vllm@2024"), newer_scopes("vllm")
+    (('vllm@v0', 'vllm'), ('vllm',))
+    """
+    family, _, name = scope.partition("@")
+    names = [era.name for era in load_eras().get(family, ())]
+    newer = names[names.index(name) + 1 :] if name in names else []
+    return (*(f"{family}@{each}" for each in newer), family)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.precision import weight_bytes
 from planner.profilers.adapters import adapter_load
-from planner.profilers.roofline import engine_efficiency, replica_memory, stack_steps, step_model
+from planner.profilers.roofline import engine_efficiency, kv_bytes_per_gpu, replica_memory, stack_steps, step_model
 from planner.profilers.steady import SMALLEST_LOAD, Load, Replica, make_replica, steady_state, tail
+from planner.profilers.variants import drafted_steps, offloaded_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from planner.profilers.adapters import Adapters
     from planner.profilers.efficiency import Efficiency, EstimatorParams
     from planner.profilers.roofline import Array, StepModel
+    from planner.profilers.variants import Drafting, Offload
 
 BISECTIONS = 36
 """Halvings of the logarithm of the load: the result is exact to 1e-9."""
@@ -43,6 +46,8 @@ class Case:
     input_tokens: float
     output_tokens: float
     adapters: Adapters | None = None
+    offload: Offload | None = None
+    drafting: Drafting | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +82,10 @@ def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Repl
     ------
     ValueError: if a model cannot run on its GPU because of its number formats.
     """
-    groups: dict[tuple[int, str, EngineConfig, Adapters | None], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for index, case in enumerate(cases):
-        groups.setdefault((id(case.model), case.gpu.name, case.config, case.adapters), []).append(index)
+        alike = (id(case.model), case.gpu.name, case.config, case.adapters, case.offload, case.drafting)
+        groups.setdefault(alike, []).append(index)
     parts: list[Replica] = []
     steps: list[StepModel] = []
     habits: list[Efficiency] = []
@@ -90,8 +96,13 @@ def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Repl
             first.model, first.gpu, first.config, input_tokens=sizes[:, 0], output_tokens=sizes[:, 1], params=params
         )
         own = step_model(first.model, first.gpu, first.config, params)
+        if first.offload is not None:
+            made, own = _with_offload(made, own, first, params)
         if first.adapters is not None:
             made, own = _with_adapters(made, own, first, params)
+        if first.drafting is not None:
+            own = drafted_steps(own, first.drafting)
+            made = replace(made, decode_steps=made.decode_steps / first.drafting.tokens_per_step)
         parts.append(made)
         steps.append(own)
         habits.append(engine_efficiency(first.gpu, first.config, params))
@@ -120,6 +131,28 @@ def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Repl
         turnover_wait=np.repeat([habit.turnover_wait for habit in habits], counts)[order],
         burst_share=np.repeat([habit.burst_share for habit in habits], counts)[order],
     )
+
+
+def _with_offload(replica: Replica, steps: StepModel, case: Case, params: EstimatorParams) -> tuple[Replica, StepModel]:
+    """Return the replica and its steps with a part of the weights elsewhere: slower steps, more room."""
+    if case.offload is None:
+        return replica, steps
+    freed = freed_bytes(case)
+    memory = replica_memory(case.model, case.gpu, case.config, params)
+    kept = (
+        replica.input_tokens
+        + (replica.decode_steps + 1.0) * engine_efficiency(case.gpu, case.config, params).output_reserve_fraction
+    )
+    room = max(memory.kv_bytes + freed, 0.0)
+    slots = np.floor(room / kv_bytes_per_gpu(case.model, case.config, kept, is_read=False))
+    slots = np.clip(slots, 1.0, case.config.max_num_seqs)
+    return replace(replica, slots=slots), offloaded_steps(steps, case.model, case.config, case.offload)
+
+
+def freed_bytes(case: Case) -> float:
+    """Return the bytes of weights that each GPU of a replica does not hold."""
+    fraction = 0.0 if case.offload is None else case.offload.fraction
+    return fraction * weight_bytes(case.model, case.config.precision) / case.config.gpus_per_replica
 
 
 def _with_adapters(
@@ -186,15 +219,27 @@ def saturated(replica: Replica) -> Points:
     return _points(load, tpot_s=load.mean_step_s)
 
 
-def closed_loops(replica: Replica, concurrency: Array, *, turnover_wait: Array, burst_share: Array) -> Points:
+def closed_loops(
+    replica: Replica, concurrency: Array, *, turnover_wait: Array, burst_share: Array, is_random: Array
+) -> Points:
     """Return the points at which so many requests are always under way, each replaced as soon as it ends.
 
     `turnover_wait`: completions that a new request waits for (each takes 1 / rate). `burst_share`: part of the requests
-    that come all at once when a run starts; they wait for half of the prefills of the whole batch in the mean. Clients
-    beyond the slots wait: the rate stays, and TTFT takes up the rest (Little's law).
+    that come all at once when a run starts; they wait for half of the prefills of the whole batch in the mean.
+    `is_random`: 1 where lengths differ, so that prompts meet by chance and wait for each other, in the mean for those
+    of half of the clients at most. Clients beyond the slots wait: the rate stays, and TTFT takes up the rest (Little's
+    law).
     """
     wanted = np.minimum(concurrency, replica.slots)
-    load = _largest(replica, lambda at: at.occupancy <= wanted)
+
+    def meeting_s(at: Load) -> Array:
+        is_stable = np.isfinite(at.prefill_wait_s)
+        service = np.where(is_stable, at.prefill_wait_s, 0.0) * (1.0 - at.prefill_utilisation)
+        wait = np.where(is_stable, np.minimum(at.prefill_wait_s, wanted / 2 * service), np.inf)
+        waited: Array = np.where(is_random > 0, at.prefill_utilisation * wait, 0.0)
+        return waited
+
+    load = _largest(replica, lambda at: at.occupancy + at.rate_rps * meeting_s(at) <= wanted)
     queued = np.maximum(concurrency / load.rate_rps - replica.decode_steps * load.mean_step_s, 0.0)
     burst = static_batches(replica, wanted).ttft_s / 2
     ttft = queued + turnover_wait * np.where(wanted > 1.0, 1.0 / load.rate_rps, 0.0)

@@ -48,8 +48,7 @@ def command(
             hint="Rows need throughput_output_tok_s, throughput_req_s, ttft_mean_ms or tpot_mean_ms.",
             where=Where(path=str(measured)),
         )
-    recipe, start = calibration.own_recipe(found, params)
-    fitted = calibration.fit(found, recipe, start, caution=calibration.CAUTION_WITH_FEW)
+    fitted = calibration.fit_own(found, params)
     console.note(
         f"{fitted.n_values} measured values of {len(found)} points: "
         f"median error {fitted.before:.0%} before, {fitted.after:.0%} after"
