@@ -128,12 +128,7 @@ def solve(kind: str, questions: Sequence[Question], params: EstimatorParams) -> 
     elif kind == "request_rate":
         points, is_over = operating.open_loops(replica, loads)
     elif kind == "poisson_max_under_slo":
-        points = operating.under_objectives(
-            replica,
-            ttft_s=_bounds(questions, Metric.TTFT),
-            tpot_s=_bounds(questions, Metric.TPOT),
-            e2e_s=_bounds(questions, Metric.E2E),
-        )
+        points = operating.under_objectives(replica, _bounds(questions))
     else:
         points = operating.saturated(replica)
     total = points.ttft_s + replica.decode_steps * points.tpot_s
@@ -144,10 +139,27 @@ def solve(kind: str, questions: Sequence[Question], params: EstimatorParams) -> 
     return replica, points, is_over
 
 
-def _bounds(questions: Sequence[Question], metric: Metric) -> Array:
-    return np.array(
-        [min((slo.bound_s for slo in question.slos if slo.metric is metric), default=np.inf) for question in questions]
-    )
+def _bounds(questions: Sequence[Question]) -> list[operating.Bounds]:
+    """Return the objectives of the questions, one for each statistic that any of them is stated for."""
+    percentiles = {slo.percentile for question in questions for slo in question.slos}
+
+    def bound(question: Question, metric: Metric, percentile: float | None) -> float:
+        own = (slo.bound_s for slo in question.slos if (slo.metric, slo.percentile) == (metric, percentile))
+        return min(own, default=np.inf)
+
+    found = []
+    for percentile in percentiles:
+        ttft, tpot, e2e = (
+            np.array([bound(question, metric, percentile) for question in questions])
+            for metric in (Metric.TTFT, Metric.TPOT, Metric.E2E)
+        )
+        level = None if percentile is None else max(percentile / 100.0, LOWEST_LEVEL)
+        found.append(operating.Bounds(level=level, ttft_s=ttft, tpot_s=tpot, e2e_s=e2e))
+    return found
+
+
+LOWEST_LEVEL = 0.5
+"""Objectives on lower percentiles are held as if they were on the median."""
 
 
 def _answers(kind: str, questions: Sequence[Question], params: EstimatorParams) -> list[Answer]:

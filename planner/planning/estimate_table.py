@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from planner.errors import InputError, Where
 from planner.planning.estimate import STATISTICS
 from planner.planning.estimate_points import REQUIRED
+from planner.profilers.efficiency import ENGINES, engine_family
 from planner.profilers.interval import Band, band
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def novelties_of(estimate: Estimate, params: EstimatorParams) -> tuple[str, ...]
     if not params.is_fitted(question.gpu):
         found.append("new_gpu")
     if not params.is_engine_fitted(question.config.engine):
-        found.append("new_engine")
+        known = engine_family(question.config.engine) in ENGINES
+        found.append("borrowed_engine" if known else "new_engine")
     if any(group.n_experts or group.state_bytes_per_sequence for group in question.model.layers):
         found.append("new_kind_of_model")
     if question.config.gpus_per_replica > LARGEST_FITTED_REPLICA or question.config.pipeline_parallel > 1:

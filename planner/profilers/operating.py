@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 BISECTIONS = 36
 """Halvings of the logarithm of the load: the result is exact to 1e-9."""
 
-SLO_PERCENTILE = 0.99
-"""Objectives on percentiles are held at this one, as MLPerf and most operators state theirs."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -260,13 +257,27 @@ def open_loops(replica: Replica, rate_rps: Array) -> tuple[Points, NDArray[np.bo
     return _points(load, tpot_s=load.tpot_s), is_over
 
 
-def under_objectives(replica: Replica, *, ttft_s: Array, tpot_s: Array, e2e_s: Array) -> Points:
-    """Return the points of the largest Poisson rate at which the p99 of every metric is within its bound."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """The objectives on one statistic; arrays of shape (cases,), infinite where there is none."""
+
+    level: float | None
+    """Between 0 and 1; None = the mean."""
+    ttft_s: Array
+    tpot_s: Array
+    e2e_s: Array
+
+
+def under_objectives(replica: Replica, bounds: Sequence[Bounds]) -> Points:
+    """Return the points of the largest Poisson rate at which every statistic is within its bounds."""
 
     def holds(at: Load) -> NDArray[np.bool_]:
-        late = tail(replica, at, SLO_PERCENTILE)
-        met = (late.ttft_s <= ttft_s) & (late.tpot_s <= tpot_s) & (at.occupancy <= replica.slots)
-        return np.asarray(met & (late.ttft_s + replica.decode_steps * late.tpot_s <= e2e_s))
+        met = at.occupancy <= replica.slots
+        for bound in bounds:
+            late = at if bound.level is None else tail(replica, at, bound.level)
+            total = late.ttft_s + replica.decode_steps * late.tpot_s
+            met = met & (late.ttft_s <= bound.ttft_s) & (late.tpot_s <= bound.tpot_s) & (total <= bound.e2e_s)
+        return np.asarray(met)
 
     load = _largest(replica, holds)
     return _points(load, tpot_s=load.tpot_s)

@@ -206,6 +206,16 @@ def test_looser_objectives_never_lower_the_rate(bound_ms, factor):
     assert loose >= tight * (1 - 1e-6)
 
 
+def test_an_objective_on_the_mean_allows_more_than_one_on_the_p99():
+    rows = [
+        {**ROW, "load_kind": "poisson_max_under_slo", "slo": f"tpot {statistic} <= 15ms"}
+        for statistic in ("p99", "p50", "mean")
+    ]
+    late, middle, mean = (answer.estimate.rate_rps for answer in estimate_rows(rows, PARAMS))
+    assert late < middle
+    assert late < mean
+
+
 def test_replicas_side_by_side_multiply_the_rate():
     alone, eight = (one(load_kind="offline_max", gpu_count=n).estimate for n in ("1", "8"))
     assert eight.rate_rps == pytest.approx(8 * alone.rate_rps)
