@@ -238,8 +238,9 @@ def fit_own(measurements: Sequence[Measurement], params: EstimatorParams) -> Fit
     questions = [measurement.question for measurement in measurements]
     slower = np.log(estimates(questions, plain) / np.array([measurement.values for measurement in measurements]))
     slower *= np.array([1.0, -1.0, -1.0])
-    known = slower[:, [0, 2]][np.isfinite(slower[:, [0, 2]])] if np.isfinite(slower[:, [0, 2]]).any() else slower[:, 1]
-    known = known[np.isfinite(known)]
+    throughput, ttft, tpot = slower.T
+    best = np.where(np.isfinite(throughput), throughput, np.where(np.isfinite(tpot), tpot, ttft))
+    known = best[np.isfinite(best)]
     scale = float(np.exp(-np.median(known) * len(known) / (len(known) + 1.0))) if len(known) else 1.0
     scaled = {key: value / scale if key[0].endswith("_s") else value * scale for key, value in starts.items()}
     fitted = fit(

@@ -47,7 +47,6 @@ SEQUENCES_OF = {"peft": 2}
 FIXED_WORDS = ("fixed", "constant", "static")
 """Words in length_dist that say that all requests are alike."""
 
-NATIVE_PRECISIONS = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float8": "fp8", "fp4": "nvfp4"}
 WORDS_OF_PRECISION = (
     ("nvfp4", "nvfp4"),
     ("mxfp4", "mxfp4"),
@@ -360,8 +359,9 @@ def _precision(cells: Mapping[str, str], model: ModelArchitecture, gpu: GpuSpec,
     found = next((name for word, name in WORDS_OF_PRECISION if word in text), "")
     if text and not found:
         raise CannotEstimate("bad_value", f"precision {cells['precision']!r} is not known")
-    if found == "nvfp4" and "nvfp4" not in text and gpu.vendor != "NVIDIA":
-        found = "mxfp4"
+    if found == "nvfp4" and "nvfp4" not in text:
+        is_mxfp4 = model.native_precision == "mxfp4" or gpu.vendor != "NVIDIA"
+        found = "mxfp4" if is_mxfp4 else "nvfp4"
     if not found:
         tuned = "nvfp4" if "fp4" in gpu.peak_flops and gpu.vendor == "NVIDIA" else "fp8"
         found = tuned if _is_mlperf(cells) and tuned.removeprefix("nv") in gpu.peak_flops else model.native_precision

@@ -37,7 +37,7 @@ MATH_FORMATS = {
     "int8": ("bf16",),
     "int4": ("bf16",),
     "nvfp4": ("fp4", "bf16"),
-    "mxfp4": ("bf16",),
+    "mxfp4": ("fp4", "bf16"),
 }
 """Number formats of the arithmetic, best first, by precision of the weights. What the GPU lacks falls back to
 weight-only quantisation: weights are expanded to bf16 on the fly, which saves bytes but no FLOPs."""
