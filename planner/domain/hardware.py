@@ -105,6 +105,8 @@ class EngineConfig:
     kv_precision: str = "bf16"
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    is_attention_data_parallel: bool = False
+    """Each tensor-parallel rank keeps the caches of its own requests whole, instead of some heads of all of them."""
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
     power_cap_w: WattsPerGpu | None = None

@@ -7,25 +7,31 @@ docs/explanation/throughput.md tells how they were fitted and how far the estima
 from __future__ import annotations
 
 import csv
-import io
-import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from planner.errors import DataMissingError, InputError, Where
+from planner.errors import DataMissingError, InputError
 from planner.files.bundled import bundled
 from planner.files.documents import did_you_mean
+from planner.profilers.eras import engine_scopes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from planner.domain.hardware import GpuSpec
+    from planner.profilers.params_file import EfficiencyRow
 
 DEFAULT_SCOPE = "default"
 
-GEMM_FORMATS = ("bf16", "fp8", "int8", "fp4")
-"""Number formats of the arithmetic that have a `gemm_fraction_<format>`."""
+DEFAULT_ENGINE = "vllm"
+"""The engine whose parameters are the defaults."""
+
+ENGINE_PARAMETERS = ("step_overhead_s", "sequence_overhead_s", "gemm_factor", "bandwidth_factor")
+"""Of these at least one is fitted for every engine that was measured."""
+
+MATH_NAMES = ("bf16", "fp8", "int8", "fp4")
+"""Number formats that have a matrix rate of their own."""
 
 ENGINE_FAMILIES = {
     "trtllm": "tensorrt-llm",
@@ -35,6 +41,22 @@ ENGINE_FAMILIES = {
     "turbomind": "lmdeploy",
     "slora": "s-lora",
     "text-generation-inference": "tgi",
+    "llamacpp": "llama.cpp",
+    "llama-cpp": "llama.cpp",
+    "mii": "deepspeed-mii",
+    "deepspeed": "deepspeed-mii",
+    "ds-mii": "deepspeed-mii",
+    "dsmii": "deepspeed-mii",
+    "deepspeed-fastgen": "deepspeed-mii",
+    "trt": "tensorrt-llm",
+    "tensorrt": "tensorrt-llm",
+    "trtllm-pytorch": "tensorrt-llm",
+    "dynamo-trt": "tensorrt-llm",
+    "dynamo-trtllm": "tensorrt-llm",
+    "dynamo-sglang": "sglang",
+    "dynamo-vllm": "vllm",
+    "hf-peft": "peft",
+    "huggingface-peft": "peft",
 }
 """Other spellings of an engine's family; measurements count for the same family only."""
 
@@ -108,70 +130,24 @@ class Efficiency:
     """Fixed time of one all-reduce between two GPUs; grows with log2(tp)."""
     link_fraction: float
     """Of the link's data-sheet rate in an all-reduce."""
+    layer_overhead_s: float
+    """Per engine step and layer: launches that no graph of the whole step hides."""
+    routing_overhead_s: float
+    """Per engine step and mixture-of-experts layer: choosing experts, sorting tokens by them, many small products."""
+    request_overhead_s: float
+    """Per request before its prefill: HTTP, tokenising, scheduling."""
+    output_reserve_fraction: float
+    """Of a request's output: the part that the KV cache must have room for when it starts."""
+    adapter_overhead_s: float
+    """Per engine step and layer: the small products of LoRA adapters, where there are any."""
+    turnover_wait: float
+    """In a closed loop: how many completions of other requests a new one waits for before its prefill."""
+    burst_share: float
+    """In a closed loop: part of the requests that arrive all at once, as at the start of a published run."""
+    split_fraction: float
+    """Of the ideal speed-up of tensor parallelism; 0 = layers are dealt out and one GPU works at a time."""
     own_formats: frozenset[str] = frozenset()
     """Number formats whose `gemm_fraction` was measured on this very GPU: no other measurement of it caps them."""
-
-
-EFFICIENCY_COLUMNS = ("parameter", "scope", "value", "unit", "source", "reason")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EfficiencyRow:
-    """One row of profiles/efficiency.csv, or of a user's file of the same columns."""
-
-    parameter: str
-    scope: str
-    """What it holds for: a GPU's name, its architecture, an engine's family, a kind of link, "<GPU>/<link>", or
-    "default"; the narrowest one that applies is taken."""
-    value: float
-    unit: str
-    source: str
-    reason: str
-
-
-def rows_csv(rows: Iterable[EfficiencyRow]) -> str:
-    """Return rows as the text of a CSV file, numbers to six digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, EFFICIENCY_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) | {"value": f"{row.value:.6g}"} for row in rows)
-    return text.getvalue()
-
-
-def parse_rows(text: str, path: str) -> tuple[EfficiencyRow, ...]:
-    """Return the rows of an efficiency table; `path` is what errors name.
-
-    Raises
-    ------
-    InputError: if the columns are not those of profiles/efficiency.csv, a value is not a number that can be one, or
-        the bundled table has no such parameter.
-    """
-    reader = csv.DictReader(io.StringIO(text))
-    columns = tuple(reader.fieldnames or ())
-    if set(columns) != set(EFFICIENCY_COLUMNS):
-        raise InputError(
-            f"The table's columns are {', '.join(columns) or 'missing'}.",
-            hint=f"They must be {', '.join(EFFICIENCY_COLUMNS)}.",
-            where=Where(path=path, line=1),
-        )
-    known = {parameter for parameter, _ in default_params().table}
-    rows = []
-    for cells in reader:
-        where = Where(path=path, line=reader.line_num)
-        if None in cells or None in cells.values():
-            raise InputError(f"The row does not have {len(columns)} columns.", where=where)
-        if cells["parameter"] not in known:
-            hint = did_you_mean(cells["parameter"], known)
-            raise InputError(f"There is no parameter {cells['parameter']!r}.", hint=hint, where=where)
-        try:
-            value = float(cells["value"])
-        except ValueError as error:
-            raise InputError(f"{cells['value']!r} is not a number.", where=where) from error
-        if not math.isfinite(value) or value < 0:
-            raise InputError(f"A value of {cells['value']} cannot be.", hint="Give a number from 0 on.", where=where)
-        texts = {column: cells[column] for column in EFFICIENCY_COLUMNS if column != "value"}
-        rows.append(EfficiencyRow(value=value, **texts))
-    return tuple(rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +162,8 @@ class EstimatorParams:
     """Squared coefficient of variation of the prompts' service times at the prefill server."""
     fitted_architectures: frozenset[str] = frozenset()
     """GPU architectures, in lower case, with a matrix rate that was fitted to measurements of them."""
+    fitted_engines: frozenset[str] = frozenset()
+    """Engine families with a step overhead that was fitted to measurements of them."""
     is_context_enforced: bool = True
     """Refuse requests longer than the model's context; off only to compare with benchmarks that ignore it."""
 
@@ -211,26 +189,48 @@ class EstimatorParams:
 
     def own_formats(self, gpu: GpuSpec) -> frozenset[str]:
         """Return the number formats that have a matrix rate measured on this very GPU."""
-        return frozenset(name for name in GEMM_FORMATS if (f"gemm_fraction_{name}", gpu.name.lower()) in self.table)
+        return frozenset(name for name in MATH_NAMES if (f"gemm_fraction_{name}", gpu.name.lower()) in self.table)
 
-    def efficiency(self, gpu: GpuSpec, engine: str, *, link_kind: str) -> Efficiency:
-        """Return the parameters of `engine` on `gpu` with its GPUs joined by `link_kind`."""
-        family = engine_family(engine)
-        own = (gpu.name, gpu.architecture)
-        link = (f"{gpu.name}/{link_kind}", link_kind)
+    def is_engine_fitted(self, engine: str) -> bool:
+        """Return whether any measurement of this engine went into these parameters."""
+        return engine_family(engine) in self.fitted_engines
+
+    def efficiency(self, gpu: GpuSpec, engine: str, *, link_kind: str, version: str = "") -> Efficiency:
+        """Return the parameters of `engine` on `gpu` with its GPUs joined by `link_kind`.
+
+        Parameters of the GPU are looked up by its name, then its architecture, then its vendor; those of the engine by
+        its era and family (`engine_scopes`). What an engine makes of a GPU is the product of both.
+        """
+        scopes = engine_scopes(engine_family(engine), version, gpu.vendor)
+
+        def of_gpu(parameter: str) -> float:
+            return self.value(parameter, gpu.name, gpu.architecture, gpu.vendor)
+
+        def of_engine(parameter: str) -> float:
+            return self.value(parameter, *scopes)
+
+        matrix, link = of_engine("gemm_factor"), (f"{gpu.name}/{link_kind}", link_kind)
         return Efficiency(
-            gemm_fraction={name: self.value(f"gemm_fraction_{name}", *own) for name in GEMM_FORMATS},
-            bandwidth_fraction=self.value("bandwidth_fraction", *own),
-            kv_bandwidth_fraction=self.value("kv_bandwidth_fraction", *own),
-            kv_shard_exponent=self.value("kv_shard_exponent", *own),
-            attention_fraction=self.value("attention_fraction", *own),
-            step_overhead_s=self.value("step_overhead_s", family),
-            sequence_overhead_s=self.value("sequence_overhead_s", family),
-            lone_prefill_factor=self.value("lone_prefill_factor", family),
-            memory_fraction=self.value("memory_fraction", family),
-            activation_factor=self.value("activation_factor", family),
-            allreduce_latency_s=self.value("allreduce_latency_s", *link),
-            link_fraction=self.value("link_fraction", *link),
+            gemm_fraction={name: of_gpu(f"gemm_fraction_{name}") * matrix for name in MATH_NAMES},
+            bandwidth_fraction=of_gpu("bandwidth_fraction") * of_engine("bandwidth_factor"),
+            kv_bandwidth_fraction=of_gpu("kv_bandwidth_fraction") * of_engine("kv_bandwidth_factor"),
+            kv_shard_exponent=of_gpu("kv_shard_exponent"),
+            attention_fraction=of_gpu("attention_fraction") * of_engine("attention_factor"),
+            step_overhead_s=of_engine("step_overhead_s"),
+            sequence_overhead_s=of_engine("sequence_overhead_s"),
+            lone_prefill_factor=of_engine("lone_prefill_factor"),
+            memory_fraction=of_engine("memory_fraction"),
+            activation_factor=of_engine("activation_factor"),
+            allreduce_latency_s=self.value("allreduce_latency_s", *link) * of_engine("allreduce_latency_factor"),
+            link_fraction=self.value("link_fraction", *link) * of_engine("link_factor"),
+            layer_overhead_s=of_engine("layer_overhead_s"),
+            routing_overhead_s=of_engine("routing_overhead_s"),
+            request_overhead_s=of_engine("request_overhead_s"),
+            output_reserve_fraction=of_engine("output_reserve_fraction"),
+            adapter_overhead_s=of_engine("adapter_overhead_s"),
+            turnover_wait=of_engine("turnover_wait"),
+            burst_share=of_engine("burst_share"),
+            split_fraction=of_engine("split_fraction"),
             own_formats=self.own_formats(gpu),
         )
 
@@ -255,9 +255,15 @@ def default_params() -> EstimatorParams:
         for row in rows
         if row["parameter"].startswith("gemm_fraction_") and row["source"].startswith("fit of")
     }
+    engines = {
+        row["scope"].lower().partition("@")[0]
+        for row in rows
+        if row["parameter"] in ENGINE_PARAMETERS and row["source"].startswith("fit of")
+    }
     return EstimatorParams(
         table=table,
         arrival_scv=table["arrival_scv", DEFAULT_SCOPE],
         service_scv=table["service_scv", DEFAULT_SCOPE],
         fitted_architectures=frozenset(fitted - {DEFAULT_SCOPE}),
+        fitted_engines=frozenset(engines - {DEFAULT_SCOPE}) | {DEFAULT_ENGINE},
     )

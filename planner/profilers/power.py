@@ -42,6 +42,28 @@ def gpu_draw(gpu: GpuSpec) -> GpuDraw:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerFractions:
+    """How the mean draw of a GPU that serves grows with its work, in shares of the TDP."""
+
+    awake: float
+    """While an engine runs on it, clocks up, before any work."""
+    memory: float
+    """Added when the memory is read at its data-sheet rate."""
+    arithmetic: float
+    """Added when the arithmetic runs at its dense peak; grows with the square root of that share."""
+
+
+def power_fractions(gpu: GpuSpec) -> PowerFractions:
+    """Return how the draw of `gpu` grows with its work: its architecture's fit, or the default."""
+    table = _parameters()
+    awake, memory, arithmetic = (
+        table.get((name, gpu.architecture.lower()), table[name, DEFAULT_SCOPE])
+        for name in ("awake_fraction", "memory_fraction", "arithmetic_fraction")
+    )
+    return PowerFractions(awake=awake, memory=memory, arithmetic=arithmetic)
+
+
 def lowest_cap_w(gpu: GpuSpec) -> WattsPerGpu | None:
     """Return the lowest power limit at which the throughput of `gpu` can be told; None if it can be at none."""
     fraction = _parameters().get(("lowest_cap_fraction", gpu.architecture.lower()))

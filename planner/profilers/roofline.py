@@ -19,6 +19,8 @@ from planner.profilers.support import unsupported
 from planner.units import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from planner.domain.hardware import EngineConfig, GpuSpec
     from planner.domain.model import LayerGroup, ModelArchitecture
     from planner.profilers.efficiency import Efficiency, EstimatorParams
@@ -35,7 +37,7 @@ MATH_FORMATS = {
     "int8": ("bf16",),
     "int4": ("bf16",),
     "nvfp4": ("fp4", "bf16"),
-    "mxfp4": ("bf16",),
+    "mxfp4": ("fp4", "bf16"),
 }
 """Number formats of the arithmetic, best first, by precision of the weights. What the GPU lacks falls back to
 weight-only quantisation: weights are expanded to bf16 on the fly, which saves bytes but no FLOPs."""
@@ -107,14 +109,16 @@ def kv_bytes_per_gpu(model: ModelArchitecture, config: EngineConfig, context_tok
     """Return the bytes that one sequence's cache and state take on each GPU of a replica, at the given lengths.
 
     `is_read`: what one decode step reads (sparse attention reads less than is stored). KV heads that are fewer than
-    the tensor-parallel ranks are replicated; an MLA latent vector is replicated on every rank.
+    the tensor-parallel ranks are replicated; an MLA latent vector is replicated on every rank. With data-parallel
+    attention nothing is: each rank has its part of the requests.
     """
     element_bytes = KV_BYTES_PER_ELEMENT[config.kv_precision]
     total = np.zeros_like(context_tokens)
     for group in model.layers:
         cached = context_tokens if group.window_tokens is None else np.minimum(context_tokens, group.window_tokens)
         tokens = visible_tokens(group, context_tokens) if is_read else cached
-        shards = max(1, min(config.tensor_parallel, group.n_kv_heads))
+        heads = config.tensor_parallel if config.is_attention_data_parallel else group.n_kv_heads
+        shards = max(1, min(config.tensor_parallel, heads))
         per_layer = group.kv_elements_per_token * tokens * element_bytes / shards
         total += group.count * (per_layer + group.state_bytes_per_sequence / config.tensor_parallel)
     return total / config.pipeline_parallel
@@ -140,11 +144,17 @@ class ReplicaMemory:
         return self.usable_bytes - self.weight_bytes - self.activation_bytes
 
 
+def engine_efficiency(gpu: GpuSpec, config: EngineConfig, params: EstimatorParams) -> Efficiency:
+    """Return what the configured engine reaches of the GPU's rates."""
+    kind = link_kind(gpu, config.tensor_parallel)
+    return params.efficiency(gpu, config.engine, link_kind=kind, version=config.engine_version)
+
+
 def replica_memory(
     model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, params: EstimatorParams
 ) -> ReplicaMemory:
     """Return the memory of each GPU of a replica: u x M, weights spread evenly, activations of one full step."""
-    efficiency = params.efficiency(gpu, config.engine, link_kind=link_kind(gpu, config.tensor_parallel))
+    efficiency = engine_efficiency(gpu, config, params)
     batched = config.max_num_batched_tokens * model.hidden_size * ACTIVATION_BYTES
     return ReplicaMemory(
         usable_bytes=gpu.memory_bytes * efficiency.memory_fraction,
@@ -189,13 +199,46 @@ def kv_sequences(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _ExpertReads:
+class ExpertReads:
     """Routed experts of one kind of layer."""
 
     n_experts: int
     n_active: int
     read_s: float
     """Time to read every expert of all such layers."""
+
+    @property
+    def untouched_share(self) -> float:
+        """Part of the experts that one token leaves alone."""
+        return 1.0 - self.n_active / self.n_experts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackedExperts:
+    """`ExpertReads` of several replicas side by side; arrays of shape (buckets,)."""
+
+    untouched_share: Array
+    read_s: Array
+
+
+def _step_s(
+    steps: StepModel | StackedSteps, *, sequences: Array, prefill: Array, decode_s: Array, attention_s: Array
+) -> Array:
+    batch, prompt = sequences / steps.stages, prefill / steps.stages
+    tokens = batch + prompt
+    read = steps.dense_read_s + sum(
+        (group.read_s * (1.0 - group.untouched_share**tokens) for group in steps.experts), 0
+    )
+    return (
+        smooth_max(tokens * steps.linear_s_per_token, read)
+        + smooth_max((batch + 1.0) * steps.head_s_per_sequence, steps.head_read_s)
+        + batch * decode_s
+        + prompt * attention_s
+        + tokens * steps.communication_s_per_token
+        + steps.communication_fixed_s
+        + steps.overhead_s
+        + sequences * steps.overhead_s_per_sequence
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +247,7 @@ class StepModel:
 
     linear_s_per_token: float
     dense_read_s: float
-    experts: tuple[_ExpertReads, ...]
+    experts: tuple[ExpertReads, ...]
     head_s_per_sequence: float
     head_read_s: float
     communication_s_per_token: float
@@ -234,31 +277,76 @@ class StepModel:
         With p pipeline stages the batch is cut into p microbatches that keep every stage busy; each passes all
         layers, so a step takes as long as one microbatch's pass and p of them end in that time.
         """
-        batch, prompt = sequences / self.stages, prefill / self.stages
-        tokens = batch + prompt
-        read = self.dense_read_s + sum(
-            (group.read_s * (1.0 - (1.0 - group.n_active / group.n_experts) ** tokens) for group in self.experts), 0.0
-        )
-        return (
-            smooth_max(tokens * self.linear_s_per_token, read)
-            + smooth_max((batch + 1.0) * self.head_s_per_sequence, self.head_read_s)
-            + batch * decode_s
-            + prompt * attention_s
-            + tokens * self.communication_s_per_token
-            + self.communication_fixed_s
-            + self.overhead_s
-            + sequences * self.overhead_s_per_sequence
-        )
+        return _step_s(self, sequences=sequences, prefill=prefill, decode_s=decode_s, attention_s=attention_s)
 
 
-def _expert_reads(model: ModelArchitecture, bytes_per_s: float, parameter_bytes: float) -> tuple[_ExpertReads, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackedSteps:
+    """The step times of several replicas, each for buckets of its own; arrays of shape (buckets,)."""
+
+    linear_s_per_token: Array
+    dense_read_s: Array
+    experts: tuple[StackedExperts, ...]
+    head_s_per_sequence: Array
+    head_read_s: Array
+    communication_s_per_token: Array
+    communication_fixed_s: Array
+    overhead_s: Array
+    overhead_s_per_sequence: Array
+    stages: Array
+    lone_prefill_factor: Array
+
+    def step_s(self, *, sequences: Array, prefill: Array, decode_s: Array, attention_s: Array) -> Array:
+        """Return the time of one step of every replica, as `StepModel.step_s`."""
+        return _step_s(self, sequences=sequences, prefill=prefill, decode_s=decode_s, attention_s=attention_s)
+
+    def take(self, order: NDArray[np.intp]) -> StackedSteps:
+        """Return the buckets in another order."""
+        moved = {name: getattr(self, name)[order] for name in self.__slots__ if name != "experts"}
+        experts = tuple(
+            StackedExperts(untouched_share=group.untouched_share[order], read_s=group.read_s[order])
+            for group in self.experts
+        )
+        return StackedSteps(experts=experts, **moved)
+
+
+def stack_steps(models: Sequence[StepModel], counts: Sequence[int]) -> StackedSteps:
+    """Return step models side by side, each repeated for so many buckets."""
+
+    def column(values: Iterable[float]) -> Array:
+        return np.repeat(np.array(list(values), dtype=np.float64), counts)
+
+    n_kinds = max((len(model.experts) for model in models), default=0)
+    experts = tuple(
+        StackedExperts(
+            untouched_share=column(m.experts[k].untouched_share if k < len(m.experts) else 1.0 for m in models),
+            read_s=column(m.experts[k].read_s if k < len(m.experts) else 0.0 for m in models),
+        )
+        for k in range(n_kinds)
+    )
+    return StackedSteps(
+        linear_s_per_token=column(model.linear_s_per_token for model in models),
+        dense_read_s=column(model.dense_read_s for model in models),
+        experts=experts,
+        head_s_per_sequence=column(model.head_s_per_sequence for model in models),
+        head_read_s=column(model.head_read_s for model in models),
+        communication_s_per_token=column(model.communication_s_per_token for model in models),
+        communication_fixed_s=column(model.communication_fixed_s for model in models),
+        overhead_s=column(model.overhead_s for model in models),
+        overhead_s_per_sequence=column(model.overhead_s_per_sequence for model in models),
+        stages=column(model.stages for model in models),
+        lone_prefill_factor=column(model.lone_prefill_factor for model in models),
+    )
+
+
+def _expert_reads(model: ModelArchitecture, bytes_per_s: float, parameter_bytes: float) -> tuple[ExpertReads, ...]:
     reads: dict[tuple[int, int], float] = {}
     for group in model.layers:
         if group.n_experts:
             key = (group.n_experts, group.n_active_experts)
             size = group.count * group.n_experts * group.expert_params * parameter_bytes
             reads[key] = reads.get(key, 0.0) + size / bytes_per_s
-    return tuple(_ExpertReads(n_experts=n, n_active=k, read_s=read) for (n, k), read in reads.items())
+    return tuple(ExpertReads(n_experts=n, n_active=k, read_s=read) for (n, k), read in reads.items())
 
 
 def _dense_bytes(model: ModelArchitecture, precision: str) -> float:
@@ -293,6 +381,12 @@ def _communication(
     return per_token, fixed
 
 
+def _overhead_s(model: ModelArchitecture, efficiency: Efficiency) -> float:
+    n_routed = sum(group.count for group in model.layers if group.n_experts)
+    layers_s = model.n_layers * efficiency.layer_overhead_s + n_routed * efficiency.routing_overhead_s
+    return efficiency.step_overhead_s + layers_s
+
+
 def step_model(model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, params: EstimatorParams) -> StepModel:
     """Return the step-time coefficients of one replica.
 
@@ -305,28 +399,30 @@ def step_model(model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, par
         msg = misfit(model, gpu, config, params)
         raise ValueError(msg)
     tp = config.tensor_parallel
-    efficiency = params.efficiency(gpu, config.engine, link_kind=link_kind(gpu, tp))
-    flops = tp * _gemm_flops(gpu, name, efficiency)
-    head_flops = tp * _gemm_flops(gpu, "bf16", efficiency) if "bf16" in gpu.peak_flops else flops
-    attention_flops = tp * gpu.peak_flops.get("bf16", gpu.peak_flops[name])
+    efficiency = engine_efficiency(gpu, config, params)
+    ranks = 1.0 + (tp - 1.0) * efficiency.split_fraction
+    flops = ranks * _gemm_flops(gpu, name, efficiency)
+    head_flops = ranks * _gemm_flops(gpu, "bf16", efficiency) if "bf16" in gpu.peak_flops else flops
+    attention_flops = ranks * gpu.peak_flops.get("bf16", gpu.peak_flops[name])
     bandwidth = gpu.bandwidth_bytes_per_s * efficiency.bandwidth_fraction
+    kv_rate = gpu.bandwidth_bytes_per_s * efficiency.kv_bandwidth_fraction * ranks / tp
     parameter_bytes = bytes_per_parameter(config.precision)
     active = sum(group.count * (group.mixer_params + group.mlp_active_params) for group in model.layers)
     head_params = float(model.vocab_size) * (model.embedding_width or model.hidden_size)
     per_token, fixed = _communication(model, gpu, config, efficiency)
     return StepModel(
         linear_s_per_token=2.0 * active / flops,
-        dense_read_s=_dense_bytes(model, config.precision) / (tp * bandwidth),
-        experts=_expert_reads(model, tp * bandwidth, parameter_bytes),
+        dense_read_s=_dense_bytes(model, config.precision) / (ranks * bandwidth),
+        experts=_expert_reads(model, ranks * bandwidth, parameter_bytes),
         head_s_per_sequence=2.0 * head_params / head_flops,
-        head_read_s=head_params * ACTIVATION_BYTES / (tp * bandwidth),
+        head_read_s=head_params * ACTIVATION_BYTES / (ranks * bandwidth),
         communication_s_per_token=per_token,
         communication_fixed_s=fixed,
-        overhead_s=efficiency.step_overhead_s,
+        overhead_s=_overhead_s(model, efficiency),
         overhead_s_per_sequence=efficiency.sequence_overhead_s,
         prefill_flops_per_s=attention_flops * efficiency.attention_fraction,
         decode_flops_per_s=attention_flops * efficiency.attention_fraction,
-        kv_bytes_per_s=gpu.bandwidth_bytes_per_s * efficiency.kv_bandwidth_fraction * tp**-efficiency.kv_shard_exponent,
+        kv_bytes_per_s=kv_rate * tp**-efficiency.kv_shard_exponent,
         stages=config.pipeline_parallel,
         lone_prefill_factor=efficiency.lone_prefill_factor,
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from planner.domain.hardware import EngineConfig, GpuSpec
     from planner.domain.model import ModelArchitecture
     from planner.profilers.efficiency import EstimatorParams
-    from planner.profilers.roofline import Array, StepModel
+    from planner.profilers.roofline import Array, StackedSteps, StepModel
 
 SMALLEST_LOAD = 1e-8
 """Smallest load tried, in requests per step: stands for a lone request."""
@@ -35,7 +35,7 @@ LARGEST_FEEDBACK = 0.999
 class Replica:
     """One replica and the sizes of the requests asked about; arrays of shape (buckets,)."""
 
-    steps: StepModel
+    steps: StepModel | StackedSteps
     input_tokens: Array
     decode_steps: Array
     """Output tokens beyond the first, which the prefill yields."""
@@ -45,7 +45,7 @@ class Replica:
     """Attention time of one prompt token."""
     slots: Array
     """Sequences that run at once: KV memory at full length, and max_num_seqs."""
-    token_budget: float
+    token_budget: float | Array
     """Tokens that one step may carry (max_num_batched_tokens)."""
     arrival_scv: float
     service_scv: float
@@ -120,7 +120,8 @@ def make_replica(
     the KV cache of the others has come over the network, and the last one is computed anew for the first token's sake.
     """
     steps = roofline.step_model(model, gpu, config, params)
-    kept_tokens = input_tokens + (1.0 if role is Role.PREFILL else output_tokens)
+    reserved = roofline.engine_efficiency(gpu, config, params).output_reserve_fraction
+    kept_tokens = input_tokens + (1.0 if role is Role.PREFILL else output_tokens * reserved)
     in_memory = roofline.kv_sequences(model, gpu, config, kept_tokens, params)
     decode_steps = np.maximum(output_tokens - 1.0, 0.0)
     is_decode = role is Role.DECODE

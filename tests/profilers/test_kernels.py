@@ -19,7 +19,7 @@ from planner.catalog.models import load_model
 from planner.domain.hardware import EngineConfig
 from planner.errors import InputError, UnsupportedFormatError
 from planner.profilers import roofline
-from planner.profilers.efficiency import EfficiencyRow, default_params, parse_rows, rows_csv
+from planner.profilers.efficiency import default_params
 from planner.profilers.kernels import machine
 from planner.profilers.kernels.document import read_step_times
 from planner.profilers.kernels.fit import (
@@ -44,6 +44,7 @@ from planner.profilers.kernels.shapes import (
     kernels_to_time,
 )
 from planner.profilers.kernels.table import interpolate, left_out_errors, steps
+from planner.profilers.params_file import EfficiencyRow, parse_rows, rows_csv
 
 LLAMA = "meta-llama/Llama-3.1-8B"
 MODELS = (

@@ -367,8 +367,8 @@ def _known(part: Path | None, session: Session) -> dict[str, Outcome]:
 
 
 def _deliver(document: StepTimesDocument, targets: Sequence[str], *, force: bool, as_json: bool) -> None:
-    from planner.profilers.efficiency import EfficiencyRow, rows_csv
     from planner.profilers.kernels.document import to_plain
+    from planner.profilers.params_file import EfficiencyRow, rows_csv
 
     for target in targets:
         if suffix_of(target) == ".csv":

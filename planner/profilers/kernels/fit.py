@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.profilers.efficiency import EfficiencyRow
 from planner.profilers.floor import TOLERANCE_FRACTION
 from planner.profilers.kernels.shapes import Kernel, KernelKind
+from planner.profilers.params_file import EfficiencyRow
 from planner.profilers.roofline import link_bytes_per_s, link_kind, smooth_max
 
 if TYPE_CHECKING:

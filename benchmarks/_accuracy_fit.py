@@ -1,0 +1,245 @@
+"""Fits the estimator's parameters to the bundled measurements, with or without some of them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.planning import calibration
+from planner.planning.calibration import ENGINE_RECIPE, Measurement
+from planner.planning.estimate import cases, solve
+from planner.profilers import draw
+from planner.profilers.efficiency import EstimatorParams, engine_family
+from planner.profilers.eras import engine_scopes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+DATA = Path(__file__).resolve().parent / "data" / "measured.csv.gz"
+
+RECIPES: dict[str, tuple[str, ...]] = {
+    "vllm@unstated": ENGINE_RECIPE,
+    "tensorrt-llm@unstated": ENGINE_RECIPE,
+    "deepspeed-mii@unstated": ENGINE_RECIPE,
+    # CUDA graphs launch whole steps: what is left per step is the scheduler's own loop.
+    "vllm@2024": tuple(name for name in ENGINE_RECIPE if name != "layer_overhead_s"),
+    # After 2024's, whose parameters it starts from.
+    "vllm@2023": ENGINE_RECIPE,
+    "tensorrt-llm@pytorch": (
+        "step_overhead_s",
+        "sequence_overhead_s",
+        "allreduce_latency_factor",
+        "link_factor",
+        "gemm_factor",
+        "attention_factor",
+        "request_overhead_s",
+        "turnover_wait",
+        "burst_share",
+    ),
+    "tensorrt-llm@mlperf": (
+        "gemm_factor",
+        "sequence_overhead_s",
+        "request_overhead_s",
+        "output_reserve_fraction",
+    ),
+    "s-lora": ("gemm_factor", "bandwidth_factor", "step_overhead_s", "sequence_overhead_s", "adapter_overhead_s"),
+    "lmdeploy": ("turnover_wait", "request_overhead_s"),
+}
+"""What is fitted of each engine's releases; TensorRT-LLM 0.x is what the GPUs' own parameters were fitted with."""
+
+GPU_PARAMETERS = (
+    "gemm_fraction_bf16",
+    "gemm_fraction_fp8",
+    "bandwidth_fraction",
+    "kv_bandwidth_fraction",
+    "attention_fraction",
+)
+VISIBLE = ("ampere", "hopper", "ada")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured row and what it asks."""
+
+    cells: dict[str, str]
+    measurement: Measurement
+
+    @property
+    def era(self) -> str:
+        config = self.measurement.question.config
+        scopes = engine_scopes(
+            engine_family(config.engine), config.engine_version, self.measurement.question.gpu.vendor
+        )
+        return scopes[1]
+
+    @property
+    def gpu(self) -> str:
+        return self.measurement.question.gpu.name
+
+    @property
+    def model(self) -> str:
+        return self.measurement.question.model.name
+
+    def measured(self, column: str) -> float:
+        text = self.cells.get(column, "")
+        return float(text) if text else float("nan")
+
+
+LORA_ENGINES = {"slora": "s-lora", "dm": "s-lora", "vllm": "vllm-packed"}
+"""Systems of profiles/lora/s-lora.csv that run as published; the others are parts of S-LoRA switched off."""
+
+SATURATED = 0.93
+"""Share of the request rate below which a run counts as saturated: its throughput is the largest one."""
+
+
+def lora_cells() -> list[dict[str, str]]:
+    """Return the runs with many adapters (A10G) as rows of points, with what was measured."""
+    found = []
+    with (DATA.parents[2] / "profiles" / "lora" / "s-lora.csv").open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            if row["system"] not in LORA_ENGINES or not row["num_adapters"] or not row["input_range"]:
+                continue
+            lengths = [np.mean([float(end) for end in row[name].strip("[]").split(",")]) for name in LENGTHS]
+            found.append(
+                {
+                    "source": "s-lora",
+                    "model": row["base_model"],
+                    "gpu": row["gpu"],
+                    "gpu_count": "1",
+                    "tp": "1",
+                    "engine": LORA_ENGINES[row["system"]],
+                    "precision": "fp16",
+                    "input_tokens": str(lengths[0]),
+                    "output_tokens": str(lengths[1]),
+                    "length_dist": "varied",
+                    "load_kind": "request_rate",
+                    "concurrency_or_rate": row["request_rate"],
+                    "num_adapters": row["num_adapters"],
+                    "adapter_rank": row["lora_ranks"],
+                    "zipf_alpha": row["zipf_alpha"],
+                    "throughput_req_s": row["throughput_req_s"],
+                }
+            )
+    return found
+
+
+LENGTHS = ("input_range", "output_range")
+
+
+def lora_rows(params: EstimatorParams) -> list[Row]:
+    """Return the saturated runs with many adapters as offline maxima."""
+    cells = [
+        row | {"load_kind": "offline_max", "concurrency_or_rate": ""}
+        for row in lora_cells()
+        if float(row["throughput_req_s"]) < SATURATED * float(row["concurrency_or_rate"])
+    ]
+    found, _ = calibration.read_measurements(cells, params)
+    return [Row(row, measurement) for row, measurement in zip(cells, found, strict=True)]
+
+
+def load_rows(params: EstimatorParams) -> list[Row]:
+    """Return the bundled measurements."""
+    with gzip.open(DATA, "rt", encoding="utf-8", newline="") as stream:
+        cells = list(csv.DictReader(stream))
+    found, left_out = calibration.read_measurements(cells, params)
+    skipped = {index for index, _ in left_out}
+    kept = [row for index, row in enumerate(cells) if index not in skipped]
+    return [Row(row, measurement) for row, measurement in zip(kept, found, strict=True)]
+
+
+def fit_engines(rows: Iterable[Row], params: EstimatorParams) -> tuple[EstimatorParams, dict[tuple[str, str], float]]:
+    """Return the parameters with every engine's factors fitted to the rows, and the fitted values."""
+    by_era: dict[str, list[Measurement]] = {}
+    for row in rows:
+        by_era.setdefault(row.era, []).append(row.measurement)
+    values: dict[tuple[str, str], float] = {}
+    for era, names in RECIPES.items():
+        if era in by_era:
+            found = calibration.fit(by_era[era], [(name, era) for name in names], params)
+            values, params = values | dict(found.values), found.params
+    return params, values
+
+
+def bare(params: EstimatorParams) -> EstimatorParams:
+    """Return the parameters without any engine's fitted factors."""
+    table = {key: value for key, value in params.table.items() if not is_fitted_here(*key)}
+    return replace(params, table=table)
+
+
+def is_fitted_here(parameter: str, scope: str) -> bool:
+    """Return whether a parameter is one that `fit_engines` sets, or set when its recipe was another."""
+    return scope in RECIPES and ("@" in scope or parameter in RECIPES[scope])
+
+
+def without_architecture(params: EstimatorParams, architecture: str) -> EstimatorParams:
+    """Return the parameters with an architecture's own replaced by the mean of the other measured ones."""
+    left_out = architecture.lower()
+    kept = {key: value for key, value in params.table.items() if key[1] != left_out or key[0] not in GPU_PARAMETERS}
+    for name in GPU_PARAMETERS:
+        known = [params.table[name, other] for other in VISIBLE if other != left_out and (name, other) in params.table]
+        if known:
+            kept[name, left_out] = float(np.mean(known))
+    return replace(params, table=kept)
+
+
+def power_features(rows: list[Row], params: EstimatorParams) -> np.ndarray:
+    """Return (1, memory share, sqrt of the arithmetic share) of the rows, shape (rows, 3)."""
+    found = np.ones((len(rows), 3))
+    by_kind: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        by_kind.setdefault(row.measurement.question.load_kind, []).append(index)
+    for kind, indices in by_kind.items():
+        questions = [rows[i].measurement.question for i in indices]
+        replica, points, _ = solve(kind, questions, params)
+        memory, arithmetic = draw.utilisation(cases(questions), replica, points)
+        found[indices, 1], found[indices, 2] = memory, np.sqrt(arithmetic)
+    return found
+
+
+def fit_power(rows: list[Row], params: EstimatorParams) -> np.ndarray:
+    """Return the non-negative (awake, memory, arithmetic) shares of the TDP that fit best by reweighted least squares.
+
+    Every source counts the same, however many rows it has.
+    """
+    features = power_features(rows, params)
+    shares = np.array([row.measured("power_w_per_gpu") / row.measurement.question.gpu.tdp_w for row in rows])
+    sources = [row.cells["source"] for row in rows]
+    importance = np.array([1.0 / sources.count(source) for source in sources]) ** 0.5
+    weights = importance / shares
+    solution = np.zeros(3)
+    for _ in range(30):
+        active = [0, 1, 2]
+        while True:
+            scaled = features[:, active] * weights[:, None]
+            part = np.linalg.lstsq(scaled, shares * weights, rcond=None)[0]
+            if (part >= 0).all() or len(active) == 1:
+                break
+            del active[int(np.argmin(part))]
+        solution = np.zeros(3)
+        solution[active] = np.maximum(part, 0.0)
+        errors = np.abs(features @ solution / shares - 1.0)
+        weights = importance / (shares * np.sqrt(errors + 0.02))
+    return solution
+
+
+def leave_out(rows: list[Row], key: Callable[[Row], str], base: Callable[[str], EstimatorParams]) -> np.ndarray:
+    """Return the estimates (rows, 3) of every row by parameters fitted without the rows that share its key."""
+    found = np.full((len(rows), 3), np.nan)
+    keys = [key(row) for row in rows]
+    whole: dict[int, dict[tuple[str, str], float]] = {}
+    for left_out in sorted(set(keys)):
+        start = base(left_out)
+        touched = {row.era for row, own in zip(rows, keys, strict=True) if own == left_out}
+        others = [row for row, own in zip(rows, keys, strict=True) if own != left_out and row.era in touched]
+        if id(start) not in whole:
+            whole[id(start)] = fit_engines(rows, start)[1]
+        untouched = {at: value for at, value in whole[id(start)].items() if at[1] not in touched}
+        fitted, _ = fit_engines(others, replace(start, table={**start.table, **untouched}))
+        indices = [index for index, own in enumerate(keys) if own == left_out]
+        found[indices] = calibration.estimates([rows[i].measurement.question for i in indices], fitted)
+    return found

@@ -1,0 +1,165 @@
+"""Compares `gpuplan profile estimate` with published measurements, in-sample and with GPUs and models left out.
+
+Run: python benchmarks/accuracy.py            prints the tables and writes them into docs/benchmarks.md
+     python benchmarks/accuracy.py --dry-run  prints only
+     python benchmarks/accuracy.py --fit      fits the parameters and writes them into profiles/
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from typing import TYPE_CHECKING
+
+import _accuracy_tables as tables
+from _accuracy_fit import Row, bare, fit_engines, fit_power, is_fitted_here, load_rows, lora_rows
+from _report import machine, write_section
+
+from planner.profilers.efficiency import default_params
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+PROFILES = Path(__file__).resolve().parents[1] / "profiles"
+UNITS = {"_s": "s", "_factor": "of the GPU's own fraction", "_fraction": "of the output", "_wait": "completions"}
+
+
+def write_rows(
+    name: str, keys: tuple[str, ...], new: list[dict[str, str]], *, is_stale: Callable[..., bool] = lambda *_: False
+) -> None:
+    """Replace the rows of a table that share their keys with new ones, drop stale ones, and append the others."""
+    path = PROFILES / name
+    with path.open(encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        header, old = list(reader.fieldnames or ()), list(reader)
+    fresh = {tuple(row[key] for key in keys): row for row in new}
+    place = [tuple(row[key] for key in keys) for row in old]
+    kept = [fresh.pop(own, row) for own, row in zip(place, old, strict=True) if own in fresh or not is_stale(*own)]
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, header, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *fresh.values()])
+
+
+def parameter_rows(values: Mapping[tuple[str, str], float], rows: list[Row]) -> list[dict[str, str]]:
+    """Return fitted engine factors as rows of profiles/efficiency.csv."""
+    counts: dict[str, int] = {}
+    origins: dict[str, set[str]] = {}
+    for row in rows:
+        counts[row.era] = counts.get(row.era, 0) + 1
+        origins.setdefault(row.era, set()).add(row.cells["source"])
+    today = datetime.now(tz=UTC).strftime("%Y-%m")
+    return [
+        {
+            "parameter": parameter,
+            "scope": scope,
+            "value": f"{value:.4g}",
+            "unit": next((unit for end, unit in UNITS.items() if parameter.endswith(end)), "share"),
+            "source": f"fit of {today} by benchmarks/accuracy.py",
+            "reason": f"{counts[scope]} rows: {' and '.join(sorted(origins[scope]))}",
+        }
+        for (parameter, scope), value in values.items()
+    ]
+
+
+def power_rows(rows: list[Row]) -> list[dict[str, str]]:
+    """Return the fitted shares of the TDP as rows of profiles/power.csv."""
+    params = default_params()
+    measured = [row for row in rows if row.measured("power_w_per_gpu") > 0]
+    groups: dict[str, list[Row]] = {"default": measured}
+    for row in measured:
+        groups.setdefault(row.measurement.question.gpu.architecture.lower(), []).append(row)
+    found = []
+    for scope, group in groups.items():
+        for name, value in zip(
+            ("awake_fraction", "memory_fraction", "arithmetic_fraction"), fit_power(group, params), strict=True
+        ):
+            found.append(
+                {
+                    "parameter": name,
+                    "scope": scope,
+                    "value": f"{value:.3f}",
+                    "unit": "of TDP",
+                    "source": f"fit by benchmarks/accuracy.py: {len(group)} rows",
+                    "licence": "Apache-2.0",
+                    "reason": " and ".join(sorted({row.cells["source"] for row in group})),
+                }
+            )
+    return found
+
+
+def fit() -> None:
+    """Fit everything and write it: factors of the engines, power, and the errors of what was left out."""
+    params = default_params()
+    rows = load_rows(params)
+    _, values = fit_engines([*rows, *lora_rows(params)], bare(params))
+    write_rows(
+        "efficiency.csv",
+        ("parameter", "scope"),
+        parameter_rows(values, [*rows, *lora_rows(params)]),
+        is_stale=is_fitted_here,
+    )
+    write_rows("power.csv", ("parameter", "scope"), power_rows(rows))
+    write_rows("estimate_error.csv", ("metric", "case"), tables.error_rows(tables.measure(rows, params)))
+
+
+def report() -> str:
+    params = default_params()
+    rows = load_rows(params)
+    errors = tables.measure(rows, params)
+    n_versions, gap = tables.noise_floor(rows)
+    seconds = min(tables.seconds_per_thousand(rows, params) for _ in range(3))
+    lines = [
+        "## Estimated operating points against measurements",
+        "",
+        f"`python benchmarks/accuracy.py`: {len(rows)} published operating points",
+        "(`benchmarks/data/SOURCES.md`) against `gpuplan profile estimate`. Errors are |estimate / measured - 1|.",
+        "A GPU or a model left out: every engine's factors fitted without its rows; if no other GPU of its architecture is",
+        "left, the architecture's own parameters are the means of the others'. The GPUs' parameters themselves",
+        "(`profiles/efficiency.csv`, fitted on TensorRT-LLM's tables) are not refitted when a model is left out.",
+        "",
+        *tables.aims(errors),
+        "",
+        *tables.by_source(errors),
+        "",
+        f"Noise floor: {n_versions} configurations were published with two versions of TensorRT-LLM; the two differ by",
+        f"{gap:.0%} in the median. No estimate that does not know the version can be better than about half of that.",
+        "",
+        "Coverage of the 80% intervals (`profiles/estimate_error.csv`), on rows that were left out of the fit; the",
+        "intervals were set by these same rows:",
+        "",
+        *tables.coverage(errors, params),
+        "",
+        "Tokens per dollar: which of two GPUs gives more for the same model, engine and request size, at the",
+        "cheapest on-demand prices of the bundled catalog:",
+        "",
+        *tables.ordering(errors),
+        "",
+        "Calibration: a GPU is left out of the fit, and `gpuplan profile calibrate` gets three of its points (at",
+        "20%, 50% and 80% of the table); errors of the throughput of the others:",
+        "",
+        *tables.recalibrated(errors, params),
+        "",
+        "Many LoRA adapters on one A10G (profiles/lora, S-LoRA and vLLM with a copy per adapter), requests/s served at",
+        "the request rate; the fit's own rows:",
+        "",
+        *tables.lora(params),
+        "",
+        f"1000 points take {seconds:.2f} s ({machine()}).",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if "--fit" in sys.argv:
+        fit()
+    else:
+        text = report()
+        print(text)
+        if "--dry-run" not in sys.argv:
+            write_section("accuracy", text)

@@ -1,0 +1,87 @@
+"""`gpuplan profile calibrate`: the estimator's parameters fitted to the user's own measurements."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.cli import console
+from planner.cli.options import ForceOption, JsonOption
+from planner.errors import InputError, Where
+
+if TYPE_CHECKING:
+    from planner.planning.calibration import Fitted
+    from planner.profilers.params_file import EfficiencyRow
+
+
+def command(
+    measured: Annotated[
+        Path,
+        typer.Option(
+            "--with", metavar="FILE", help="Measured points: a CSV table as profiles have it.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--out", metavar="FILE", help="Where the parameters go (CSV); - is stdout.")
+    ] = "-",
+    as_json: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Fit how much of its rates a GPU reaches, and an engine's overheads, to a few measured points."""
+    from planner.files.output import check_writable
+    from planner.planning import calibration
+    from planner.planning.estimate_table import read_points
+    from planner.profilers.efficiency import default_params
+    from planner.profilers.params_file import rows_csv
+
+    if output != "-":
+        check_writable(Path(output), force=force)
+    params = default_params()
+    _, rows = read_points(measured)
+    found, left_out = calibration.read_measurements(rows, params)
+    for index, note in left_out:
+        console.note(f"{measured}: row {index + 1} left out: {note}")
+    if not found:
+        raise InputError(
+            "There is no measured point to calibrate with.",
+            hint="Rows need throughput_output_tok_s, throughput_req_s, ttft_mean_ms or tpot_mean_ms.",
+            where=Where(path=str(measured)),
+        )
+    fitted = calibration.fit_own(found, params)
+    console.note(
+        f"{fitted.n_values} measured values of {len(found)} points: "
+        f"median error {fitted.before:.0%} before, {fitted.after:.0%} after"
+    )
+    records = _records(fitted, measured)
+    if as_json:
+        document = {
+            "schema_version": "1",
+            "kind": "Parameters",
+            "measured_values": fitted.n_values,
+            "median_error_before": fitted.before,
+            "median_error_after": fitted.after,
+            "parameters": [asdict(row) for row in records],
+        }
+        console.write_result(output, console.to_json(document), force=force)
+    else:
+        console.write_result(output, rows_csv(records), force=force)
+
+
+def _records(fitted: Fitted, measured: Path) -> list[EfficiencyRow]:
+    from planner.profilers.params_file import EfficiencyRow
+
+    return [
+        EfficiencyRow(
+            parameter=parameter,
+            scope=scope,
+            value=value,
+            unit="s" if parameter.endswith("_s") else "of the data sheet's rate",
+            source=f"fit to {measured.name}",
+            reason=f"{fitted.n_values} measured values; median error {fitted.before:.0%} before and "
+            f"{fitted.after:.0%} after",
+        )
+        for (parameter, scope), value in fitted.values.items()
+    ]

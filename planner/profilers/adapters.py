@@ -1,0 +1,82 @@
+"""Many LoRA adapters on one backbone: what they take of a replica's memory, and what reading them adds to its steps.
+
+Engines that share the backbone (S-LoRA, arXiv 2311.03285; vLLM since 0.3) keep one copy of its weights, hold the
+adapters of the running batch beside the KV cache, and read each of them once per step. An engine that packs a whole
+merged copy per adapter reads, and stores, as many backbones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.precision import UNQUANTIZED_BYTES, weight_bytes
+
+if TYPE_CHECKING:
+    from planner.domain.hardware import EngineConfig
+    from planner.domain.model import ModelArchitecture
+
+DEFAULT_RANK = 16.0
+"""Rank of adapters whose rank is not told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapters:
+    """The adapters of one replica's requests."""
+
+    count: float
+    rank: float
+    zipf_alpha: float
+    """Popularity of the k-th adapter is proportional to k^-alpha; 0 = all alike."""
+    is_shared: bool
+    """One backbone for all of them; otherwise a merged copy of it for each."""
+
+
+def adapter_bytes(model: ModelArchitecture, rank: float) -> float:
+    """Return the bytes of one adapter on the query, key, value and output projections of every attention layer.
+
+    A pair of matrices per projection: rank x (width in + width out) elements of two bytes.
+    """
+    elements = 0.0
+    for group in model.layers:
+        query = group.n_query_heads * group.head_dim
+        cached = group.n_kv_heads * group.head_dim
+        elements += group.count * rank * (4.0 * model.hidden_size + 2.0 * query + 2.0 * cached)
+    return elements * UNQUANTIZED_BYTES
+
+
+def distinct(adapters: Adapters, batch: float) -> float:
+    """Return the expected number of different adapters in a batch: sum over k of 1 - (1 - p_k)^batch.
+
+    Examples
+    --------
+    >>> round(distinct(Adapters(count=2, rank=8, zipf_alpha=0, is_shared=True), 2), 3)
+    1.5
+    """
+    ranks = np.arange(1, max(1, round(adapters.count)) + 1, dtype=np.float64)
+    popularity = ranks**-adapters.zipf_alpha
+    popularity /= popularity.sum()
+    return float((1.0 - (1.0 - popularity) ** max(batch, 1.0)).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterLoad:
+    """What adapters take of every GPU of a replica."""
+
+    memory_bytes: float
+    """Beside the KV cache."""
+    read_bytes: float
+    """More per step than without adapters."""
+
+
+def adapter_load(model: ModelArchitecture, config: EngineConfig, adapters: Adapters, batch: float) -> AdapterLoad:
+    """Return what the adapters take while `batch` sequences run."""
+    n_gpus = config.gpus_per_replica
+    used = distinct(adapters, batch)
+    if adapters.is_shared:
+        size = adapter_bytes(model, adapters.rank) / n_gpus
+        return AdapterLoad(memory_bytes=used * size, read_bytes=used * size)
+    copy = weight_bytes(model, config.precision) / n_gpus
+    return AdapterLoad(memory_bytes=(adapters.count - 1.0) * copy, read_bytes=(used - 1.0) * copy)

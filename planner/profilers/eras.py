@@ -1,0 +1,78 @@
+"""Which of an engine's releases are alike: profiles/engine_eras.csv, and the scopes under which parameters are kept."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from planner.files.bundled import bundled
+
+UNSTATED_VERSION = "unstated"
+"""Version of an engine in a published table that does not tell it; a plan's own engine is today's unless it says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Era:
+    """Releases of one engine that share parameters."""
+
+    name: str
+    first: tuple[int, ...]
+    """First release that it holds for; () = whatever came before, too."""
+    before: tuple[int, ...]
+    """First release that is no part of it any more."""
+
+
+@cache
+def load_eras() -> dict[str, tuple[Era, ...]]:
+    """Return the bundled table, engine family -> its eras, the oldest first; releases after them are today's."""
+    text = bundled("profiles", "engine_eras.csv").read_text(encoding="utf-8")
+    found: dict[str, tuple[Era, ...]] = {}
+    for row in csv.DictReader(text.splitlines()):
+        era = Era(name=row["era"], first=version_key(row["first"]), before=version_key(row["before"]))
+        found[row["engine"]] = (*found.get(row["engine"], ()), era)
+    return found
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Return the first dotted number in a version as a tuple that sorts by age; () if there is none.
+
+    Examples
+    --------
+    >>> version_key("~0.2 (2023)"), version_key("vLLM 0.10.0, RHEL 9.6"), version_key("nightly")
+    ((0, 2), (0, 10, 0), ())
+    """
+    found = re.search(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
+
+
+def engine_scopes(family: str, version: str, vendor: str) -> tuple[str, ...]:
+    """Return the scopes of an engine's parameters, the narrowest first: its era's, those of newer eras, the family's.
+
+    A version without a number ("unstated", "mlperf") is an era of its own. What was never measured of an era is taken
+    from the next newer one. Each scope comes first for GPUs of `vendor` alone.
+
+    Examples
+    --------
+    >>> engine_scopes("vllm", "0.6.3", "NVIDIA")
+    ('vllm@v0/nvidia', 'vllm@v0', 'vllm/nvidia', 'vllm')
+    """
+    key = version_key(version)
+    eras = [f"{family}@{version.strip().lower()}"] if version and not key else []
+    eras += [f"{family}@{era.name}" for era in load_eras().get(family, ()) if key and era.first <= key < era.before]
+    return tuple(scope for name in (*eras, family) for scope in (f"{name}/{vendor.lower()}", name))
+
+
+def newer_scopes(scope: str) -> tuple[str, ...]:
+    """Return where the parameters of an engine's era are taken from that it has none of: newer eras, the family.
+
+    Examples
+    --------
+    >>> newer_scopes("vllm@2024"), newer_scopes("vllm")
+    (('vllm@v0', 'vllm'), ('vllm',))
+    """
+    family, _, name = scope.partition("@")
+    names = [era.name for era in load_eras().get(family, ())]
+    newer = names[names.index(name) + 1 :] if name in names else []
+    return (*(f"{family}@{each}" for each in newer), family)

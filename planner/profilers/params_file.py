@@ -1,0 +1,94 @@
+"""The estimator's parameters as a file: the table profiles/efficiency.csv, and a user's rows of the same columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from planner.errors import InputError, Where
+from planner.files.documents import did_you_mean
+from planner.profilers.efficiency import default_params
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from planner.profilers.efficiency import EstimatorParams
+
+COLUMNS = ("parameter", "scope", "value", "unit", "source", "reason")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EfficiencyRow:
+    """One row of profiles/efficiency.csv, or of a user's file of the same columns."""
+
+    parameter: str
+    scope: str
+    """What it holds for: a GPU's name, its architecture, an engine's family, a kind of link, "<GPU>/<link>", or
+    "default"; the narrowest one that applies is taken."""
+    value: float
+    unit: str
+    source: str
+    reason: str
+
+
+def rows_csv(rows: Iterable[EfficiencyRow]) -> str:
+    """Return rows as the text of a CSV file, numbers to six digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) | {"value": f"{row.value:.6g}"} for row in rows)
+    return text.getvalue()
+
+
+def parse_rows(text: str, path: str) -> tuple[EfficiencyRow, ...]:
+    """Return the rows of an efficiency table; `path` is what errors name.
+
+    Raises
+    ------
+    InputError: if the columns are not those of profiles/efficiency.csv, a value is not a number that can be one, or
+        the bundled table has no such parameter.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    columns = tuple(reader.fieldnames or ())
+    if set(columns) != set(COLUMNS):
+        raise InputError(
+            f"The table's columns are {', '.join(columns) or 'missing'}.",
+            hint=f"They must be {', '.join(COLUMNS)}.",
+            where=Where(path=path, line=1),
+        )
+    known = {parameter for parameter, _ in default_params().table}
+    rows = []
+    for cells in reader:
+        where = Where(path=path, line=reader.line_num)
+        if None in cells or None in cells.values():
+            raise InputError(f"The row does not have {len(columns)} columns.", where=where)
+        if cells["parameter"] not in known:
+            hint = did_you_mean(cells["parameter"], known)
+            raise InputError(f"There is no parameter {cells['parameter']!r}.", hint=hint, where=where)
+        try:
+            value = float(cells["value"])
+        except ValueError as error:
+            raise InputError(f"{cells['value']!r} is not a number.", where=where) from error
+        if not math.isfinite(value) or value < 0:
+            raise InputError(f"A value of {cells['value']} cannot be.", hint="Give a number from 0 on.", where=where)
+        texts = {column: cells[column] for column in COLUMNS if column != "value"}
+        rows.append(EfficiencyRow(value=value, **texts))
+    return tuple(rows)
+
+
+def read_params(path: Path) -> EstimatorParams:
+    """Return the bundled parameters with those of a user's file in their place.
+
+    Raises
+    ------
+    InputError: if the file cannot be read, or as `parse_rows`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read the parameters: {error}.", where=Where(path=str(path))) from error
+    return default_params().with_rows(parse_rows(text, str(path)))
