@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from planner.cli.profile import show
+from planner.cli.profile import endpoint, show
 
 app = typer.Typer(add_completion=False)
+app.command("endpoint")(endpoint.command)
 app.command("show")(show.command)

@@ -6,13 +6,14 @@ refuses is left out and told, never assumed to work.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import InputError, MeasurementError
-from planner.profilers.endpoint.client import Answer
+from planner.profilers.endpoint.client import Answer, Client
 from planner.profilers.endpoint.records import Failure, FailureKind, Request
 from planner.profilers.endpoint.schedule import Size
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from planner.profilers.endpoint.client import Client
+    from planner.profilers.endpoint.client import Connection
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
@@ -46,6 +47,14 @@ WORDS = (
 
 TOKENIZE_FORMS = ("prompt", "content", "inputs")
 """What the text is called in a request to /tokenize: by vLLM and SGLang, llama.cpp, and TGI."""
+
+OWNERS: Mapping[str, tuple[str, str]] = {
+    "vllm": ("vllm", "/version"),
+    "sglang": ("sglang", "/get_server_info"),
+    "llamacpp": ("llama.cpp", "/props"),
+    "library": ("ollama", "/api/version"),
+}
+"""`owned_by` in a server's list of models -> the engine, and the page that says its version."""
 
 LENGTH_TRIES = 4
 LENGTH_TOLERANCE = 0.02
@@ -118,8 +127,6 @@ class Prompts:
 
 async def ask(client: Client, dialect: Dialect, prompt: list[int] | str, size: Size) -> Request:
     """Send one request by itself and return it; a server that is busy is asked again after the time it asks for."""
-    import asyncio  # noqa: PLC0415
-
     for attempt in range(BUSY_TRIES):
         request = Request(size=size, due_s=time.monotonic())
         await client.send(dialect.path, dialect.body(prompt, size.output_tokens), request)
@@ -155,6 +162,30 @@ async def served_models(client: Client, model: str) -> dict[str, Any]:
         names = ", ".join(str(row["id"]) for row in found[:8])
         raise InputError(f"{client.connection.url} serves no model {model!r}.", hint=f"It serves: {names}.")
     return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which engine a server says that it is; "" = it does not say."""
+
+    engine: str = ""
+    version: str = ""
+
+
+async def identify(connection: Connection, model: str) -> Identity:
+    """Return which engine serves `model`.
+
+    Raises
+    ------
+    InputError: if the server cannot be reached, wants a key, or serves other models only.
+    """
+    async with Client(connection) as client:
+        row = await served_models(client, model)
+        engine, path = OWNERS.get(str(row.get("owned_by", "")), ("", ""))
+        answer = await client.fetch(path) if path else None
+    document = answer.json() if isinstance(answer, Answer) and answer.status == 200 else None
+    version = document.get("version") if isinstance(document, dict) else None
+    return Identity(engine=engine, version=version if isinstance(version, str) else "")
 
 
 async def learn(client: Client, model: str, size: Size) -> Dialect:

@@ -93,8 +93,8 @@ class Journal:
         self._stream = stream
         self._last_s = time.monotonic()
         self.entries: list[Entry] = []
-        self.written_sha256 = ""
-        """Of the output as this measurement last wrote it; "" = it has not."""
+        self.outputs: set[str] = set()
+        """SHA-256 of every output that this measurement has written."""
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, Any], *, restart: bool) -> Journal:
@@ -157,8 +157,8 @@ class Journal:
 
     def note_output(self, text: str) -> None:
         """Remember what is about to be written as the output, so that a later sitting may replace just that."""
-        self.written_sha256 = sha256(text)
-        self._write({"kind": "output", "sha256": self.written_sha256})
+        self.outputs.add(sha256(text))
+        self._write({"kind": "output", "sha256": sha256(text)})
 
     def _write(self, document: Mapping[str, Any]) -> None:
         try:
@@ -184,7 +184,7 @@ class Journal:
             document = _document(line, number, where)
             kind = document.pop("kind", None)
             if kind == "output":
-                self.written_sha256 = str(document.get("sha256", ""))
+                self.outputs.add(str(document.get("sha256", "")))
             else:
                 self.entries.append(_entry(kind, document, Where(path=where.path, line=number)))
 

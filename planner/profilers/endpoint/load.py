@@ -199,8 +199,8 @@ async def run_load(
     sender = _Sender(client, dialect, prompts)
     lags_s: list[float] = []
     states: list[ServerState] = []
-    start_s = time.monotonic()
     with _no_collection():
+        start_s = time.monotonic()
         helpers = [
             asyncio.create_task(sender.send_all(start_s, arrivals(rate_rps, shares, rng))),
             asyncio.create_task(_watch(lags_s)),

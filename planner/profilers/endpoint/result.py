@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import Where
-from planner.profilers.endpoint.journal import Baseline
+from planner.files.slo import SLO_SEPARATOR, slo_text
 from planner.profilers.endpoint.search import share_interval
 from planner.profilers.endpoint.session import MIX, full_load_rps, mix_shares, search_so_far
 from planner.profilers.schema import MeasuredPoint
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from planner.domain.slo import Slo
-    from planner.profilers.endpoint.journal import Journal, RunRecord
+    from planner.profilers.endpoint.journal import Baseline, Journal, RunRecord
     from planner.profilers.endpoint.schedule import Size
     from planner.profilers.endpoint.session import Settings
 
@@ -249,7 +249,7 @@ class _Rows:
             source_ref=self.journal,
             where=Where(),
             length_dist=dist,
-            slo="; ".join(str(slo) for slo in self.slos) if kind == "poisson_max_under_slo" else "",
+            slo=SLO_SEPARATOR.join(map(slo_text, self.slos)) if kind == "poisson_max_under_slo" else "",
             tool=TOOL,
             tool_version=self.version,
             notes=notes,

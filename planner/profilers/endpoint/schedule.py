@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 MOST_SIZES = 400
+
+BLOCK = 256
+"""Requests of a stretch of arrivals, see `arrivals`."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -95,17 +99,21 @@ def measuring_order(sizes: Sequence[Size], weights: Mapping[Size, float] | None 
 
 
 def arrivals(rate_rps: float, shares: Mapping[Size, float], rng: np.random.Generator) -> Iterator[tuple[float, Size]]:
-    """Yield the times in seconds and the sizes of a Poisson process's arrivals, without end.
+    """Yield the times in seconds and the sizes of requests that come at random, without end.
+
+    A Poisson process, given that `BLOCK` requests come in every stretch of `BLOCK` mean gaps: given their number, the
+    arrivals of a Poisson process are independent and uniform. So the arrivals are as bursty as Poisson ones within a
+    stretch, and a run has the rate that it is said to have: plain Poisson counts scatter by 1 / sqrt(n), 7% in a run of
+    200 requests, more than the resolution of a search.
 
     Parameters
     ----------
     shares : the sizes' parts of the requests; they sum to 1.
     """
     sizes, parts = list(shares), np.array(list(shares.values()))
-    at_s = 0.0
-    while True:
-        gaps = rng.exponential(1.0 / rate_rps, 256)
-        picks = rng.choice(len(sizes), size=256, p=parts / parts.sum())
-        for gap, pick in zip(gaps.tolist(), picks.tolist(), strict=True):
-            at_s += gap
+    length_s = BLOCK / rate_rps
+    for number in count():
+        times = (number + np.sort(rng.random(BLOCK))) * length_s
+        picks = rng.choice(len(sizes), size=BLOCK, p=parts / parts.sum())
+        for at_s, pick in zip(times.tolist(), picks.tolist(), strict=True):
             yield at_s, sizes[pick]

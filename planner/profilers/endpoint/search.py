@@ -34,6 +34,9 @@ FIRST_STEPS = (1.3, 2.0)
 
 LARGEST_STEP = 4.0
 
+CONFIRMATIONS = 2
+"""Runs in which the answer must have held."""
+
 
 class Verdict(StrEnum):
     """What a run at one rate has shown so far."""
@@ -197,9 +200,10 @@ class Tried:
 
 @dataclass(slots=True, kw_only=True)
 class RateSearch:
-    """Bracketing, then bisection of the largest rate that holds; every judged rate is kept.
+    """Bracketing, then bisection of the largest rate that holds, which must hold `CONFIRMATIONS` times over.
 
-    Tried rates only ever narrow the bracket: of answers that contradict each other the lower failure counts.
+    The largest of many rates that passed a test is more often than not one that was lucky; so the answer is tried anew
+    before it stands. Of answers that contradict each other the lower failure counts.
     """
 
     start_rps: float
@@ -227,6 +231,10 @@ class RateSearch:
         """Whether the answer is known as well as was asked, or that there is none."""
         if not self.holds_rps:
             return self.fails_rps <= self.lowest_rps
+        return self._is_narrow and sum(one.rate_rps == self.holds_rps for one in self.tried) >= CONFIRMATIONS
+
+    @property
+    def _is_narrow(self) -> bool:
         return self.fails_rps <= self.holds_rps * (1.0 + self.resolution)
 
     def next_rps(self) -> float:
@@ -240,6 +248,8 @@ class RateSearch:
             msg = "the search is closed"
             raise ValueError(msg)
         low, high = self.holds_rps, self.fails_rps
+        if low and self._is_narrow:
+            return low
         if low and math.isfinite(high):
             return math.sqrt(low * high)
         if not self.tried:

@@ -13,10 +13,11 @@ import numpy as np
 
 from planner.domain.slo import Metric
 from planner.errors import MeasurementError
+from planner.files.slo import slo_text
 from planner.profilers.endpoint.client import Client
 from planner.profilers.endpoint.dialect import Prompts, ask, fit_length, learn, served_models
 from planner.profilers.endpoint.journal import Baseline, RunRecord
-from planner.profilers.endpoint.load import late_limit_s, latencies_s, run_load
+from planner.profilers.endpoint.load import Punctuality, late_limit_s, latencies_s, run_load
 from planner.profilers.endpoint.metrics import summary
 from planner.profilers.endpoint.records import Request
 from planner.profilers.endpoint.search import RateSearch, Tried, Verdict
@@ -85,7 +86,7 @@ class Settings:
         return {
             "url": self.connection.url,
             "model": self.model,
-            "slos": [str(slo) for slo in self.slos],
+            "slos": [slo_text(slo) for slo in self.slos],
             "confidence": self.confidence,
             "resolution": self.resolution,
             "seed": self.seed,
@@ -265,22 +266,35 @@ class Session:
 
     async def _search(self, baseline: Baseline, shares: Mapping[Size, float]) -> None:
         search = search_so_far(baseline, self.journal.runs(baseline.subject), self.settings.resolution)
+        too_fast: dict[float, Punctuality] = {}
         while not search.is_closed:
             rate_rps = search.next_rps()
             if self._expected_s(baseline, rate_rps) > self._left_s():
-                self.watcher.note(
-                    f"{baseline.subject}: the budget is spent before the rate is known to the asked part."
-                )
+                self.watcher.note(f"{baseline.subject}: the budget ended before the rate was known as well as asked.")
                 return
-            record = await self._run(baseline, rate_rps, shares)
-            self.journal.add(record)
-            search.record(_tried(record))
-            n_broken = sum(one.is_broken for one in self.journal.runs(baseline.subject))
-            if n_broken >= MOST_BROKEN_RUNS:
-                raise MeasurementError(
-                    f"{baseline.subject}: requests failed in {n_broken} runs: {record.reason}",
-                    hint="See the server's log; what was measured is kept, and the same command goes on from there.",
-                )
+            found = await self._run(baseline, rate_rps, shares)
+            if isinstance(found, Punctuality):  # not the server's limit: for this sitting only
+                too_fast[rate_rps] = found
+                search.record(Tried(rate_rps=rate_rps, holds=False))
+                continue
+            self.journal.add(found)
+            search.record(_tried(found))
+            self._check_broken(baseline.subject, found)
+        if search.fails_rps in too_fast:
+            held = f"{search.holds_rps:.4g} req/s hold, but " if search.holds_rps else ""
+            raise MeasurementError(
+                f"{baseline.subject}: {held}this client is too slow for {search.fails_rps:.4g} req/s:"
+                f" {too_fast[search.fails_rps]}.",
+                hint="Run it on a machine with an idle core, near the server; it goes on where it was.",
+            )
+
+    def _check_broken(self, subject: str, record: RunRecord) -> None:
+        n_broken = sum(one.is_broken for one in self.journal.runs(subject))
+        if record.is_broken and n_broken >= MOST_BROKEN_RUNS:
+            raise MeasurementError(
+                f"{subject}: requests failed in {n_broken} runs: {record.reason}",
+                hint="See the server's log; what was measured is kept, and the same command goes on from there.",
+            )
 
     def _monitor(self, baseline: Baseline, rate_rps: float) -> Monitor:
         lone_s = {Metric.TTFT: baseline.ttft_s, Metric.TPOT: baseline.tpot_s, Metric.E2E: baseline.e2e_s}
@@ -298,7 +312,8 @@ class Session:
         window_s = max(baseline.e2e_s, WINDOW_REQUESTS / rate_rps)
         return 2.0 * (monitor.n_longest / rate_rps + slowest_s + WARM_UP_WINDOWS[1] * window_s)
 
-    async def _run(self, baseline: Baseline, rate_rps: float, shares: Mapping[Size, float]) -> RunRecord:
+    async def _run(self, baseline: Baseline, rate_rps: float, shares: Mapping[Size, float]) -> RunRecord | Punctuality:
+        """Return a run at a rate; how late the client was, if it was too late in all of `TRIES` runs."""
         number = len(self.journal.runs(baseline.subject))
         limit_s = late_limit_s(self.settings.slos, min(size.output_tokens for size in shares))
         for attempt in range(TRIES):
@@ -321,10 +336,7 @@ class Session:
             if run.punctuality.is_good:
                 return self._record(baseline, run)
             self.watcher.note(f"{baseline.subject}: a run at {rate_rps:.4g} req/s does not count: {run.punctuality}.")
-        raise MeasurementError(
-            f"This client is too slow to measure {baseline.subject} at {rate_rps:.4g} req/s: {run.punctuality}.",
-            hint="Run it on a machine with an idle core, near the server; it goes on where it was.",
-        )
+        return run.punctuality
 
     async def _settle(self, baseline: Baseline, size: Size) -> None:
         """Wait until a lone request is as fast as it was before any load.

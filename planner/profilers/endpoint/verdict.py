@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.domain.slo import Metric, Slo
+from planner.profilers.endpoint.schedule import BLOCK
 from planner.profilers.endpoint.search import BernoulliTest, Verdict, clustering, mean_verdict
 
 if TYPE_CHECKING:
@@ -31,18 +32,18 @@ WARM_UP_WINDOWS = (2, 10)
 WINDOW_REQUESTS = 8
 """A window is as long as a request takes, and holds so many arrivals at least."""
 
-OVERLOAD_SEEN = 0.1
+OVERLOAD_SEEN = 0.05
 """An objective holds only once a rate this much too high would have shown: waits grow by OVERLOAD_SEEN seconds in a
 second then, so the run lasts at least (bound - time of a lone request) / OVERLOAD_SEEN."""
 
-GROWTH_SHARE = 0.05
+GROWTH_SHARE = 0.02
 """A backlog that takes up more than this share of the arrivals, and more than chance explains, is no steady state."""
 
-MOST_TIMES_FEWEST = 6
+MOST_TIMES_FEWEST = 4
 """A run is decided by what was seen, and marked as unsure, after so many times the requests that a clear case needs."""
 
-FEWEST_TO_DECIDE = 300
-"""... and not before so many requests."""
+FEWEST_TO_HOLD = BLOCK
+"""Requests that an objective must have held for at least: queues build up slowly."""
 
 NOISE = 3.0
 """Standard deviations that count as more than chance."""
@@ -129,12 +130,12 @@ class Monitor:
     @property
     def n_longest(self) -> int:
         """Number of judged requests at which a run is decided whatever the tests say."""
-        return max(FEWEST_TO_DECIDE, MOST_TIMES_FEWEST * max(one.test.fewest for one in self._objectives))
+        return MOST_TIMES_FEWEST * self.n_fewest
 
     @property
     def n_fewest(self) -> int:
         """Number of requests that a clear case needs."""
-        return max(one.test.fewest for one in self._objectives)
+        return max(FEWEST_TO_HOLD, *(one.test.fewest for one in self._objectives))
 
     def beyond(self) -> list[tuple[Slo, int]]:
         """Return for each objective how many judged requests are beyond its bound."""
@@ -174,7 +175,7 @@ class Monitor:
         if now_s - start_s < least * window:
             return False
         before, last = (mean_in_service(requests, now_s - (i + 1) * window, now_s - i * window, now_s) for i in (1, 0))
-        is_steady = last <= before * (1.0 + OVERLOAD_SEEN) + math.sqrt(2.0 * max(before, 1.0))
+        is_steady = last <= before * 1.1 + math.sqrt(2.0 * max(before, 1.0))
         if is_steady or now_s - start_s >= most * window:
             self._begin(requests, now_s)
             return True
@@ -216,7 +217,7 @@ class Monitor:
                 return Judgement(verdict=Verdict.FAILS, reason=_reason(one))
         is_sure = all(verdict is Verdict.HOLDS for verdict in verdicts)
         is_growing, is_long = self._is_growing(requests, now_s), self._is_long_enough(now_s)
-        if is_sure and is_long and not is_growing:
+        if is_sure and is_long and not is_growing and self.n_judged >= FEWEST_TO_HOLD:
             return Judgement(verdict=Verdict.HOLDS)
         if not is_last and not (is_long and self.n_judged >= self.n_longest):
             return Judgement(verdict=Verdict.OPEN)
