@@ -107,7 +107,9 @@ class Server:
     async def plain(self, writer, status, document, kind="application/json", more=""):
         text = document if isinstance(document, str) else json.dumps(document)
         data = text.encode()
-        writer.write(f"HTTP/1.1 {status} x\r\nContent-Type: {kind}\r\n{more}Content-Length: {len(data)}\r\n\r\n".encode())
+        writer.write(
+            f"HTTP/1.1 {status} x\r\nContent-Type: {kind}\r\n{more}Content-Length: {len(data)}\r\n\r\n".encode()
+        )
         writer.write(data)
         await writer.drain()
         return True
@@ -288,7 +290,8 @@ def serving(server: Server, *, tls: bool = False):
 async def main(port: int, mean_s: float) -> None:
     server = Server(law=Law(mean_s=mean_s))
     listening = await asyncio.start_server(server.handle, "127.0.0.1", port, backlog=1000)
-    print(listening.sockets[0].getsockname()[1], flush=True)
+    sys.stdout.write(f"{listening.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
     await listening.serve_forever()
 
 
