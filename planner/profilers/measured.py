@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.errors import InputError
 from planner.files.bundled import bundled
 from planner.files.slo import parse_slos, slo_text
 from planner.profilers import capacity, points
 from planner.profilers.efficiency import engine_family
-from planner.profilers.schema import parse_points, read_profile_file
+from planner.profilers.schema import UNDER_SLO, parse_points, read_profile_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -53,9 +52,6 @@ BENCHMARK_MAX_NUM_SEQS = 2048
 
 SAME_SIZE_TOLERANCE = 0.01
 """Sizes whose logarithms differ by less count as the measured size."""
-
-UNDER_SLO = "poisson_max_under_slo"
-"""Load kind of rates that were searched under objectives, which their rows state."""
 
 WIDEST_SPEED = 16.0
 SPEED_STEPS = 24
@@ -268,10 +264,6 @@ def speed_factors(
     Of maxima and closed loops this is the measured over the estimated rate, which is proportional to the speed. A rate
     under objectives is not: where an objective binds, a replica that is 10% faster serves more than 10% more. So the
     speed is searched at which the estimate under the point's own objectives is the measured rate.
-
-    Raises
-    ------
-    InputError: if a point's objectives cannot be read, naming its place.
     """
     factors = [0.0] * len(measured_points)
     under = [index for index, point in enumerate(measured_points) if point.load_kind == UNDER_SLO]
@@ -281,7 +273,7 @@ def speed_factors(
         factors[index] = (measured_points[index].rate_rps or 0.0) / rate if rate > 0 else 0.0
     groups: dict[tuple[Slo, ...], list[int]] = {}
     for index in under:
-        groups.setdefault(_objectives(measured_points[index]), []).append(index)
+        groups.setdefault(parse_slos(measured_points[index].slo), []).append(index)
     for slos, indices in groups.items():
         found = _speeds_under(
             [measured_points[i] for i in indices], slos, model=model, gpu=gpu, config=config, params=params
@@ -289,13 +281,6 @@ def speed_factors(
         for index, speed in zip(indices, found.tolist(), strict=True):
             factors[index] = speed
     return factors
-
-
-def _objectives(point: MeasuredPoint) -> tuple[Slo, ...]:
-    try:
-        return parse_slos(point.slo)
-    except InputError as error:
-        raise InputError(f"Column slo: {error.message}", hint=error.hint, where=point.where) from error
 
 
 def _speeds_under(

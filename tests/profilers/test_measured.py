@@ -396,9 +396,9 @@ def test_a_rate_far_from_the_estimate_is_not_used_and_objectives_that_cannot_be_
     bare = vllm_profile((), (1000, 200), slos=loose).throughput_rps[0]
     found = vllm_profile([under(loose, bare / 1e3)], (1000, 200), slos=loose)
     assert found.throughput_rps[0] == bare
-    broken = point(load_kind="poisson_max_under_slo", slo="quick")
+    text = csv_text(GOOD.replace("offline_max", "poisson_max_under_slo") + ",quick").replace(",source", ",source,slo")
     with pytest.raises(InputError, match=r"mine.csv:2: Column slo: 'quick' is not"):
-        vllm_profile([broken], (1000, 200))
+        parse_points(text, "mine.csv")
 
 
 def test_shepards_interpolation_is_exact_at_the_points_and_bounded():

@@ -10,7 +10,7 @@ from planner.errors import Where
 from planner.files.slo import SLO_SEPARATOR, slo_text
 from planner.profilers.endpoint.search import share_interval
 from planner.profilers.endpoint.session import MIX, full_load_rps, mix_shares, search_so_far
-from planner.profilers.schema import MeasuredPoint
+from planner.profilers.schema import UNDER_SLO, MeasuredPoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -199,7 +199,7 @@ class _Rows:
         is_as_asked = tokens == (size.input_tokens, size.output_tokens)
         dist = "fixed" if is_as_asked else f"mean of what came; {size} was asked for"
         best_notes = f"{self._evidence(best)}; {until}{why}{'' if found.is_closed else '; search not finished'}"
-        yield self._point(best, "poisson_max_under_slo", tokens, dist, best_notes)
+        yield self._point(best, UNDER_SLO, tokens, dist, best_notes)
         for one in held[1:]:
             if one.rate_rps < best.rate_rps:
                 yield self._point(one, "request_rate", tokens, dist, self._evidence(one))
@@ -249,7 +249,7 @@ class _Rows:
             source_ref=self.journal,
             where=Where(),
             length_dist=dist,
-            slo=SLO_SEPARATOR.join(map(slo_text, self.slos)) if kind == "poisson_max_under_slo" else "",
+            slo=SLO_SEPARATOR.join(map(slo_text, self.slos)) if kind == UNDER_SLO else "",
             tool=TOOL,
             tool_version=self.version,
             notes=notes,
