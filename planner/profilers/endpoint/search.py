@@ -26,6 +26,9 @@ counts as surely good and q x ZONE as surely bad. A smaller zone takes more requ
 BATCHES = 16
 """Consecutive batches of requests that clustering is told from."""
 
+FIRST_LOOK = 128
+"""Values at the first look of the test on a mean: the means of batches of fewer than 8 are too far from normal."""
+
 MOST_CLUSTERING = 8.0
 """Evidence is divided by this at most: longer clusters could not be told from a drift within one run."""
 
@@ -125,18 +128,18 @@ def clustering(is_beyond: ArrayLike) -> float:
 def mean_verdict(values: NDArray[np.float64], bound: float, confidence: float) -> Verdict:
     """Return whether the mean of a stationary series is at most `bound`, by the means of `BATCHES` batches.
 
-    The test looks at 2^k x 32 values only, and spends (1 - confidence) / 2^(k + 1) of its error on look k, so that all
-    looks together err with at most 1 - confidence. Quantiles of Student's t by Hill's expansion (Communications of
+    The test looks at 2^k x FIRST_LOOK values only, and spends (1 - confidence) / 2^(k + 1) of its error on look k, so
+    that all looks together err with at most 1 - confidence. Quantiles of Student's t by Hill's expansion (Communications of
     the ACM 13, 1970, algorithm 396, first terms).
 
     Parameters
     ----------
     values : seconds, in order of arrival; those after the last look are not used.
     """
-    look = math.floor(math.log2(len(values) / 32.0)) if len(values) >= 32 else -1
-    if look < 0:
+    if len(values) < FIRST_LOOK:
         return Verdict.OPEN
-    used = values[: 32 * 2**look]
+    look = math.floor(math.log2(len(values) / FIRST_LOOK))
+    used = values[: FIRST_LOOK * 2**look]
     batches = used.reshape(BATCHES, -1).mean(axis=1)
     error = float(batches.std(ddof=1)) / math.sqrt(BATCHES)
     margin = _t_quantile(1.0 - (1.0 - confidence) / 2 ** (look + 1), BATCHES - 1) * error
