@@ -70,10 +70,15 @@ class Server:
         return self.fault and self.n_answers >= self.faulty_after
 
     async def handle(self, reader, writer):
-        with suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError):
-            while await self.one(reader, writer):
-                pass
-        writer.close()
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError):
+                while await self.one(reader, writer):
+                    pass
+                await writer.drain()
+                writer.close()
+        finally:
+            if not writer.is_closing():
+                writer.transport.abort()
 
     async def one(self, reader, writer):
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -277,6 +282,7 @@ def serving(server: Server, *, tls: bool = False):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # let the transports close
 
     try:
         yield server

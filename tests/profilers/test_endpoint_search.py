@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from profilers.queue_replay import found_rate, judged, mm1_rate, share_beyond
 
 from planner.domain.slo import Metric
 from planner.errors import InputError
@@ -25,7 +26,6 @@ from planner.profilers.endpoint.search import (
     share_interval,
 )
 from planner.profilers.endpoint.verdict import Monitor, is_beyond
-from profilers.queue_replay import found_rate, judged, mm1_rate, share_beyond
 
 P90 = parse_slo("ttft p90 <= 200ms")
 MEAN_S = 0.02

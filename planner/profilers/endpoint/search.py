@@ -129,8 +129,8 @@ def mean_verdict(values: NDArray[np.float64], bound: float, confidence: float) -
     """Return whether the mean of a stationary series is at most `bound`, by the means of `BATCHES` batches.
 
     The test looks at 2^k x FIRST_LOOK values only, and spends (1 - confidence) / 2^(k + 1) of its error on look k, so
-    that all looks together err with at most 1 - confidence. Quantiles of Student's t by Hill's expansion (Communications of
-    the ACM 13, 1970, algorithm 396, first terms).
+    that all looks together err with at most 1 - confidence. Quantiles of Student's t by Hill's expansion
+    (Communications of the ACM 13, 1970, algorithm 396, first terms).
 
     Parameters
     ----------
