@@ -2,7 +2,8 @@
 
 It speaks as much of OpenAI's API as vLLM does, and can be told to break in many ways (`fault`). Its clock of service is
 exact: every token is due at an absolute time, so that a busy test machine delays tokens but never slows the service.
-Runs in a thread of its own (`serving`), or as a process: endpoint_server.py PORT.
+Runs in a thread of its own (`serving`), or as a process, with a fixed time for each request: endpoint_server.py PORT
+SECONDS.
 """
 
 from __future__ import annotations
@@ -293,8 +294,8 @@ def serving(server: Server, *, tls: bool = False):
         loop.close()
 
 
-async def main(port: int, mean_s: float) -> None:
-    server = Server(law=Law(mean_s=mean_s))
+async def main(port: int, first_s: float) -> None:
+    server = Server(law=Law(first_s=first_s, mean_s=0.0))
     listening = await asyncio.start_server(server.handle, "127.0.0.1", port, backlog=1000)
     sys.stdout.write(f"{listening.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()

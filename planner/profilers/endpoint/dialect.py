@@ -279,15 +279,15 @@ async def fit_length(client: Client, dialect: Dialect, prompts: Prompts, size: S
 
     Raises
     ------
-    MeasurementError: if the server counts a prompt of token ids as something else by more than LENGTH_TOLERANCE.
-    InputError, MeasurementError: if it does not answer.
+    MeasurementError: if the server counts a prompt of token ids as something else by more than LENGTH_TOLERANCE, or
+        does not answer.
     """
     short = Size(size.input_tokens, min(size.output_tokens, 2))
     wanted, counted = size.input_tokens, size.input_tokens
     for _ in range(LENGTH_TRIES):
         request = await ask(client, dialect, prompts.prompt(wanted), short)
         if request.failure is not None:
-            raise request.failure.error()
+            raise request.failure.lost()
         if request.prompt_tokens is None:
             return wanted
         counted = request.prompt_tokens

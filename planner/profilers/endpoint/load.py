@@ -11,7 +11,7 @@ import gc
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,6 +54,9 @@ LATE_PERCENTILE = 99.0
 
 BLOCKED_SHARE = 0.01
 """... or if for more than this share of the time it could not read for longer than that."""
+
+GIVE_UP_FACTOR, GIVE_UP_AFTER_S = 5.0, 1.0
+"""A run is given up at once if after this long the client was that many times too late."""
 
 DEAD_AFTER = 20
 """A run is given up once so many requests in a row failed for a reason that load does not explain."""
@@ -201,13 +204,15 @@ async def run_load(
     states: list[ServerState] = []
     with _no_collection():
         start_s = time.monotonic()
-        helpers = [
+        helpers: list[asyncio.Task[Any]] = [
             asyncio.create_task(sender.send_all(start_s, arrivals(rate_rps, shares, rng))),
             asyncio.create_task(_watch(lags_s)),
             asyncio.create_task(_sample(client, states)),
         ]
         try:
-            judgement = await _judged(sender, monitor, start_s, longest_s, tell)
+            judging = asyncio.create_task(_judged(sender, monitor, start_s, longest_s, tell))
+            helpers.append(judging)
+            judgement = await _unless_late(judging, lags_s, limit_s)
             end_s = time.monotonic()
         finally:
             for helper in helpers:
@@ -223,6 +228,17 @@ async def run_load(
         sender.requests, monitor, judgement, lags_s=lags_s, states=states, rate_rps=rate_rps, limit_s=limit_s,
         start_s=start_s, end_s=end_s,
     )  # fmt: skip
+
+
+async def _unless_late(judging: asyncio.Task[Judgement], lags_s: Sequence[float], limit_s: float) -> Judgement:
+    """Return the judgement, or an open one as soon as the client is far too late for any."""
+    start_s = time.monotonic()
+    while not (await asyncio.wait({judging}, timeout=GIVE_UP_AFTER_S / 4))[0]:
+        span_s = time.monotonic() - start_s
+        late_s = sum(lag for lag in lags_s if lag > limit_s)
+        if span_s > GIVE_UP_AFTER_S and late_s > GIVE_UP_FACTOR * BLOCKED_SHARE * span_s:
+            return Judgement(verdict=Verdict.OPEN, is_sure=False)
+    return judging.result()
 
 
 async def _judged(

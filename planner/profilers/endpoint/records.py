@@ -62,6 +62,13 @@ class Failure:
             return InputError(self.message, hint=hint)
         return MeasurementError(self.message, hint="Nothing can be measured until the server answers one request.")
 
+    def lost(self) -> PlannerError:
+        """Return the failure of a server that has answered before as the error that ends a measurement."""
+        return MeasurementError(
+            f"The server has stopped answering: {self.message}",
+            hint="What was measured to its end is kept; once it is up again, the same command goes on from there.",
+        )
+
 
 @dataclass(slots=True, kw_only=True)
 class Request:

@@ -51,6 +51,9 @@ LOWEST_LOAD = 0.02
 TRIES = 3
 """Runs at one rate before a client that is too slow ends the measurement."""
 
+HOPELESS_RATES = 2
+"""Rates for all of which a client was too slow before the measurement ends."""
+
 MOST_BROKEN_RUNS = 4
 """Runs of one size that failed for reasons that load does not explain before the measurement ends."""
 
@@ -229,7 +232,7 @@ class Session:
     async def _lone(self, size: Size) -> Request:
         request = await ask(self._client, self._dialect, self._prompts.prompt(size.input_tokens), size)
         if request.failure is not None:
-            raise request.failure.error()
+            raise request.failure.lost()
         return request
 
     async def _start(self, size: Size, e2e_s: float) -> tuple[float, bool]:
@@ -276,6 +279,8 @@ class Session:
             if isinstance(found, Punctuality):  # not the server's limit: for this sitting only
                 too_fast[rate_rps] = found
                 search.record(Tried(rate_rps=rate_rps, holds=False))
+                if len(too_fast) == len(search.tried) == HOPELESS_RATES:
+                    break  # it is not the rate that makes this client late
                 continue
             self.journal.add(found)
             search.record(_tried(found))
@@ -343,7 +348,7 @@ class Session:
 
         Raises
         ------
-        InputError, MeasurementError: if the server answers no lone request any more.
+        MeasurementError: if the server answers no lone request any more.
         """
         end_s = time.monotonic() + SETTLE_LIMIT_S
         wait_s = 0.02
