@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 import math
@@ -252,6 +251,8 @@ def _replica(
     precision: str,
 ) -> Replica:
     """Return what the server runs on, by its options and by what it says itself; names as the libraries have them."""
+    import asyncio
+
     from planner.catalog.gpus import load_gpus
     from planner.domain.precision import BYTES_PER_PARAMETER
     from planner.profilers.endpoint.dialect import identify
@@ -340,6 +341,8 @@ def _check_mine(output: Path, journal: Journal, *, force: bool) -> None:
 
 
 def _measure(settings: Settings, journal: Journal, watcher: Watcher, estimates_rps: Mapping[Size, float]) -> None:
+    import asyncio
+
     from planner.profilers.endpoint.session import Session
 
     session = Session(settings=settings, journal=journal, watcher=watcher, estimates_rps=estimates_rps)
