@@ -119,8 +119,11 @@ def test_a_finished_measurement_is_not_measured_again_nor_is_what_is_not_its_own
 def test_a_budget_ends_between_runs_and_what_is_left_is_told(gpuplan, queue_url, tmp_path):
     ran = gpuplan(*arguments(queue_url, "-o", tmp_path / "p.csv", "--budget", "1s", "--json", sizes="32x1,64x1"))
     assert ran.code == 4
-    assert len(ran.json["unmeasured"]) + sum(not one["closed"] for one in ran.json["sizes"]) == 2
+    assert ran.json["unmeasured"] == ["32x1", "64x1"]
+    assert ran.err.count("the budget ended") == 1
     assert not (tmp_path / "p.csv").exists()
+    more = gpuplan(*arguments(queue_url, "-o", tmp_path / "p.csv", "--budget", "5s", "--json", sizes="32x1,64x1"))
+    assert [one["runs"] > 0 for one in more.json["sizes"]] == [True]
 
 
 @pytest.mark.parametrize(

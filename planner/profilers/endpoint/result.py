@@ -128,7 +128,7 @@ def profile(journal: Journal, settings: Settings, replica: Replica, *, version: 
     sizes: list[SizeResult] = []
     for size in sorted(settings.sizes):
         baseline, runs = journal.baseline(str(size)), journal.runs(str(size))
-        if baseline is None:
+        if baseline is None or not (runs or baseline.unreachable):
             continue
         found = _size_result(size, baseline, runs, settings.resolution)
         sizes.append(found)

@@ -144,10 +144,12 @@ class Session:
                 self.watcher.note(f"Note: {note}.")
             n_parts = len(settings.sizes) + int(settings.with_mix and len(settings.sizes) > 1)
             for n_done, size in enumerate(settings.sizes):
-                if self._has_time_for_part(n_done):
+                if self._is_finished(str(size)):
+                    continue
+                if self.journal.baseline(str(size)) is not None or self._has_time_for_part():
                     self.watcher.part(str(size), n_done, n_parts)
                     await self._measure_size(size)
-            if n_parts > len(settings.sizes) and self._has_time_for_part(len(settings.sizes)):
+            if n_parts > len(settings.sizes) and self._has_time_for_part():
                 self.watcher.part(MIX, len(settings.sizes), n_parts)
                 await self._measure_mix()
 
@@ -159,9 +161,16 @@ class Session:
     def _left_s(self) -> float:
         return math.inf if self.settings.budget_s is None else self.settings.budget_s - self.spent_s
 
-    def _has_time_for_part(self, n_done: int) -> bool:
-        """Return whether a part as long as the mean one so far fits the budget."""
-        return self._left_s() > (self.journal.spent_s / n_done if n_done else 0.0)
+    def _has_time_for_part(self) -> bool:
+        """Return whether a part as long as the mean finished one fits what is left of the budget."""
+        if self.settings.budget_s is None or not self.journal.entries:
+            return True
+        finished = [str(size) for size in self.settings.sizes if self._is_finished(str(size))]
+        return bool(finished) and self._left_s() > self.journal.spent_s / len(finished)
+
+    def _is_finished(self, subject: str) -> bool:
+        baseline = self.journal.baseline(subject)
+        return baseline is not None and (bool(baseline.unreachable) or self._found(subject).is_closed)
 
     async def _measure_size(self, size: Size) -> None:
         await fit_length(self._client, self._dialect, self._prompts, size)
