@@ -55,6 +55,7 @@ class Server:
     counts_usage: bool = True
     prompt_offset: int = 0
     """Tokens by which it counts prompts wrong."""
+    context: int | None = None
     n_answers: int = 0
     n_inside: int = 0
     url: str = ""
@@ -72,7 +73,7 @@ class Server:
 
     async def handle(self, reader, writer):
         try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError):
+            with suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError, asyncio.CancelledError):
                 while await self.one(reader, writer):
                     pass
                 await writer.drain()
@@ -125,6 +126,8 @@ class Server:
         for name in self.refused:
             if name in document:
                 return await self.plain(writer, 400, {"error": {"message": f"unknown field {name}"}})
+        if self.context is not None and document["max_tokens"] > self.context:
+            return await self.plain(writer, 400, {"error": {"message": f"maximum context is {self.context} tokens"}})
         if isinstance(prompt, list) and not self.takes_ids:
             return await self.plain(writer, 400, {"error": {"message": "prompt must be a string"}})
         if self.overload_beyond is not None and self.n_inside >= self.overload_beyond:

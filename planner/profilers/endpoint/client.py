@@ -35,6 +35,10 @@ MOST_MESSAGE_CHARACTERS = 300
 MOST_ANSWER_BYTES = 8 << 20
 """Of an answer that is not streamed: metrics, lists of models."""
 
+KEEP_ALIVE_S = 2.0
+"""Idle connections are closed after this long: before servers do (uvicorn, and so vLLM, after 5 s), which a request
+that is just being sent would take for a failure."""
+
 OVERLOAD_STATUSES = frozenset({429, 503})
 MISSING_STATUSES = frozenset({404, 405, 501})
 REFUSED_STATUSES = frozenset({401, 403})
@@ -113,7 +117,9 @@ class Client:
         if self.connection.api_key:
             headers["Authorization"] = f"Bearer {self.connection.api_key}"
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=_trust(self.connection.ca_file)),
+            connector=aiohttp.TCPConnector(
+                limit=0, ssl=_trust(self.connection.ca_file), keepalive_timeout=KEEP_ALIVE_S
+            ),
             timeout=aiohttp.ClientTimeout(total=self.connection.timeout_s),
             headers=headers,
             read_bufsize=MOST_EVENT_BYTES,

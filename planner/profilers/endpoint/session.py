@@ -17,9 +17,9 @@ from planner.files.slo import slo_text
 from planner.profilers.endpoint.client import Client
 from planner.profilers.endpoint.dialect import Prompts, ask, fit_length, learn, served_models
 from planner.profilers.endpoint.journal import Baseline, RunRecord
-from planner.profilers.endpoint.load import Punctuality, late_limit_s, latencies_s, run_load
+from planner.profilers.endpoint.load import Punctuality, allow_connections, latencies_s, patience, run_load
 from planner.profilers.endpoint.metrics import summary
-from planner.profilers.endpoint.records import Request
+from planner.profilers.endpoint.records import FailureKind, Request
 from planner.profilers.endpoint.search import RateSearch, Tried, Verdict
 from planner.profilers.endpoint.verdict import OVERLOAD_SEEN, WARM_UP_WINDOWS, WINDOW_REQUESTS, Monitor
 
@@ -135,6 +135,7 @@ class Session:
         """
         settings = self.settings
         self._earlier_s = self.journal.spent_s
+        allow_connections()
         async with Client(settings.connection) as client:
             self._client = client
             await served_models(client, settings.model)
@@ -173,8 +174,11 @@ class Session:
         return baseline is not None and (bool(baseline.unreachable) or self._found(subject).is_closed)
 
     async def _measure_size(self, size: Size) -> None:
-        await fit_length(self._client, self._dialect, self._prompts, size)
         baseline = self.journal.baseline(str(size))
+        if baseline is None and (refusal := await self._refusal(size)):
+            self.journal.add(_refused(size, refusal, self.journal.since_last_s()))
+            return
+        await fit_length(self._client, self._dialect, self._prompts, size)
         if baseline is None:
             baseline = await self._baseline(size)
             self.journal.add(baseline)
@@ -237,6 +241,13 @@ class Session:
             unreachable="; ".join(f"{slo}: a lone request takes {found[slo.metric]:.4g} s" for slo in missed),
             spent_s=self.journal.since_last_s(),
         )
+
+    async def _refusal(self, size: Size) -> str:
+        """Return why the server refuses requests of a size, such as one beyond its context; "" = it does not."""
+        request = await ask(self._client, self._dialect, self._prompts.prompt(size.input_tokens), size)
+        if request.failure is not None and request.failure.kind is FailureKind.BAD_REQUEST:
+            return request.failure.message
+        return ""
 
     async def _lone(self, size: Size) -> Request:
         request = await ask(self._client, self._dialect, self._prompts.prompt(size.input_tokens), size)
@@ -322,14 +333,14 @@ class Session:
     def _longest_s(self, baseline: Baseline, rate_rps: float) -> float:
         """Return after how long a run is judged by what was seen: far longer than an undecided one takes."""
         monitor = self._monitor(baseline, rate_rps)
-        slowest_s = max(slo.bound_s for slo in self.settings.slos) / OVERLOAD_SEEN
+        slowest_s = 4.0 * max(slo.bound_s for slo in self.settings.slos) / OVERLOAD_SEEN
         window_s = max(baseline.e2e_s, WINDOW_REQUESTS / rate_rps)
         return 2.0 * (monitor.n_longest / rate_rps + slowest_s + WARM_UP_WINDOWS[1] * window_s)
 
     async def _run(self, baseline: Baseline, rate_rps: float, shares: Mapping[Size, float]) -> RunRecord | Punctuality:
         """Return a run at a rate; how late the client was, if it was too late in all of `TRIES` runs."""
         number = len(self.journal.runs(baseline.subject))
-        limit_s = late_limit_s(self.settings.slos, min(size.output_tokens for size in shares))
+        allowed = patience(self.settings.slos, min(size.output_tokens for size in shares))
         for attempt in range(TRIES):
             seed = [self.settings.seed, *baseline.subject.encode(), number, attempt]
             monitor = self._monitor(baseline, rate_rps)
@@ -341,7 +352,7 @@ class Session:
                 rate_rps=rate_rps,
                 shares=shares,
                 monitor=monitor,
-                limit_s=limit_s,
+                patience=allowed,
                 longest_s=self._longest_s(baseline, rate_rps),
                 rng=np.random.default_rng(seed),
                 tell=tell,
@@ -406,6 +417,21 @@ class Session:
         )
 
 
+def _refused(size: Size, refusal: str, spent_s: float) -> Baseline:
+    return Baseline(
+        subject=str(size),
+        ttft_s=0.0,
+        tpot_s=0.0,
+        e2e_s=0.0,
+        prompt_tokens=0.0,
+        output_tokens=0.0,
+        start_rps=0.0,
+        is_informed=False,
+        unreachable=refusal,
+        spent_s=spent_s,
+    )
+
+
 def _first_message(run: Run) -> str:
     return run.failure.message if run.failure is not None else ", ".join(run.failures)
 
@@ -427,7 +453,7 @@ def search_so_far(baseline: Baseline, runs: Sequence[RunRecord], resolution: flo
         start_rps=baseline.start_rps,
         resolution=resolution,
         is_informed=baseline.is_informed,
-        lowest_rps=LOWEST_LOAD / baseline.e2e_s,
+        lowest_rps=LOWEST_LOAD / baseline.e2e_s if baseline.e2e_s else 0.0,
     )
     for record in runs:
         search.record(_tried(record))

@@ -33,8 +33,9 @@ WINDOW_REQUESTS = 8
 """A window is as long as a request takes, and holds so many arrivals at least."""
 
 OVERLOAD_SEEN = 0.05
-"""An objective holds only once a rate this much too high would have shown: waits grow by OVERLOAD_SEEN seconds in a
-second then, so the run lasts at least (bound - time of a lone request) / OVERLOAD_SEEN."""
+"""An objective holds only once a rate this much too high would have shown. Waits grow by OVERLOAD_SEEN seconds in a
+second then and reach the bound after t = (bound - time of a lone request) / OVERLOAD_SEEN; the run lasts until more
+than the allowed share would be beyond it: t / (1 - share)."""
 
 GROWTH_SHARE = 0.02
 """A backlog that takes up more than this share of the arrivals, and more than chance explains, is no steady state."""
@@ -234,12 +235,12 @@ class Monitor:
 
     def _is_long_enough(self, now_s: float) -> bool:
         span = now_s - (self.warm_s or 0.0)
-        slack = [
-            one.slo.bound_s - one.lone_s
+        needed = [
+            (one.slo.bound_s - one.lone_s) / OVERLOAD_SEEN / (1.0 - _share_to_see(one))
             for one in self._objectives
             if one.slo.metric is not Metric.TPOT and math.isfinite(one.slo.bound_s)
         ]
-        return span >= max(slack, default=0.0) / OVERLOAD_SEEN
+        return span >= max(needed, default=0.0)
 
     def _is_growing(self, requests: Sequence[Request], now_s: float) -> bool:
         """Return whether more requests came than were served, in the last against the first third, beyond chance."""
@@ -256,6 +257,11 @@ class Monitor:
 def _objective(slo: Slo, confidence: float, lone_s: dict[Metric, float]) -> _Objective:
     allowed = ALLOWED_UNANSWERED if slo.percentile is None else 1.0 - slo.percentile / 100.0
     return _Objective(slo, BernoulliTest(allowed, confidence), lone_s.get(slo.metric, 0.0))
+
+
+def _share_to_see(one: _Objective) -> float:
+    """Return which share of a run of growing waits must be beyond the bound to show; a mean takes twice as long."""
+    return 0.5 if one.slo.percentile is None else one.test.bad
 
 
 def _clustering(one: _Objective) -> float:
