@@ -65,8 +65,13 @@ RESOLUTION = "30%"
 
 
 def run_gpuplan(*command):
+    """Run a measurement to its end; on a machine too busy for it, it refuses, and goes on where it was when asked."""
     line = [sys.executable, "-m", "planner.cli.main", *map(str, command)]
-    return subprocess.run(line, capture_output=True, text=True, check=False)
+    for _ in range(8):
+        ran = subprocess.run(line, capture_output=True, text=True, check=False)
+        if ran.returncode != 5 or "this client is too slow" not in ran.stderr:
+            break
+    return ran
 
 
 @pytest.fixture(scope="module")
