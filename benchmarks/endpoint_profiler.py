@@ -156,7 +156,7 @@ def search(server: Server, n_tries: int) -> list[dict[str, float]]:
     for seed in range(n_tries):
         settings = Settings(
             connection=Connection(url=server.url, timeout_s=TIMEOUT_S), model=MODEL, sizes=(SIZE,), weights=None,
-            slos=slos, confidence=0.95, resolution=0.05, seed=seed,
+            slos=slos, confidence=0.95, resolution=0.1, seed=seed,
         )  # fmt: skip
         with Journal.open(SCRATCH / f"search-{seed}.journal", settings.fingerprint(), restart=True) as journal:
             asyncio.run(Session(settings=settings, journal=journal, watcher=Told()).measure())
@@ -201,7 +201,7 @@ def kills(server: Server, n_kills: int) -> dict[str, Any]:
     for _ in range(n_kills):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         try:
-            process.wait(rng.uniform(3.0, 120.0))
+            process.wait(rng.uniform(3.0, 40.0))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
