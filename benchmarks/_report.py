@@ -10,8 +10,8 @@ from pathlib import Path
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 HEADER = """# Benchmarks
 
-Each section is written by the script that it names; `make bench` runs them all but the one against a real engine,
-which `make bench-engine` runs.
+Each section is written by the script that it names; `make bench` runs them all but those that need a real engine,
+which `make bench-engine` and `make bench-endpoint` run.
 """
 
 

@@ -4,6 +4,7 @@ PlannerError                     anything gpuplan raises on purpose; carries a m
 ├── InputError                   the user's input is wrong (exit 2)
 │   └── UnsupportedFormatError   a file is of a format or version that gpuplan does not read (exit 2)
 ├── DataMissingError             no profile, price or specification for what was asked (exit 6)
+├── MeasurementError             a server or a client was not fit for a measurement, which is refused (exit 5)
 ├── SolverError                  the solver failed (exit 1)
 │   ├── SolverUnavailableError   the back end is not installed or cannot do what was asked (exit 2)
 │   └── SolverLiedError          a returned solution does not satisfy our own matrix (exit 1)
@@ -93,6 +94,13 @@ class DataMissingError(PlannerError):
 
     code = "data-missing"
     exit_code = ExitCode.DATA_MISSING
+
+
+class MeasurementError(PlannerError):
+    """A measurement is refused: the server does not answer as it should, or the client was too slow to tell."""
+
+    code = "measurement-refused"
+    exit_code = ExitCode.CHECK_FAILED
 
 
 class SolverError(PlannerError):

@@ -68,6 +68,31 @@ def parse_slo(value: Any) -> Slo:  # noqa: ANN401 - whatever the document holds
     return Slo(metric=Metric(metric), percentile=parse_statistic(statistic), bound_s=bound_s)
 
 
+SLO_SEPARATOR = "; "
+"""Between the objectives of one text, as in the column slo of profile files."""
+
+
+def slo_text(slo: Slo) -> str:
+    """Return an objective as `parse_slo` reads it back, without the rounding that is meant for people.
+
+    Examples
+    --------
+    >>> slo_text(parse_slo("ttft p99 <= 1.23456s")), parse_slo(slo_text(parse_slo("tpot p95 <= 60ms"))).bound_s
+    ('ttft p99 <= 1.23456s', 0.06)
+    """
+    return f"{slo.metric} {slo.statistic} <= {slo.bound_s:.12g}s"
+
+
+def parse_slos(text: str) -> tuple[Slo, ...]:
+    """Return the objectives that a text joins by "; "; none for an empty one.
+
+    Raises
+    ------
+    InputError: if one of them is none.
+    """
+    return tuple(parse_slo(part) for part in text.split(SLO_SEPARATOR.strip()) if part.strip())
+
+
 SloField = Annotated[
     Slo,
     BeforeValidator(parse_slo),

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.files.bundled import bundled
+from planner.files.slo import parse_slos, slo_text
 from planner.profilers import capacity, points
 from planner.profilers.efficiency import engine_family
-from planner.profilers.schema import parse_points, read_profile_file
+from planner.profilers.schema import UNDER_SLO, parse_points, read_profile_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from planner.domain.hardware import EngineConfig, GpuSpec
     from planner.domain.model import ModelArchitecture
+    from planner.domain.slo import Slo
     from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.roofline import Array
     from planner.profilers.schema import MeasuredPoint
@@ -35,9 +37,11 @@ __all__ = [
     "correct",
     "estimated_rate_rps",
     "estimated_rates_rps",
+    "has_objectives",
     "load_measured",
     "measured_config",
     "read_profile_file",
+    "speed_factors",
 ]
 
 LORA_FOLDER = "lora"
@@ -48,6 +52,11 @@ BENCHMARK_MAX_NUM_SEQS = 2048
 
 SAME_SIZE_TOLERANCE = 0.01
 """Sizes whose logarithms differ by less count as the measured size."""
+
+WIDEST_SPEED = 16.0
+SPEED_STEPS = 24
+"""A speed is searched within 1 / WIDEST_SPEED .. WIDEST_SPEED by so many bisections: to 1 part in 10^6. A measurement
+that is further from the estimate is of something else, and not used."""
 
 FP8_KV_FAMILIES = frozenset({"tensorrt-llm"})
 """Engines whose published fp8 figures come with an fp8 KV cache (TensorRT-LLM performance overview)."""
@@ -114,29 +123,35 @@ class MeasuredStore:
         """Return the engine families with any figure for this model, GPU, parallelism and precision."""
         return tuple(sorted({engine_family(point.engine) for point in self._matching(names, gpu, config)}))
 
-    def lookup(self, names: Iterable[str], gpu: str, config: EngineConfig) -> MeasuredTable | None:
+    def lookup(
+        self, names: Iterable[str], gpu: str, config: EngineConfig, *, slos: Sequence[Slo] = ()
+    ) -> MeasuredTable | None:
         """Return the throughput table for a configuration, or None.
 
         Parameters
         ----------
         names : the model's canonical name and its aliases; case and organisation do not matter.
+        slos : the objectives that are asked for.
 
         Notes
         -----
         Of several points of one size the wanted engine version wins if it was measured, then the newest version, then
-        an offline run over a closed loop, then the larger concurrency. Static batches and open-loop runs are left out.
+        a rate under just these objectives; with objectives one under others, without any an offline run comes next;
+        then the other of the two, then a closed loop, then the larger load. Static batches and open-loop runs at a
+        given rate are left out: they are no maxima.
         """
         family = engine_family(config.engine)
         best: dict[tuple[float, float], tuple[tuple[object, ...], MeasuredPoint]] = {}
         for index, point in enumerate(self._matching(names, gpu, config)):
             if engine_family(point.engine) != family or not point.rate_rps:
                 continue
-            if point.load_kind not in {"offline_max", "concurrency"}:
+            worth = _worth(point, slos)
+            if worth is None:
                 continue
             rank = (
                 bool(config.engine_version) and point.engine_version.startswith(config.engine_version),
                 _version_key(point.engine_version),
-                point.load_kind == "offline_max",
+                worth,
                 point.load or 0.0,
                 index,
             )
@@ -144,6 +159,24 @@ class MeasuredStore:
             if size not in best or rank > best[size][0]:
                 best[size] = (rank, point)
         return MeasuredTable(points=tuple(point for _, (_, point) in sorted(best.items()))) if best else None
+
+
+def has_objectives(point: MeasuredPoint, slos: Sequence[Slo]) -> bool:
+    """Return whether a point's rate was searched under just these objectives, in any order."""
+    if point.load_kind != UNDER_SLO or not point.slo:
+        return False
+    return {slo_text(slo) for slo in parse_slos(point.slo)} == {slo_text(slo) for slo in slos}
+
+
+def _worth(point: MeasuredPoint, slos: Sequence[Slo]) -> int | None:
+    """Return how much a point says of a configuration under `slos`, more is better; None = nothing."""
+    if point.load_kind == UNDER_SLO:
+        if not point.slo:
+            return None  # a rate under unknown objectives
+        if has_objectives(point, slos):
+            return 3
+        return 2 if slos else 1
+    return {"offline_max": 1 if slos else 2, "concurrency": 0}.get(point.load_kind)
 
 
 @cache
@@ -217,6 +250,70 @@ def _rate_at_load_rps(
     if point.load_kind == "static_batch":
         return points.static_batch(model, gpu, config, sizes=sizes, batch=load, params=params).rate_rps
     return points.closed_loop(model, gpu, config, sizes=sizes, concurrency=load, params=params).rate_rps
+
+
+def speed_factors(
+    measured_points: Sequence[MeasuredPoint],
+    model: ModelArchitecture,
+    gpu: GpuSpec,
+    config: EngineConfig,
+    params: EstimatorParams,
+) -> list[float]:
+    """Return for each point how many times as fast as the bare estimate it says that every step is; 0 = nothing said.
+
+    Of maxima and closed loops this is the measured over the estimated rate, which is proportional to the speed. A rate
+    under objectives is not: where an objective binds, a replica that is 10% faster serves more than 10% more. So the
+    speed is searched at which the estimate under the point's own objectives is the measured rate.
+    """
+    factors = [0.0] * len(measured_points)
+    under = [index for index, point in enumerate(measured_points) if point.load_kind == UNDER_SLO]
+    others = [index for index, point in enumerate(measured_points) if point.load_kind != UNDER_SLO]
+    rates = estimated_rates_rps([measured_points[i] for i in others], model, gpu, config, params)
+    for index, rate in zip(others, rates, strict=True):
+        factors[index] = (measured_points[index].rate_rps or 0.0) / rate if rate > 0 else 0.0
+    groups: dict[tuple[Slo, ...], list[int]] = {}
+    for index in under:
+        groups.setdefault(parse_slos(measured_points[index].slo), []).append(index)
+    for slos, indices in groups.items():
+        found = _speeds_under(
+            [measured_points[i] for i in indices], slos, model=model, gpu=gpu, config=config, params=params
+        )
+        for index, speed in zip(indices, found.tolist(), strict=True):
+            factors[index] = speed
+    return factors
+
+
+def _speeds_under(
+    measured_points: Sequence[MeasuredPoint],
+    slos: Sequence[Slo],
+    *,
+    model: ModelArchitecture,
+    gpu: GpuSpec,
+    config: EngineConfig,
+    params: EstimatorParams,
+) -> Array:
+    """Return the speeds, shape (points,), at which the estimated rates under `slos` are the measured ones; 0 = none.
+
+    The server's own limits on batches are not stated: those of `config` are taken.
+    """
+    sizes = np.array([[point.input_tokens, point.output_tokens] for point in measured_points])
+    wanted = np.array([point.rate_rps or 0.0 for point in measured_points])
+    open_ended = replace(params, is_context_enforced=False)
+
+    def rates(speed: Array) -> Array:
+        return capacity.estimate_buckets(
+            model, gpu, config, input_tokens=sizes[:, 0], output_tokens=sizes[:, 1], slos=slos, params=open_ended,
+            speed=speed,
+        ).rate_rps  # fmt: skip
+
+    low = np.full(len(wanted), -np.log(WIDEST_SPEED))
+    high = -low
+    is_within = (rates(np.exp(low)) <= wanted) & (rates(np.exp(high)) >= wanted)
+    for _ in range(SPEED_STEPS):
+        middle = (low + high) / 2.0
+        is_low = rates(np.exp(middle)) < wanted
+        low, high = np.where(is_low, middle, low), np.where(is_low, high, middle)
+    return np.where(is_within, np.exp((low + high) / 2.0), 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,9 +91,8 @@ def _measurements(
     if table is None or not len(sizes):
         return None
     floor.check_points(table.points, model, gpu)
-    rates = measured.estimated_rates_rps(table.points, model, gpu, config, params)
-    pairs = [(point, point.rate_rps / rate) for point, rate in zip(table.points, rates, strict=True)
-             if rate > 0 and point.rate_rps]  # fmt: skip
+    factors = measured.speed_factors(table.points, model, gpu, config, params)
+    pairs = [(point, factor) for point, factor in zip(table.points, factors, strict=True) if factor > 0]
     if not pairs:
         return None
     usable = measured.MeasuredTable(points=tuple(point for point, _ in pairs))
@@ -140,7 +139,8 @@ def profile_option(
     cap_w, config = config.power_cap_w, replace(config, power_cap_w=None)
     sizes = _sizes(buckets)
     names = (model.name, *aliases)
-    found = _measurements(model, gpu, config, sizes=sizes, table=store.lookup(names, gpu.name, config), params=params)
+    table = store.lookup(names, gpu.name, config, slos=slos)
+    found = _measurements(model, gpu, config, sizes=sizes, table=table, params=params)
     kv_bytes = roofline.kv_transfer_bytes(model, config, np.maximum(sizes[:, 0], 1.0))
 
     def estimate(
@@ -170,14 +170,16 @@ def profile_option(
         origin = _why_estimated(store.engines(names, gpu.name, config), config, unfitted=unfitted)
         provenance = (origin,) * len(buckets)
     elif stage is not None:
-        provenance = tuple(_provenance(found, i, is_free=False) for i in range(len(buckets)))
+        provenance = tuple(_provenance(found, i, is_as_measured=False) for i in range(len(buckets)))
         rates = held_to_physics(rates, stage, model, gpu, config, sizes=sizes)
     else:
         unlimited = estimate(measured.measured_config(found.table.points[0], config), ())
-        free = [_is_free(estimates, unlimited, i) for i in range(len(buckets))]
-        for i in _measured_indices(found, free):
+        as_measured = [
+            _is_as_measured(found, i, is_free=_is_free(estimates, unlimited, i), slos=slos) for i in range(len(buckets))
+        ]
+        for i in np.flatnonzero(as_measured).tolist():
             rates[i] = found.table.points[found.correction.nearest[i]].rate_rps
-        provenance = tuple(_provenance(found, i, is_free=free[i]) for i in range(len(buckets)))
+        provenance = tuple(_provenance(found, i, is_as_measured=as_measured[i]) for i in range(len(buckets)))
         rates, provenance = _within_physics(rates, provenance, model, gpu, config, sizes=sizes)
     draw = gpu_draw(gpu)
     if shortfall is not None:
@@ -254,13 +256,12 @@ def _within_physics(
     return capped, tuple(notes)
 
 
-def _measured_indices(found: _Measurements, free: Sequence[bool]) -> list[int]:
-    correction, table = found.correction, found.table
-    return [
-        i
-        for i, is_exact in enumerate(correction.is_exact)
-        if is_exact and free[i] and table.points[correction.nearest[i]].load_kind == "offline_max"
-    ]
+def _is_as_measured(found: _Measurements, index: int, *, is_free: bool, slos: Sequence[Slo]) -> bool:
+    """Return whether a bucket's rate is a measured one: of its size, at its maximum or under its own objectives."""
+    if not found.correction.is_exact[index]:
+        return False
+    point = found.table.points[found.correction.nearest[index]]
+    return (is_free and point.load_kind == "offline_max") or measured.has_objectives(point, slos)
 
 
 def _why_estimated(engines: Sequence[str], config: EngineConfig, *, unfitted: str) -> Provenance:
@@ -274,7 +275,7 @@ def _why_estimated(engines: Sequence[str], config: EngineConfig, *, unfitted: st
     return Provenance(kind=ProvenanceKind.ESTIMATED, source=ESTIMATE_SOURCE, note=note)
 
 
-def _provenance(found: _Measurements, index: int, *, is_free: bool) -> Provenance:
+def _provenance(found: _Measurements, index: int, *, is_as_measured: bool) -> Provenance:
     correction = found.correction
     point = found.table.points[correction.nearest[index]]
     version = f"{point.engine} {point.engine_version}".strip()
@@ -283,7 +284,7 @@ def _provenance(found: _Measurements, index: int, *, is_free: bool) -> Provenanc
     if not correction.is_inside[index]:
         note = f"outside the sizes measured with {version} (nearest: {point.size})"
         return Provenance(kind=ProvenanceKind.ESTIMATED, source=ESTIMATE_SOURCE, note=note)
-    if correction.is_exact[index] and is_free and point.load_kind == "offline_max":
+    if is_as_measured:
         return Provenance(
             kind=ProvenanceKind.MEASURED, source=source, as_of=point.as_of, note=f"{version} at {point.size}"
         )

@@ -10,6 +10,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from planner.errors import InputError, Where
+from planner.files.slo import parse_slos
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -51,7 +52,10 @@ OPTIONAL_COLUMNS = (
     "notes",
 )
 COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
-LOAD_KINDS = ("offline_max", "static_batch", "concurrency", "request_rate", "poisson_max_under_slo")
+UNDER_SLO = "poisson_max_under_slo"
+"""Load kind of rates that were searched under objectives, which their rows state."""
+
+LOAD_KINDS = ("offline_max", "static_batch", "concurrency", "request_rate", UNDER_SLO)
 USABLE_SANITY = frozenset({"", "ok", "unchecked"})
 """Rows with any other verdict are left out; unchecked ones are decided by our own floor check."""
 
@@ -164,6 +168,16 @@ def _text(row: Mapping[str, str], column: str) -> str:
     return (row.get(column) or "").strip()
 
 
+def _slo(row: Mapping[str, str], kind: str, where: Where) -> str:
+    text = _text(row, "slo")
+    if kind == UNDER_SLO:
+        try:
+            parse_slos(text)
+        except InputError as error:
+            raise InputError(f"Column slo: {error.message}", hint=error.hint, where=where) from error
+    return text
+
+
 def _point(row: Mapping[str, str], where: Where) -> MeasuredPoint:
     kind = row["load_kind"].strip()
     if kind not in LOAD_KINDS:
@@ -198,7 +212,7 @@ def _point(row: Mapping[str, str], where: Where) -> MeasuredPoint:
         where=where,
         expert_parallel=_count(row, "ep", where) if _text(row, "ep") else None,
         length_dist=_text(row, "length_dist"),
-        slo=_text(row, "slo"),
+        slo=_slo(row, kind, where),
         e2e_s=_latencies_s(row, "e2e", where),
         power_w_per_gpu=_number(row, "power_w_per_gpu", where),
         energy_j_per_output_token=_number(row, "energy_j_per_output_token", where),

@@ -16,6 +16,7 @@ from planner.domain.slo import Metric, Slo
 from planner.domain.workload import Bucket
 from planner.errors import InputError, Where
 from planner.files.bundled import bundled
+from planner.files.slo import slo_text
 from planner.profilers import floor, measured
 from planner.profilers.efficiency import default_params
 from planner.profilers.measured import MeasuredStore, load_measured, read_profile_file
@@ -340,6 +341,64 @@ def test_nothing_that_cannot_run_raises():
 def test_buckets_known_by_position_only_cannot_be_profiled():
     with pytest.raises(ValueError, match="without token counts"):
         profile((None, None))
+
+
+TIGHT = (
+    Slo(metric=Metric.TTFT, percentile=99, bound_s=0.4),
+    Slo(metric=Metric.TPOT, percentile=95, bound_s=0.02),
+)
+
+
+def under(slos, rate_rps, **changes):
+    text = "; ".join(map(slo_text, slos))
+    return point(load_kind="poisson_max_under_slo", load=rate_rps, rate_rps=rate_rps, slo=text, **changes)
+
+
+def vllm_profile(store, *sizes, slos=TIGHT):
+    return profile(*sizes, config=EngineConfig(), slos=slos, store=MeasuredStore(points=tuple(store)))
+
+
+def test_a_rate_measured_under_the_same_objectives_is_the_rate_of_the_plan():
+    bare = vllm_profile((), (1000, 200)).throughput_rps[0]
+    for factor in (0.6, 1.3):
+        found = vllm_profile([under(TIGHT[::-1], bare * factor)], (1000, 200))
+        assert found.throughput_rps[0] == bare * factor
+        assert found.provenance[0].kind is ProvenanceKind.MEASURED
+
+
+def test_a_rate_under_objectives_corrects_the_speed_so_that_the_estimate_gives_it():
+    bare = vllm_profile((), (1000, 200), (1000, 400))
+    loose = (Slo(metric=Metric.TPOT, percentile=95, bound_s=1.0),)
+    found = vllm_profile([under(TIGHT, bare.throughput_rps[0] * 0.7)], (1000, 200), slos=loose)
+    assert found.provenance[0].kind is ProvenanceKind.CALIBRATED
+    assert found.estimates.rate_rps[0] < vllm_profile((), (1000, 200), slos=loose).throughput_rps[0]
+    again = vllm_profile([under(TIGHT, bare.throughput_rps[0] * 0.7)], (1000, 200))
+    assert again.estimates.rate_rps[0] == pytest.approx(bare.throughput_rps[0] * 0.7, rel=3e-3)
+    speed = again.speed[0]
+    assert 0.7 < speed < 1.0  # where an objective binds, the rate falls by more than the speed
+    assert found.speed[0] == speed
+
+
+def test_a_rate_under_these_objectives_beats_other_rows_of_its_size_and_open_loop_rows_without_are_no_maxima():
+    mine, other = under(TIGHT, 11.0), under(TIGHT[:1], 12.0)
+    rows = [other, point(rate_rps=30.0), mine, point(load_kind="request_rate", load=5.0, rate_rps=5.0)]
+    names = [LLAMA.name]
+    assert MeasuredStore(points=tuple(rows)).lookup(names, "H100-80GB", EngineConfig(), slos=TIGHT).points == (mine,)
+    rest = MeasuredStore(points=tuple(row for row in rows if row is not mine))
+    assert rest.lookup(names, "H100-80GB", EngineConfig(), slos=TIGHT).points == (other,)
+    assert rest.lookup(names, "H100-80GB", EngineConfig()).points == (rows[1],)
+    unsaid = MeasuredStore(points=(point(load_kind="poisson_max_under_slo"), rows[3]))
+    assert unsaid.lookup(names, "H100-80GB", EngineConfig(), slos=TIGHT) is None
+
+
+def test_a_rate_far_from_the_estimate_is_not_used_and_objectives_that_cannot_be_read_are_told():
+    loose = (Slo(metric=Metric.E2E, percentile=50, bound_s=1e6),)
+    bare = vllm_profile((), (1000, 200), slos=loose).throughput_rps[0]
+    found = vllm_profile([under(loose, bare / 1e3)], (1000, 200), slos=loose)
+    assert found.throughput_rps[0] == bare
+    text = csv_text(GOOD.replace("offline_max", "poisson_max_under_slo") + ",quick").replace(",source", ",source,slo")
+    with pytest.raises(InputError, match=r"mine.csv:2: Column slo: 'quick' is not"):
+        parse_points(text, "mine.csv")
 
 
 def test_shepards_interpolation_is_exact_at_the_points_and_bounded():

@@ -1,0 +1,269 @@
+"""Decisions of a measurement without any I/O: is this rate within the objectives, and which rate is tried next?
+
+A rate is judged by sequential tests on the requests in order of arrival: as few requests as the evidence needs. The
+largest rate that holds is then bracketed and bisected.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike, NDArray
+
+ZONE = 2.0
+"""Indifference zone of the test on a percentile: with a share q of the requests allowed beyond the bound, q / ZONE
+counts as surely good and q x ZONE as surely bad. A smaller zone takes more requests, roughly with 1 / log(ZONE)^2."""
+
+BATCHES = 16
+"""Consecutive batches of requests that clustering is told from."""
+
+FIRST_LOOK = 128
+"""Values at the first look of the test on a mean: the means of batches of fewer than 8 are too far from normal."""
+
+MOST_CLUSTERING = 8.0
+"""Evidence is divided by this at most: longer clusters could not be told from a drift within one run."""
+
+FIRST_STEPS = (1.3, 2.0)
+"""Factor of the first step from a start that is informed by a neighbour or an estimate, and from one that is not."""
+
+LARGEST_STEP = 4.0
+
+CONFIRMATIONS = 2
+"""Runs in which the answer must have held."""
+
+
+class Verdict(StrEnum):
+    """What a run at one rate has shown so far."""
+
+    OPEN = "open"
+    HOLDS = "holds"
+    FAILS = "fails"
+
+
+@dataclass(frozen=True, slots=True)
+class BernoulliTest:
+    """Wald's sequential probability ratio test on the share of requests beyond a bound.
+
+    Good is a share of `allowed` / ZONE, bad one of `allowed` x ZONE (at most half way to 1); each is missed with a
+    probability of at most 1 - `confidence`. Source: Wald, Sequential Tests of Statistical Hypotheses, Annals of
+    Mathematical Statistics 16 (1945), sec. 3.
+    """
+
+    allowed: float
+    """Share of the requests that may be beyond the bound, in (0, 1): 0.01 for a p99."""
+    confidence: float
+
+    @property
+    def good(self) -> float:
+        """Share beyond the bound at which the test should find that the objective holds."""
+        return self.allowed / ZONE
+
+    @property
+    def bad(self) -> float:
+        """Share at which the test should find that it fails."""
+        return min(self.allowed * ZONE, (1.0 + self.allowed) / 2.0)
+
+    @property
+    def fewest(self) -> int:
+        """Requests within the bound that show the objective to hold if none is beyond it."""
+        return math.ceil(self._threshold / math.log((1.0 - self.good) / (1.0 - self.bad)))
+
+    @property
+    def _threshold(self) -> float:
+        return math.log(self.confidence / (1.0 - self.confidence))
+
+    def verdict(self, n_requests: int, n_beyond: int, clustering: float = 1.0) -> Verdict:
+        """Return what `n_beyond` of `n_requests` beyond the bound show.
+
+        Parameters
+        ----------
+        clustering : by what factor the requests tell less than as many independent ones would; >= 1.
+
+        Examples
+        --------
+        >>> test = BernoulliTest(allowed=0.01, confidence=0.95)
+        >>> test.fewest, str(test.verdict(193, 0)), str(test.verdict(50, 5)), str(test.verdict(100, 1))
+        (194, 'open', 'fails', 'open')
+        """
+        within = n_requests - n_beyond
+        ratio = n_beyond * math.log(self.bad / self.good) + within * math.log((1.0 - self.bad) / (1.0 - self.good))
+        evidence = ratio / max(clustering, 1.0)
+        if evidence <= -self._threshold and n_beyond <= self.allowed * n_requests:
+            return Verdict.HOLDS
+        if evidence >= self._threshold and n_beyond > self.allowed * n_requests:
+            return Verdict.FAILS
+        return Verdict.OPEN
+
+
+def clustering(is_beyond: ArrayLike) -> float:
+    """Return by what factor the count of flagged requests scatters more than independent ones would; 1 .. 8.
+
+    The index of dispersion of counts in `BATCHES` consecutive batches, corrected for the share: with independent
+    requests its mean is 1, with clusters of c alike requests about c.
+
+    Examples
+    --------
+    >>> clustering([False] * 100), clustering(([True] * 10 + [False] * 90) * 4) > 4
+    (1.0, True)
+    """
+    flags = np.asarray(is_beyond, dtype=np.float64)
+    size = len(flags) // BATCHES
+    share = float(flags.mean()) if len(flags) else 0.0
+    if size < 2 or not 0.0 < share < 1.0:
+        return 1.0
+    counts = flags[: size * BATCHES].reshape(BATCHES, size).sum(axis=1)
+    expected = size * share * (1.0 - share)
+    return float(min(max(counts.var(ddof=1) / expected, 1.0), MOST_CLUSTERING))
+
+
+def mean_verdict(values: NDArray[np.float64], bound: float, confidence: float) -> Verdict:
+    """Return whether the mean of a stationary series is at most `bound`, by the means of `BATCHES` batches.
+
+    The test looks at 2^k x FIRST_LOOK values only, and spends (1 - confidence) / 2^(k + 1) of its error on look k, so
+    that all looks together err with at most 1 - confidence. Quantiles of Student's t by Hill's expansion
+    (Communications of the ACM 13, 1970, algorithm 396, first terms).
+
+    Parameters
+    ----------
+    values : seconds, in order of arrival; those after the last look are not used.
+    """
+    if len(values) < FIRST_LOOK:
+        return Verdict.OPEN
+    look = math.floor(math.log2(len(values) / FIRST_LOOK))
+    used = values[: FIRST_LOOK * 2**look]
+    batches = used.reshape(BATCHES, -1).mean(axis=1)
+    error = float(batches.std(ddof=1)) / math.sqrt(BATCHES)
+    margin = _t_quantile(1.0 - (1.0 - confidence) / 2 ** (look + 1), BATCHES - 1) * error
+    mean = float(used.mean())
+    if mean + margin <= bound:
+        return Verdict.HOLDS
+    return Verdict.FAILS if mean - margin > bound else Verdict.OPEN
+
+
+def _t_quantile(level: float, freedom: int) -> float:
+    z: float = NormalDist().inv_cdf(level)
+    terms = (
+        (z**3 + z) / 4.0,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96.0,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384.0,
+    )
+    return z + sum(term / float(freedom ** (i + 1)) for i, term in enumerate(terms))
+
+
+def share_interval(n_beyond: int, n_requests: int, confidence: float) -> tuple[float, float]:
+    """Return the Clopper-Pearson interval of a share: exact for independent requests.
+
+    Source: Clopper and Pearson, Biometrika 26 (1934). Found by bisection on the binomial distribution.
+
+    Examples
+    --------
+    >>> low, high = share_interval(0, 300, 0.95)
+    >>> low, round(high, 4)
+    (0.0, 0.0122)
+    """
+    tail = (1.0 - confidence) / 2.0
+    low = _bisect(lambda share: 1.0 - _binomial_cdf(n_beyond - 1, n_requests, share) - tail) if n_beyond else 0.0
+    high = _bisect(lambda share: tail - _binomial_cdf(n_beyond, n_requests, share)) if n_beyond < n_requests else 1.0
+    return low, high
+
+
+def _bisect(rising: Callable[[float], float]) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if rising(middle) > 0 else (middle, high)
+    return (low + high) / 2.0
+
+
+def _binomial_cdf(k: int, n: int, share: float) -> float:
+    counts = np.arange(k + 1)
+    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in counts.tolist()]
+    terms = np.array(logs) + counts * math.log(share) + (n - counts) * math.log1p(-share)
+    return float(np.exp(terms).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """One rate that was judged."""
+
+    rate_rps: float
+    holds: bool
+    served_rps: float = 0.0
+    """Completions per second seen while the rate failed: what the server can do, if it was overloaded; 0 = not seen."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RateSearch:
+    """Bracketing, then bisection of the largest rate that holds, which must hold `CONFIRMATIONS` times over.
+
+    The largest of many rates that passed a test is more often than not one that was lucky; so the answer is tried anew
+    before it stands. Of answers that contradict each other the lower failure counts.
+    """
+
+    start_rps: float
+    resolution: float
+    """The bracket is closed once its ends differ by no more than this part."""
+    is_informed: bool = False
+    """The start comes from a neighbour or an estimate: the first step away from it is small."""
+    lowest_rps: float = 0.0
+    """Below this rate nothing is tried: the objectives cannot be met."""
+    tried: list[Tried] = field(default_factory=list)
+
+    @property
+    def fails_rps(self) -> float:
+        """Smallest rate that failed; infinite = none did."""
+        return min((one.rate_rps for one in self.tried if not one.holds), default=math.inf)
+
+    @property
+    def holds_rps(self) -> float:
+        """Largest rate that held, below every one that failed; 0 = none did."""
+        failing = self.fails_rps
+        return max((one.rate_rps for one in self.tried if one.holds and one.rate_rps < failing), default=0.0)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the answer is known as well as was asked, or that there is none."""
+        if not self.holds_rps:
+            return self.fails_rps <= self.lowest_rps
+        return self._is_narrow and sum(one.rate_rps == self.holds_rps for one in self.tried) >= CONFIRMATIONS
+
+    @property
+    def _is_narrow(self) -> bool:
+        return self.fails_rps <= self.holds_rps * (1.0 + self.resolution)
+
+    def next_rps(self) -> float:
+        """Return the rate to try next.
+
+        Raises
+        ------
+        ValueError: if the search is closed.
+        """
+        if self.is_closed:
+            msg = "the search is closed"
+            raise ValueError(msg)
+        low, high = self.holds_rps, self.fails_rps
+        if low and self._is_narrow:
+            return low
+        if low and math.isfinite(high):
+            return math.sqrt(low * high)
+        if not self.tried:
+            return max(self.start_rps, self.lowest_rps)
+        step = min(FIRST_STEPS[0 if self.is_informed else 1] ** len(self.tried), LARGEST_STEP)
+        if low:
+            return low * step
+        served = [one.served_rps for one in self.tried if not one.holds and one.served_rps > 0]
+        below = min(high / step, 0.9 * min(served, default=math.inf))
+        return max(below, self.lowest_rps)
+
+    def record(self, tried: Tried) -> None:
+        """Add a judged rate."""
+        self.tried.append(tried)
