@@ -345,10 +345,17 @@ def _is_mlperf(cells: Mapping[str, str]) -> bool:
     return "mlperf" in cells.get("length_dist", "").lower()
 
 
+PACKED_VERSION = "0.2"
+"""Of vLLM in comparisons with S-LoRA: before it shared a backbone between adapters."""
+
+
 def _version(cells: Mapping[str, str], kind: str, notes: list[str]) -> str:
     version = cells.get("engine_version", "")
     if _is_mlperf(cells):
         return "mlperf"
+    if not version and _number(cells, "num_adapters") and engine_family(cells.get("engine", "")) == "vllm":
+        notes.append("engine version not told: as in published comparisons of adapters (2023)")
+        return PACKED_VERSION
     if not version and kind == "static_batch":
         notes.append("engine version not told: as in published static-batch tables (2024)")
         return UNSTATED_VERSION
