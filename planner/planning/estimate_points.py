@@ -257,9 +257,16 @@ def _number(cells: Mapping[str, str], column: str) -> float | None:
     if not text or text.lower() in {"nan", "none", "null"}:
         return None
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise CannotEstimate("bad_value", f"{column} {text!r} is not a number") from None
+        number = math.nan
+    if not abs(number) <= LARGEST_NUMBER:
+        raise CannotEstimate("bad_value", f"{column} {text!r} is not a number")
+    return number
+
+
+LARGEST_NUMBER = 1e6
+"""No load, length or count is larger; what is, was meant for another column."""
 
 
 def _sizes(cells: Mapping[str, str], benchmark: Benchmark, notes: list[str]) -> tuple[float, float]:
@@ -279,7 +286,7 @@ def _sizes(cells: Mapping[str, str], benchmark: Benchmark, notes: list[str]) -> 
         benchmark.input_tokens if prompt is None else prompt,
         benchmark.output_tokens if output is None else output,
     )
-    if not all(math.isfinite(size) and size >= 0 for size in found):
+    if min(found) < 0:
         raise CannotEstimate("bad_value", f"lengths of {found[0]:g} and {found[1]:g} tokens")
     share = _mean_share(cells.get("length_dist", ""), notes)
     return max(1.0, found[0] * share), max(1.0, found[1] * share)
@@ -319,7 +326,7 @@ def _load(cells: Mapping[str, str], notes: list[str]) -> tuple[str, float]:
     if amount is None:
         amount = 1.0
         notes.append(f"{kind} of 1 assumed: its size is not told")
-    if not math.isfinite(amount) or amount <= 0:
+    if amount <= 0:
         raise CannotEstimate("bad_value", f"concurrency_or_rate {amount:g}")
     return kind, amount
 
@@ -338,10 +345,17 @@ def _is_mlperf(cells: Mapping[str, str]) -> bool:
     return "mlperf" in cells.get("length_dist", "").lower()
 
 
+PACKED_VERSION = "0.2"
+"""Of vLLM in comparisons with S-LoRA: before it shared a backbone between adapters."""
+
+
 def _version(cells: Mapping[str, str], kind: str, notes: list[str]) -> str:
     version = cells.get("engine_version", "")
     if _is_mlperf(cells):
         return "mlperf"
+    if not version and _number(cells, "num_adapters") and engine_family(cells.get("engine", "")) == "vllm":
+        notes.append("engine version not told: as in published comparisons of adapters (2023)")
+        return PACKED_VERSION
     if not version and kind == "static_batch":
         notes.append("engine version not told: as in published static-batch tables (2024)")
         return UNSTATED_VERSION
@@ -390,14 +404,14 @@ def _slos(cells: Mapping[str, str], benchmark: Benchmark, notes: list[str]) -> t
 def _spread(question: Question, cells: Mapping[str, str], params: EstimatorParams, notes: list[str]) -> Question:
     """Return the question with its parallelism: as told, else the fewest GPUs per replica that hold the model."""
     tp, pp, n_gpus = (_number(cells, name) for name in ("tp", "pp", "gpu_count"))
+    if any(number is not None and (number < 1 or number % 1) for number in (tp, pp, n_gpus)):
+        raise CannotEstimate("bad_value", f"tp {tp}, pp {pp}, gpu_count {n_gpus} must be whole numbers from 1 on")
     if tp is None:
         total = max(1, int(n_gpus or 1))
         tp = _smallest_fit(question, total // int(pp or 1), params)
         if total > 1:
             notes.append(f"tp not told: {tp} assumed")
     shape = (int(tp), int(pp or 1))
-    if min(shape) < 1:
-        raise CannotEstimate("bad_value", f"tp {shape[0]}, pp {shape[1]}")
     config = replace(question.config, tensor_parallel=shape[0], pipeline_parallel=shape[1])
     n_replicas = max(1.0, (n_gpus or 1.0) / config.gpus_per_replica)
     found = replace(question, config=config, n_replicas=n_replicas)
@@ -412,7 +426,7 @@ def _adapters(cells: Mapping[str, str], config: EngineConfig, notes: list[str]) 
     count = _number(cells, "num_adapters")
     if not count:
         return None
-    if count < 0 or not math.isfinite(count):
+    if count < 0:
         raise CannotEstimate("bad_value", f"num_adapters {count:g}")
     rank, alpha = _mean_of(cells.get("adapter_rank", "")), _number(cells, "zipf_alpha")
     version = version_key(config.engine_version)

@@ -55,6 +55,7 @@ ENGINE_FAMILIES = {
     "dynamo-trtllm": "tensorrt-llm",
     "dynamo-sglang": "sglang",
     "dynamo-vllm": "vllm",
+    "vllm-packed": "vllm",
     "hf-peft": "peft",
     "huggingface-peft": "peft",
 }

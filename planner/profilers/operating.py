@@ -168,7 +168,7 @@ def _with_adapters(
     rate = case.gpu.bandwidth_bytes_per_s * efficiency.bandwidth_fraction
     overhead = case.model.n_layers * efficiency.adapter_overhead_s if adapters.is_shared else 0.0
     slower = replace(steps, dense_read_s=steps.dense_read_s + read / rate, overhead_s=steps.overhead_s + overhead)
-    return replace(replica, slots=np.maximum(np.floor(replica.slots * left), 1.0)), slower
+    return replace(replica, slots=np.maximum(np.ceil(replica.slots * left), 1.0)), slower
 
 
 def static_batches(replica: Replica, batch: Array) -> Points:

@@ -85,6 +85,10 @@ def test_every_load_kind_has_an_estimate_inside_its_interval(kind):
         ({"concurrency_or_rate": "0"}, "bad_value", "0"),
         ({"load_kind": "poisson_max_under_slo", "slo": "fast"}, "bad_value", "fast"),
         ({"num_adapters": "-3"}, "bad_value", "num_adapters"),
+        ({"num_adapters": "1e9"}, "bad_value", "1e9"),
+        ({"gpu_count": "inf"}, "bad_value", "inf"),
+        ({"tp": "1.5"}, "bad_value", "tp 1.5"),
+        ({"tp": "0"}, "bad_value", "tp 0"),
     ],
 )
 def test_a_row_that_cannot_be_estimated_says_why_and_stops_no_other(changes, status, words):
