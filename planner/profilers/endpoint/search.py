@@ -38,7 +38,10 @@ FIRST_STEPS = (1.3, 2.0)
 LARGEST_STEP = 4.0
 
 CONFIRMATIONS = 2
-"""Runs in which the answer must have held."""
+"""How many more runs must say the same of either end of the answer than say the opposite."""
+
+MOST_RUNS = 5
+"""At one rate: if they do not agree until then, it fails."""
 
 
 class Verdict(StrEnum):
@@ -203,10 +206,10 @@ class Tried:
 
 @dataclass(slots=True, kw_only=True)
 class RateSearch:
-    """Bracketing, then bisection of the largest rate that holds, which must hold `CONFIRMATIONS` times over.
+    """Bracketing, then bisection of the largest rate that holds; both ends of the answer are tried anew.
 
-    The largest of many rates that passed a test is more often than not one that was lucky; so the answer is tried anew
-    before it stands. Of answers that contradict each other the lower failure counts.
+    The largest of many rates that passed a test is more often than not one that was lucky, and one pause of a server or
+    its machine fails a rate that it could serve. So what stands is what most runs at a rate say.
     """
 
     start_rps: float
@@ -221,24 +224,42 @@ class RateSearch:
     @property
     def fails_rps(self) -> float:
         """Smallest rate that failed; infinite = none did."""
-        return min((one.rate_rps for one in self.tried if not one.holds), default=math.inf)
+        return min((rate for rate in self._rates if self._is_failed(rate)), default=math.inf)
 
     @property
     def holds_rps(self) -> float:
         """Largest rate that held, below every one that failed; 0 = none did."""
         failing = self.fails_rps
-        return max((one.rate_rps for one in self.tried if one.holds and one.rate_rps < failing), default=0.0)
+        return max((rate for rate in self._rates if self._lead(rate) > 0 and rate < failing), default=0.0)
 
     @property
     def is_closed(self) -> bool:
         """Whether the answer is known as well as was asked, or that there is none."""
         if not self.holds_rps:
-            return self.fails_rps <= self.lowest_rps
-        return self._is_narrow and sum(one.rate_rps == self.holds_rps for one in self.tried) >= CONFIRMATIONS
+            return self.fails_rps <= self.lowest_rps and self._is_settled(self.fails_rps)
+        return self._is_narrow and self._is_settled(self.holds_rps) and self._is_settled(self.fails_rps)
+
+    @property
+    def _rates(self) -> set[float]:
+        return {one.rate_rps for one in self.tried}
 
     @property
     def _is_narrow(self) -> bool:
         return self.fails_rps <= self.holds_rps * (1.0 + self.resolution)
+
+    def _runs(self, rate_rps: float) -> list[bool]:
+        return [one.holds for one in self.tried if one.rate_rps == rate_rps]
+
+    def _lead(self, rate_rps: float) -> int:
+        """Return how many more runs held at this rate than failed."""
+        return sum(1 if held else -1 for held in self._runs(rate_rps))
+
+    def _is_failed(self, rate_rps: float) -> bool:
+        lead = self._lead(rate_rps)
+        return lead < 0 or (lead < CONFIRMATIONS and len(self._runs(rate_rps)) >= MOST_RUNS)
+
+    def _is_settled(self, rate_rps: float) -> bool:
+        return abs(self._lead(rate_rps)) >= CONFIRMATIONS or len(self._runs(rate_rps)) >= MOST_RUNS
 
     def next_rps(self) -> float:
         """Return the rate to try next.
@@ -251,13 +272,21 @@ class RateSearch:
             msg = "the search is closed"
             raise ValueError(msg)
         low, high = self.holds_rps, self.fails_rps
+        if undecided := [rate for rate in self._rates if self._lead(rate) == 0 and low < rate < high]:
+            return min(undecided)
         if low and self._is_narrow:
-            return low
+            return high if self._is_settled(low) else low
         if low and math.isfinite(high):
             return math.sqrt(low * high)
+        return self._one_sided(low, high)
+
+    def _one_sided(self, low: float, high: float) -> float:
+        """Return the next rate where everything held, or nothing did: in growing steps, small from a good start."""
         if not self.tried:
             return max(self.start_rps, self.lowest_rps)
-        step = min(FIRST_STEPS[0 if self.is_informed else 1] ** len(self.tried), LARGEST_STEP)
+        outcomes = {one.holds for one in self.tried}
+        first = FIRST_STEPS[0 if self.is_informed or len(outcomes) > 1 else 1]
+        step = min(first ** (1 if len(outcomes) > 1 else len(self._rates)), LARGEST_STEP)
         if low:
             return low * step
         served = [one.served_rps for one in self.tried if not one.holds and one.served_rps > 0]
