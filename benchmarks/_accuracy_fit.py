@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from planner.planning.estimate import cases, solve
 from planner.profilers import draw
 from planner.profilers.efficiency import EstimatorParams, engine_family
 from planner.profilers.eras import engine_scopes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 DATA = Path(__file__).resolve().parent / "data" / "measured.csv.gz"
 

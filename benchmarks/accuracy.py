@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from typing import TYPE_CHECKING
 
 import _accuracy_tables as tables
 from _accuracy_fit import Row, bare, fit_engines, fit_power, is_fitted_here, load_rows, lora_rows
 from _report import machine, write_section
 
 from planner.profilers.efficiency import default_params
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 PROFILES = Path(__file__).resolve().parents[1] / "profiles"
 UNITS = {"_s": "s", "_factor": "of the GPU's own fraction", "_fraction": "of the output", "_wait": "completions"}
@@ -114,9 +118,9 @@ def report() -> str:
         "## Estimated operating points against measurements",
         "",
         f"`python benchmarks/accuracy.py`: {len(rows)} published operating points",
-        "(`benchmarks/data/SOURCES.md`) against `gpuplan profile estimate`. Errors are |estimate / measured - 1|. A GPU",
-        "or a model left out: every engine's factors fitted without its rows; if no other GPU of its architecture is",
-        "left, the architecture's own parameters are the means of the others'. The GPUs' parameters themselves",
+        "(`benchmarks/data/SOURCES.md`) against `gpuplan profile estimate`. Errors are |estimate / measured - 1|.",
+        "A GPU or a model left out: every engine's factors fitted without its rows; if no other GPU of its architecture",
+        "is left, the architecture's own parameters are the means of the others'. The GPUs' parameters themselves",
         "(`profiles/efficiency.csv`, fitted on TensorRT-LLM's tables) are not refitted when a model is left out.",
         "",
         *tables.aims(errors),
