@@ -182,7 +182,7 @@ def error_rows(errors: Errors) -> list[dict[str, str]]:
         apart = 1.0 / errors.no_engine[:, column] if metric != "power" else picked["GPU left out"]
         new_engine = float(np.exp(np.sqrt(max(_half_width(apart) ** 2 - near**2, 0.0))))
         found.append(_new(metric, "new_engine", new_engine, "the same without any engine's own factors"))
-        found.append(_new(metric, "borrowed_engine", BORROWED, "assumed: engines of today with another's overheads"))
+        found.append(_new(metric, "borrowed_engine", BORROWED, "assumed: engines that take another's overheads"))
         found.append(_new(metric, "new_kind_of_model", NEW_KIND, "assumed: mixture-of-experts and state-space models"))
         found.append(_new(metric, "new_parallelism", NEW_PARALLELISM, "assumed: pipelines and more than 8 GPUs"))
     return found

@@ -84,7 +84,7 @@ def _slo_table(found: Replay) -> Table:
     for service in found.services:
         for item in service.slos:
             verdict = ("ok" if item.is_met else "missed") + ("" if item.is_sure else ", not sure")
-            verdict = verdict if item.simulated.n else "no request that it is about"
+            verdict = verdict if item.simulated.n else "none to judge"
             rows.append(
                 (
                     Cell(text=clean(service.service)),

@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from planner.simulate.run import Traffic
 
 DEFAULT_REQUESTS = 100_000
-"""Requests of each service that are replayed unless the user says otherwise."""
-
-SCHEDULE_REQUESTS = 200_000
-"""The same of a schedule: of the service with most, over all periods."""
+"""Requests of each service that are replayed unless the user says otherwise; of a schedule, over all its periods."""
 
 LEAST_WINDOW_S = 120.0
 """Of every period of a schedule so much is played at least, unless the user asks for so and so many requests."""
@@ -141,7 +138,7 @@ def _over_a_horizon(
     if busiest <= 0:
         raise InputError("Nothing is asked for in the periods that are to be replayed.", hint="Choose others.")
     if settings.n_requests is None:
-        window_s = min(horizon.step_s, max(LEAST_WINDOW_S, SCHEDULE_REQUESTS / busiest))
+        window_s = min(horizon.step_s, max(LEAST_WINDOW_S, DEFAULT_REQUESTS / busiest))
     else:
         window_s = min(horizon.step_s, settings.n_requests / busiest)
     lead_s = min(window_s, MOST_LEAD_IN_S)

@@ -132,7 +132,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     Examples
     --------
     >>> [round(end, 4) for end in wilson(1.0, 100)]
-    [0.9537, 1.0]
+    [0.9539, 1.0]
     """
     z2, rest = _Z_95**2, 1.0 - share
     width = _Z_95 * math.sqrt(max(0.0, z2 - 2 - 1 / n + 4 * share * (n * rest + 1)))

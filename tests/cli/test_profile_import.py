@@ -172,6 +172,7 @@ def test_json_prints_one_document_and_tells_what_is_left_out(gpuplan):
 
 def test_a_table_is_shown_and_nothing_is_written(gpuplan, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
     ran = gpuplan("profile", "import", FORMATS / "vllm_serve_append.json")
     assert ran.code == 0
     assert "concurrency 32" in ran.out
@@ -179,12 +180,13 @@ def test_a_table_is_shown_and_nothing_is_written(gpuplan, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-def test_names_cannot_forge_the_table(gpuplan, tmp_path):
+def test_names_cannot_forge_the_table(gpuplan, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     path = tmp_path / "a.json"
     path.write_text(SERVE.replace("meta-llama/Llama-3.1-8B-Instruct", "[/bold]my[red]model"), encoding="utf-8")
     ran = gpuplan("profile", "import", path, *OPTIONS)
     assert ran.code == 0
-    assert "[/bold]my[red]model" in ran.out.replace("\n", "").replace(" ", "")
+    assert "[/bold]my[red]model" in ran.out
     assert "not in the model library" in ran.err
 
 

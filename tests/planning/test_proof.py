@@ -307,7 +307,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_plan_is_proven(folder, kind, monkeypatch):
-    monkeypatch.setattr(replay_traffic, "SCHEDULE_REQUESTS", 5000)  # it plays its trace over and over: less will do
+    monkeypatch.setattr(replay_traffic, "DEFAULT_REQUESTS", 5000)  # it plays its trace over and over: less will do
     asked = KINDS[kind]
     settings = SolverSettings(time_limit_s=600.0)
     plain = planner.plan(asked, base_dir=folder, today=TODAY, settings=settings, verify=False).plan
@@ -341,7 +341,7 @@ def one_kind(folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["shed", "schedule"])
 def test_plans_that_differ_in_who_is_served_or_when_are_not_taken_for_one_another(one_kind, kind, monkeypatch):
-    monkeypatch.setattr(replay_traffic, "SCHEDULE_REQUESTS", 3000)
+    monkeypatch.setattr(replay_traffic, "DEFAULT_REQUESTS", 3000)
     monkeypatch.setattr(replay_traffic, "LEAST_WINDOW_S", 10.0)
     if kind == "shed":
         asked = request(constraints={"shed": "allowed", "budget": "8 USD/h"})
