@@ -119,7 +119,7 @@ def report() -> str:
         "",
         f"`python benchmarks/accuracy.py`: {len(rows)} published operating points",
         "(`benchmarks/data/SOURCES.md`) against `gpuplan profile estimate`. Errors are |estimate / measured - 1|.",
-        "A GPU or a model left out: every engine's factors fitted without its rows; if no other GPU of its architecture",
+        "A GPU or a model left out: every engine's factors fitted without its rows; if no other of its architecture",
         "is left, the architecture's own parameters are the means of the others'. The GPUs' parameters themselves",
         "(`profiles/efficiency.csv`, fitted on TensorRT-LLM's tables) are not refitted when a model is left out.",
         "",
