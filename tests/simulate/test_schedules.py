@@ -111,7 +111,7 @@ def test_a_replica_that_comes_back_while_it_drains_keeps_its_requests():
 
 def test_prefill_and_decode_are_two_queues_in_tandem():
     rng = np.random.default_rng(5)
-    n, rate = 120_000, 0.7
+    n, rate = 30_000, 0.7
     prefill, decode = station(STEP_S, slots=1), station(STEP_S, slots=1)
     prefill["token_budget"], prefill["is_prefill"] = 1, 1  # a prompt token per step: exponential service times
     router = Router(weights=np.eye(2), rate_rps=np.eye(2), decode_row=1)
