@@ -16,7 +16,6 @@ from planner.errors import InputError
 from planner.planning.located import at, inside
 from planner.planning.power_caps import capped_configs
 from planner.planning.services import engine_configs
-from planner.profilers.efficiency import default_params
 from planner.profilers.options import peak_power_w, profile_option
 from planner.profilers.power import gpu_draw
 from planner.profilers.training import TRAINING_FORMAT, Training, training_estimate
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from planner.files.request.deferrable import Deferrable
     from planner.files.request.horizon import HorizonChoice
     from planner.planning.services import PreparedService
+    from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.measured import MeasuredStore
     from planner.profilers.options import OptionProfile
 
@@ -96,6 +96,7 @@ def prepare_jobs(
     *,
     gpus: GpuCatalog,
     store: MeasuredStore,
+    params: EstimatorParams,
     base_dir: Path,
 ) -> tuple[PreparedJob, ...]:
     """Return the jobs of `request` with everything read that they name.
@@ -120,7 +121,7 @@ def prepare_jobs(
             demand, file = _sizes(item, base_dir)
         job = PreparedJob(
             request=item,
-            job=_job(item, demand),
+            job=_job(item, demand, params),
             model=record.architecture,
             configs=tuple(dict.fromkeys(configs)),
             rates={},
@@ -128,7 +129,9 @@ def prepare_jobs(
         )
         users: list[PreparedService | PreparedJob] = [job, *(each for each in services if job.has_host(each))]
         rates = {
-            (gpu, config): _rate(job, gpus.get(gpu), config, demand=demand, names=record.aliases, store=store)
+            (gpu, config): _rate(
+                job, gpus.get(gpu), config, demand=demand, names=record.aliases, store=store, params=params
+            )
             for gpu in types
             for config in dict.fromkeys(config for user in users for config in capped_configs(user, gpus.get(gpu)))
         }
@@ -254,10 +257,10 @@ def _units_per_request(item: Deferrable, demand: Demand) -> float:
     )
 
 
-def _job(item: Deferrable, demand: Demand | None) -> Job:
+def _job(item: Deferrable, demand: Demand | None, params: EstimatorParams) -> Job:
     efficiency = item.efficiency
     if efficiency is None:
-        efficiency = default_params().value("harvest_efficiency", item.kind)
+        efficiency = params.value("harvest_efficiency", item.kind)
     output = None if demand is None else (demand.output_tokens_per_s or 0.0) / _units_per_request(item, demand)
     return Job(
         name=item.name,
@@ -278,21 +281,24 @@ def _rate(
     demand: Demand | None,
     names: Sequence[str],
     store: MeasuredStore,
+    params: EstimatorParams,
 ) -> WorkRate:
     """Return how fast a replica does the job; `names` are other names under which its model was measured."""
     if demand is None:
-        return _training_rate(job, gpu, config)
-    profile = profile_option(job.model, gpu, config, demand.buckets, (), store=store, aliases=tuple(names))
+        return _training_rate(job, gpu, config, params)
+    profile = profile_option(
+        job.model, gpu, config, demand.buckets, (), store=store, params=params, aliases=tuple(names)
+    )
     return _work_rate(profile, demand, _units_per_request(job.request, demand))
 
 
-def _training_rate(job: PreparedJob, gpu: GpuSpec, config: EngineConfig) -> WorkRate:
+def _training_rate(job: PreparedJob, gpu: GpuSpec, config: EngineConfig, params: EstimatorParams) -> WorkRate:
     """Return how fast a replica fine-tunes: its own, or beside the requests of a service."""
     is_own = config.engine == FINE_TUNING
     training = Training(
         method=job.request.method, sequence_tokens=job.request.sequence_tokens, shares_weights=not is_own
     )
-    found = training_estimate(job.model, gpu, config.gpus_per_replica, training, default_params())
+    found = training_estimate(job.model, gpu, config.gpus_per_replica, training, params)
     is_capped = config.power_cap_w is not None  # nothing is known of training under a power limit
     draw = gpu_draw(gpu)
     return WorkRate(

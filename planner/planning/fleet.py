@@ -55,6 +55,7 @@ from planner.planning.zones import asks_for_zones, check_zones, offers_by_zone, 
 from planner.profilers.efficiency import check_engine, default_params
 from planner.profilers.measured import MeasuredStore, load_measured, read_profile_file
 from planner.profilers.options import OptionProfile, profile_option
+from planner.profilers.params_file import read_params
 from planner.profilers.power import capped
 from planner.simulate.steps import EngineKind
 from planner.units import format_duration
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from planner.domain.workload import Bucket
     from planner.files.request import PlanRequest
     from planner.files.request.objective import Objective
+    from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.schema import MeasuredPoint
     from planner.profilers.stages import Stage
 
@@ -106,6 +108,7 @@ class Prepared:
     offers: tuple[Offer, ...]
     gpus: GpuCatalog
     store: MeasuredStore
+    params: EstimatorParams
     limits: tuple[Limit, ...]
     headroom_fraction: float
     shed: Shedding | None = None
@@ -228,7 +231,7 @@ class Prepared:
             model=service.model,
             gpu=gpu if cap_w is None else capped(gpu, cap_w),
             config=config,
-            params=default_params(),
+            params=self.params,
             speed=sum(load * float(profile.speed[b]) for b, load in loads.items()) / total if total else 1.0,
         )
 
@@ -258,6 +261,7 @@ class Prepared:
             service.demand.buckets if buckets is None else buckets,
             slos,
             store=self.store,
+            params=self.params,
             aliases=service.model_aliases,
             shortfall=shortfall,
             stage=stage,
@@ -303,12 +307,13 @@ def fleet_question(
         for index, service in enumerate(request.services)
     )
     rhythms = {service.request.name: service.rhythm for service in services if service.rhythm is not None}
-    store = _measured(request, measurements)
+    store, params = _measured(request, measurements), _params(request, base_dir)
     prepared = Prepared(
         services=services,
         offers=offers,
         gpus=gpus,
         store=store,
+        params=params,
         limits=limits,
         headroom_fraction=request.constraints.headroom,
         shed=_shedding(request),
@@ -320,7 +325,7 @@ def fleet_question(
         egress=egress_of(request, offers, gpus=gpus, base_dir=base_dir),
         round_trip_s=(request.catalog.egress.round_trip or 0.0) if request.catalog.egress is not None else 0.0,
         prospects=_prospects(request, services, offers, base_dir),
-        jobs=prepare_jobs(request, services, offers, gpus=gpus, store=store, base_dir=base_dir),
+        jobs=prepare_jobs(request, services, offers, gpus=gpus, store=store, params=params, base_dir=base_dir),
     )
     check_power_caps(services, _specs(offers), "services")
     check_power_caps(prepared.jobs, _specs(offers), "deferrable")
@@ -370,6 +375,8 @@ def _prospects(
 def _hashes(request: PlanRequest, services: Sequence[PreparedService], base_dir: Path) -> dict[str, str]:
     """Return the SHA-256 of every file of the user's that the question was read from, by its name in the request."""
     names = [*request.catalog.files, *request.profiles.files]
+    if request.profiles.parameters is not None:
+        names.append(request.profiles.parameters)
     if request.catalog.carbon_by_hour is not None:
         names.append(request.catalog.carbon_by_hour)
     paths = {name: base_dir / name for name in names}
@@ -431,6 +438,12 @@ def _measured(request: PlanRequest, own: Sequence[MeasuredPoint]) -> MeasuredSto
     return load_measured().with_rows(own)
 
 
+def _params(request: PlanRequest, base_dir: Path) -> EstimatorParams:
+    if request.profiles.parameters is None:
+        return default_params()
+    return read_params(base_dir / request.profiles.parameters)
+
+
 def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offers: Sequence[Offer]) -> Iterator[str]:
     for service in services:
         formats = ", ".join(dict.fromkeys(config.precision for config in service.configs))
@@ -471,7 +484,7 @@ def _specs(offers: Sequence[Offer]) -> list[GpuSpec]:
 def _unchecked_gpus(prepared: Prepared) -> dict[str, str]:
     """Return GPU -> architecture where neither the estimator was fitted nor one of the usable figures was measured."""
     specs = {offer.gpu: prepared.gpus.get(offer.gpu) for offer in prepared.offers}
-    params = default_params()
+    params = prepared.params
     found = (prepared.gpus.find(name) for name in {point.gpu for point in prepared.store.points})
     measured = {prepared.gpus.by_name[alias.gpu].architecture for alias in found if alias is not None}
     return {

@@ -351,3 +351,19 @@ def test_a_budget_that_holds_too_little_sheds_the_less_important_service(gpuplan
     assert "Without the limit 'budget' the plan would serve 18.5 req/s more and be 25.66 USD/h" in explained
     assert "With 3.00 USD/h more it would serve " in explained
     assert "Unserved: batch-summaries 18.5 of 30 req/s (priority 2)" in gpuplan("plan", "examples/priorities.yaml").out
+
+
+def test_parameters_of_one_s_own_replace_the_bundled_ones(tmp_path):
+    text = "parameter,scope,value,unit,source,reason\nbandwidth_fraction,L4,0.2,,ours,\n"
+    (tmp_path / "params.csv").write_text(text)
+    request = small(catalog={"providers": ["gcp"], "gpus": {"include": ["L4"]}})
+    bundled = planner.plan(request, verify=False).plan
+    slower = planner.plan(request | {"profiles": {"parameters": "params.csv"}}, base_dir=tmp_path, verify=True).plan
+    assert slower.cost_usd_per_hour > bundled.cost_usd_per_hour
+    assert slower.proof.holds  # the replay's steps are as slow
+    assert "params.csv" in slower.inputs["files"]
+    (tmp_path / "params.csv").write_text(text.replace("bandwidth", "bandwith"))
+    with pytest.raises(InputError, match="There is no parameter 'bandwith_fraction'"):
+        planner.plan(request | {"profiles": {"parameters": "params.csv"}}, base_dir=tmp_path)
+    with pytest.raises(InputError, match="Cannot read the parameters"):
+        planner.plan(request | {"profiles": {"parameters": "none.csv"}}, base_dir=tmp_path)

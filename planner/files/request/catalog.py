@@ -142,3 +142,9 @@ class ProfileChoice(Strict):
         description="measured: measurements where they match, estimates elsewhere; estimated: only those.",
     )
     files: list[str] = Field(default=[], description="Your own measurements, in the CSV form of profiles/.")
+    parameters: str | None = Field(
+        default=None,
+        description="Parameters of the estimator in place of the bundled ones: a CSV as `gpuplan profile calibrate` and"
+        " `gpuplan profile kernels` write it.",
+        examples=["params.csv"],
+    )
