@@ -122,6 +122,9 @@ def report() -> str:
         "A GPU or a model left out: every engine's factors fitted without its rows; if no other of its architecture",
         "is left, the architecture's own parameters are the means of the others'. The GPUs' parameters themselves",
         "(`profiles/efficiency.csv`, fitted on TensorRT-LLM's tables) are not refitted when a model is left out.",
+        "What that means: the rows of TensorRT-LLM's own tables, most of the largest throughputs, are in-sample but "
+        "for the GPU's",
+        "architecture; the other sources' rows had no part in the factors that they are judged by.",
         "",
         *tables.aims(errors),
         "",

@@ -95,7 +95,7 @@ def known_modules(model: ModelArchitecture) -> tuple[str, ...]:
     return tuple(dict.fromkeys(projection.module for group in model.layers for projection in group.projections))
 
 
-def adapter_params(model: ModelArchitecture, *, rank: int, target_modules: Iterable[str]) -> float:
+def adapter_params(model: ModelArchitecture, *, rank: float, target_modules: Iterable[str]) -> float:
     """Return the parameters of an adapter: the sum of rank x (inputs + outputs) over the matrices that it changes.
 
     Grouped-query attention has narrower k_proj and v_proj; a module of experts counts once for each expert, routed and

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.errors import Where
 from planner.planning.estimate import solve
 from planner.planning.estimate_points import CannotEstimate, Question, read_question
 from planner.profilers.efficiency import engine_family
 from planner.profilers.eras import engine_scopes, newer_scopes
 from planner.profilers.fitting import fit_logs
+from planner.profilers.floor import violations
 from planner.profilers.roofline import math_format
+from planner.profilers.schema import MeasuredPoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -122,8 +125,40 @@ def read_measurements(
         if np.isnan([throughput, ttft, tpot]).all():
             left_out.append((index, "nothing was measured"))
             continue
+        broken = _impossible(question, throughput, ttft, tpot)
+        if broken:
+            left_out.append((index, broken))
+            continue
         found.append(Measurement(question=question, throughput=throughput, ttft_ms=ttft, tpot_ms=tpot))
     return found, left_out
+
+
+def _impossible(question: Question, throughput: float, ttft_ms: float, tpot_ms: float) -> str:
+    """Return why no GPU of that kind can have been so fast; "" if it can."""
+    if question.drafting is not None or question.offload is not None or question.adapters is not None:
+        return ""  # other bounds hold there
+    replicas = question.n_busy
+    point = MeasuredPoint(
+        model=question.model.name,
+        gpu=question.gpu.name,
+        tensor_parallel=question.config.tensor_parallel,
+        pipeline_parallel=question.config.pipeline_parallel,
+        engine=question.config.engine,
+        engine_version=question.config.engine_version,
+        precision=question.config.precision,
+        input_tokens=question.input_tokens,
+        output_tokens=question.output_tokens,
+        load_kind=question.load_kind,
+        load=question.load / replicas or None,
+        rate_rps=None if np.isnan(throughput) else throughput / question.output_tokens / replicas,
+        output_tokens_per_s=None if np.isnan(throughput) else throughput / replicas,
+        ttft_s={} if np.isnan(ttft_ms) else {"mean": ttft_ms / 1e3},
+        tpot_s={} if np.isnan(tpot_ms) else {"mean": tpot_ms / 1e3},
+        as_of=None,
+        source="",
+        where=Where(),
+    )
+    return "; ".join(violations(point, question.model, question.gpu))
 
 
 def _first(row: Mapping[str, str], columns: Sequence[str]) -> float:

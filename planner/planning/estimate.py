@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.domain.slo import Metric
-from planner.planning.estimate_points import STATUS_OK, CannotEstimate, Question, read_question
+from planner.planning.estimate_points import STATUS_OK, STATUS_OUT_OF_REACH, CannotEstimate, Question, read_question
 from planner.profilers import draw, operating, spread
 from planner.profilers.operating import Case, Points
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from planner.profilers.steady import Replica
 
 STATISTICS = ("mean", "median", "p90", "p95", "p99")
-LEVELS: Mapping[str, float] = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +45,6 @@ class Answer:
     estimate: Estimate | None
     status: str
     note: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Batch:
-    """Estimates of several questions of one load kind, as arrays of shape (questions,), of single replicas."""
-
-    points: Points
-    ttft_s: Mapping[str, Array]
-    tpot_s: Mapping[str, Array]
-    is_over: Array
 
 
 def estimate_rows(rows: Sequence[Mapping[str, str]], params: EstimatorParams) -> list[Answer]:
@@ -128,7 +117,7 @@ def solve(kind: str, questions: Sequence[Question], params: EstimatorParams) -> 
     elif kind == "request_rate":
         points, is_over = operating.open_loops(replica, loads)
     elif kind == "poisson_max_under_slo":
-        points = operating.under_objectives(replica, _bounds(questions))
+        points, is_over = operating.under_objectives(replica, _bounds(questions))
     else:
         points = operating.saturated(replica)
     total = points.ttft_s + replica.decode_steps * points.tpot_s
@@ -162,20 +151,32 @@ LOWEST_LEVEL = 0.5
 """Objectives on lower percentiles are held as if they were on the median."""
 
 
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
 def _answers(kind: str, questions: Sequence[Question], params: EstimatorParams) -> list[Answer]:
     replica, points, is_over = solve(kind, questions, params)
     ttft, tpot = spread.percentiles(kind, replica, points)
     power = draw.mean_power_w(cases(questions), replica, points)
     answers = []
     for i, question in enumerate(questions):
+        if kind == "poisson_max_under_slo" and is_over[i]:
+            asked = ", ".join(map(str, question.slos))
+            best = f"TTFT {points.ttft_s[i] * 1e3:.3g} ms, TPOT {points.tpot_s[i] * 1e3:.3g} ms"
+            note = "; ".join([*question.notes, f"{asked}: out of reach, a lone request has {best}"])
+            answers.append(Answer(estimate=None, status=STATUS_OUT_OF_REACH, note=note))
+            continue
         rate = float(points.rate_rps[i]) * question.n_streams
         output = rate * question.output_tokens
         notes = list(question.notes)
         late = kind == "offline_max" or bool(is_over[i])
+        if not late and not np.isfinite(ttft["mean"][i]):
+            notes.append("no objective binds: the largest throughput, at which the queue grows without end")
         if is_over[i]:
             notes.append(f"overloaded: {rate:.4g} requests/s are served, and the queue grows without end")
         estimate = Estimate(
-            ttft_s={name: None if late else float(values[i]) for name, values in ttft.items()},
+            ttft_s={name: None if late else _finite(values[i]) for name, values in ttft.items()},
             tpot_s={name: float(values[i]) if question.output_tokens > 1 else None for name, values in tpot.items()},
             rate_rps=rate,
             output_tps=output,

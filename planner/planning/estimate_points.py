@@ -9,8 +9,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planner.catalog.gpus import load_gpus
 from planner.catalog.models import list_models, load_model
+from planner.domain.adapters import adapter_params
 from planner.domain.hardware import EngineConfig
 from planner.domain.model import MixerKind
 from planner.domain.precision import BYTES_PER_PARAMETER, weight_bytes
@@ -18,7 +21,7 @@ from planner.errors import PlannerError
 from planner.files.bundled import bundled
 from planner.files.slo import parse_slo
 from planner.profilers import roofline
-from planner.profilers.adapters import DEFAULT_RANK, Adapters, adapter_load
+from planner.profilers.adapters import ATTENTION, DEFAULT_RANK, Adapters, adapter_load
 from planner.profilers.efficiency import ENGINES, engine_family
 from planner.profilers.eras import UNSTATED_VERSION, version_key
 from planner.profilers.support import unsupported
@@ -38,6 +41,8 @@ REQUIRED = ("model", "gpu", "input_tokens", "output_tokens", "load_kind")
 LOAD_KINDS = ("offline_max", "static_batch", "concurrency", "request_rate", "poisson_max_under_slo")
 
 STATUS_OK = "ok"
+STATUS_OUT_OF_REACH = "out_of_reach"
+"""No rate meets the objectives."""
 MAX_SEQUENCES = 2048
 """Sequences at once where a published run does not tell its limit (TensorRT-LLM's default of the build)."""
 
@@ -105,9 +110,15 @@ class Question:
     notes: tuple[str, ...] = field(default=())
 
     @property
+    def n_busy(self) -> float:
+        """Replicas that have anything to do: clients, or requests of a batch, may be fewer than replicas."""
+        is_counted = self.load_kind in {"concurrency", "static_batch"}
+        return min(self.n_replicas, self.load) if is_counted else self.n_replicas
+
+    @property
     def n_streams(self) -> float:
-        """Replicas per sequence of a request: what turns a replica's rate of sequences into requests."""
-        return self.n_replicas / self.beams
+        """Busy replicas per sequence of a request: what turns a replica's rate of sequences into requests."""
+        return self.n_busy / self.beams
 
     @property
     def n_gpus(self) -> float:
@@ -182,7 +193,7 @@ def read_question(row: Mapping[str, str], params: EstimatorParams) -> Question:
         load_kind=kind,
         load=load,
         slos=slos,
-        adapters=_adapters(cells, config, notes),
+        adapters=_adapters(cells, model, config, notes),
         offload=_offload(cells, gpu, notes),
         drafting=_drafting(cells, notes),
     )
@@ -224,6 +235,8 @@ def _model(cells: Mapping[str, str], notes: list[str]) -> ModelArchitecture:
 @cache
 def _containing(name: str) -> str | None:
     """Return the library model with the shortest name that contains `name`, letters and digits alone; None if none."""
+    if not any(map(str.isdigit, name)):
+        return None  # a family or a kind of tuning, not a model
     wanted = "".join(filter(str.isalnum, name.rpartition("/")[2])).lower()
     names = {model.name: "".join(filter(str.isalnum, model.name)).lower() for model in list_models()}
     found = [full for full, plain in names.items() if len(wanted) >= LEAST_LETTERS and wanted in plain]
@@ -261,7 +274,8 @@ def _number(cells: Mapping[str, str], column: str) -> float | None:
     except ValueError:
         number = math.nan
     if not abs(number) <= LARGEST_NUMBER:
-        raise CannotEstimate("bad_value", f"{column} {text!r} is not a number")
+        what = "is not a number" if math.isnan(number) else f"is beyond {LARGEST_NUMBER:,.0f}"
+        raise CannotEstimate("bad_value", f"{column} {text!r} {what}")
     return number
 
 
@@ -326,7 +340,7 @@ def _load(cells: Mapping[str, str], notes: list[str]) -> tuple[str, float]:
     if amount is None:
         amount = 1.0
         notes.append(f"{kind} of 1 assumed: its size is not told")
-    if amount <= 0:
+    if amount <= 0 or (amount < 1 and kind != "request_rate"):
         raise CannotEstimate("bad_value", f"concurrency_or_rate {amount:g}")
     return kind, amount
 
@@ -393,9 +407,12 @@ def _slos(cells: Mapping[str, str], benchmark: Benchmark, notes: list[str]) -> t
     text = cells.get("slo", "")
     if text:
         try:
-            return tuple(parse_slo(part) for part in text.split(";") if part.strip())
+            found = tuple(parse_slo(part) for part in text.split(";") if part.strip())
         except PlannerError as error:
             raise CannotEstimate("bad_value", f"slo: {error}") from error
+        if not found:
+            raise CannotEstimate("bad_value", f"slo {text!r} has no objective")
+        return found
     found = benchmark.slos or load_benchmarks()["mlperf dataset", ""].slos
     notes.append(f"objectives assumed: {', '.join(map(str, found))}")
     return found
@@ -403,25 +420,42 @@ def _slos(cells: Mapping[str, str], benchmark: Benchmark, notes: list[str]) -> t
 
 def _spread(question: Question, cells: Mapping[str, str], params: EstimatorParams, notes: list[str]) -> Question:
     """Return the question with its parallelism: as told, else the fewest GPUs per replica that hold the model."""
-    tp, pp, n_gpus = (_number(cells, name) for name in ("tp", "pp", "gpu_count"))
-    if any(number is not None and (number < 1 or number % 1) for number in (tp, pp, n_gpus)):
-        raise CannotEstimate("bad_value", f"tp {tp}, pp {pp}, gpu_count {n_gpus} must be whole numbers from 1 on")
+    tp, pp, n_gpus, ep = (_number(cells, name) for name in ("tp", "pp", "gpu_count", "ep"))
+    if any(number is not None and (number < 1 or number % 1) for number in (tp, pp, n_gpus, ep)):
+        raise CannotEstimate(
+            "bad_value", f"tp {tp}, pp {pp}, ep {ep}, gpu_count {n_gpus} must be whole numbers from 1 on"
+        )
     if tp is None:
         total = max(1, int(n_gpus or 1))
-        tp = _smallest_fit(question, total // int(pp or 1), params)
+        tp = float(_smallest_fit(question, total // int(pp or 1), params))
         if total > 1:
-            notes.append(f"tp not told: {tp} assumed")
+            notes.append(f"tp not told: {tp:g} assumed")
     shape = (int(tp), int(pp or 1))
+    if shape[0] * shape[1] > MOST_GPUS:
+        raise CannotEstimate("bad_value", f"a replica of {shape[0] * shape[1]:,} GPUs")
     config = replace(question.config, tensor_parallel=shape[0], pipeline_parallel=shape[1])
-    n_replicas = max(1.0, (n_gpus or 1.0) / config.gpus_per_replica)
+    n_replicas = max(1.0, (n_gpus or 1.0) // config.gpus_per_replica)
+    if n_gpus is not None and n_gpus % config.gpus_per_replica:
+        notes.append(
+            f"gpu_count {n_gpus:g} is no multiple of tp {shape[0]} x pp {shape[1]}: {n_replicas:g} such replica(s)"
+        )
     found = replace(question, config=config, n_replicas=n_replicas)
     reason = misfit_of(found, params)
     if reason:
         raise CannotEstimate("does_not_fit", reason)
+    n_tokens = found.input_tokens + found.output_tokens
+    if n_tokens > found.model.max_context_tokens:
+        notes.append(f"{n_tokens:,.0f} tokens are more than the model's context of {found.model.max_context_tokens:,}")
     return found
 
 
-def _adapters(cells: Mapping[str, str], config: EngineConfig, notes: list[str]) -> Adapters | None:
+MOST_GPUS = 1024
+"""Of one replica."""
+
+
+def _adapters(
+    cells: Mapping[str, str], model: ModelArchitecture, config: EngineConfig, notes: list[str]
+) -> Adapters | None:
     """Return the adapters that a row asks for; None without any."""
     count = _number(cells, "num_adapters")
     if not count:
@@ -435,6 +469,11 @@ def _adapters(cells: Mapping[str, str], config: EngineConfig, notes: list[str]) 
     )
     if rank is None:
         notes.append(f"adapter_rank not told: {DEFAULT_RANK:g} assumed")
+    if not is_packed:
+        try:
+            adapter_params(model, rank=1, target_modules=ATTENTION)
+        except PlannerError as error:
+            raise CannotEstimate("bad_value", f"num_adapters: {error.message}") from error
     kind = "a merged copy of the model for each" if is_packed else "one backbone for all"
     notes.append(f"{count:g} adapters, {kind}")
     return Adapters(
@@ -472,9 +511,12 @@ def _drafting(cells: Mapping[str, str], notes: list[str]) -> Drafting | None:
 
 
 def _mean_of(text: str) -> float | None:
-    """Return the mean of the numbers in a text such as "64/32/16/8"; None if there are none."""
-    numbers = [float(part) for part in re.findall(r"\d+(?:\.\d+)?", text)]
-    return sum(numbers) / len(numbers) if numbers else None
+    """Return the mean of the ranks in a text such as "64/32/16/8"; None where it tells none, as a name."""
+    parts = [part.strip() for part in text.split("/")]
+    if not all(part.replace(".", "", 1).isdigit() for part in parts):
+        return None
+    numbers = [float(part) for part in parts]
+    return sum(numbers) / len(numbers)
 
 
 def _shares_caches(question: Question, cells: Mapping[str, str]) -> bool:
@@ -534,4 +576,8 @@ def misfit_of(question: Question, params: EstimatorParams) -> str:
             f"weights of {total / 1e9:.0f} GB in {config.precision} do not fit "
             f"{config.gpus_per_replica} x {question.gpu.name}"
         )
+    kept = np.array([(question.input_tokens + question.output_tokens) / question.beams])
+    one = float(roofline.kv_bytes_per_gpu(question.model, config, kept, is_read=False)[0])
+    if one > resident:
+        return f"the KV cache of one request of {kept[0]:,.0f} tokens does not fit beside the weights"
     return ""

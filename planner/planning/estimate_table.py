@@ -93,6 +93,9 @@ def figures_of(answer: Answer, params: EstimatorParams) -> dict[str, float | Non
         figures[column] = value
         figures[f"{column}_lo"] = None if value is None or bounds is None else value * bounds.low
         figures[f"{column}_hi"] = None if value is None or bounds is None else value * bounds.high
+    if answer.estimate is not None and figures["power_w_per_gpu_hi"] is not None:  # drivers hold it to the TDP
+        most = max(answer.estimate.question.gpu.tdp_w, figures["power_w_per_gpu"] or 0.0)
+        figures["power_w_per_gpu_hi"] = min(figures["power_w_per_gpu_hi"], most)
     return figures
 
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.adapters import adapter_params
 from planner.domain.precision import UNQUANTIZED_BYTES, weight_bytes
 
 if TYPE_CHECKING:
     from planner.domain.hardware import EngineConfig
     from planner.domain.model import ModelArchitecture
 
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 DEFAULT_RANK = 16.0
 """Rank of adapters whose rank is not told."""
 
@@ -32,19 +34,6 @@ class Adapters:
     """Popularity of the k-th adapter is proportional to k^-alpha; 0 = all alike."""
     is_shared: bool
     """One backbone for all of them; otherwise a merged copy of it for each."""
-
-
-def adapter_bytes(model: ModelArchitecture, rank: float) -> float:
-    """Return the bytes of one adapter on the query, key, value and output projections of every attention layer.
-
-    A pair of matrices per projection: rank x (width in + width out) elements of two bytes.
-    """
-    elements = 0.0
-    for group in model.layers:
-        query = group.n_query_heads * group.head_dim
-        cached = group.n_kv_heads * group.head_dim
-        elements += group.count * rank * (4.0 * model.hidden_size + 2.0 * query + 2.0 * cached)
-    return elements * UNQUANTIZED_BYTES
 
 
 def distinct(adapters: Adapters, batch: float) -> float:
@@ -72,11 +61,16 @@ class AdapterLoad:
 
 
 def adapter_load(model: ModelArchitecture, config: EngineConfig, adapters: Adapters, batch: float) -> AdapterLoad:
-    """Return what the adapters take while `batch` sequences run."""
+    """Return what the adapters take while `batch` sequences run; they change the attention's four projections.
+
+    Raises
+    ------
+    InputError: if the model has no such projections, or their shapes are not known.
+    """
     n_gpus = config.gpus_per_replica
     used = distinct(adapters, batch)
     if adapters.is_shared:
-        size = adapter_bytes(model, adapters.rank) / n_gpus
+        size = adapter_params(model, rank=adapters.rank, target_modules=ATTENTION) * UNQUANTIZED_BYTES / n_gpus
         return AdapterLoad(memory_bytes=used * size, read_bytes=used * size)
     copy = weight_bytes(model, config.precision) / n_gpus
     return AdapterLoad(memory_bytes=(adapters.count - 1.0) * copy, read_bytes=(used - 1.0) * copy)

@@ -171,6 +171,22 @@ def _with_adapters(
     return replace(replica, slots=np.maximum(np.ceil(replica.slots * left), 1.0)), slower
 
 
+def first_tokens_s(replica: Replica, prompts: Array) -> Array:
+    """Return the time in which so many prompts that come together are all prefilled; shape of `prompts`.
+
+    Passes of `token_budget` tokens follow one another. p pipeline stages work on p parts of a pass, but a prompt is in
+    one part: of the last pass m = min(p, prompts) parts pass all stages one after the other, in (p + m - 1) / p times
+    the time of one part.
+    """
+    zero, stages = np.zeros_like(prompts), replica.steps.stages
+    tokens = prompts * replica.input_tokens
+    together = np.minimum(tokens, np.maximum(replica.token_budget, 1.0))
+    parts = np.minimum(stages, np.maximum(prompts, 1.0))
+    last = replica.step_s(zero, together * stages / parts) * (stages + parts - 1.0) / stages
+    found: Array = (tokens / together - 1.0) * replica.step_s(zero, together) + last
+    return found
+
+
 def static_batches(replica: Replica, batch: Array) -> Points:
     """Return batches of identical requests that run in step: all prefilled, then all decoded together.
 
@@ -179,12 +195,8 @@ def static_batches(replica: Replica, batch: Array) -> Points:
     """
     zero = np.zeros_like(batch)
     together = np.minimum(batch, replica.slots)
-    budget = np.maximum(replica.token_budget, 1.0)
-    tokens = together * replica.input_tokens
-    prompts = np.minimum(tokens, budget)
-    once = replica.step_s(zero, prompts)
     lone = np.where(together <= 1.0, replica.steps.lone_prefill_factor, 1.0)
-    ttft = tokens / prompts * once * lone
+    ttft = first_tokens_s(replica, together) * lone
     pace = replica.step_s(together, zero)
     rounds = batch / together
     total = (ttft + replica.decode_steps * pace) * rounds
@@ -268,8 +280,11 @@ class Bounds:
     e2e_s: Array
 
 
-def under_objectives(replica: Replica, bounds: Sequence[Bounds]) -> Points:
-    """Return the points of the largest Poisson rate at which every statistic is within its bounds."""
+def under_objectives(replica: Replica, bounds: Sequence[Bounds]) -> tuple[Points, NDArray[np.bool_]]:
+    """Return the points of the largest Poisson rate at which every statistic is within its bounds, and where none is.
+
+    There the point is that of a lone request.
+    """
 
     def holds(at: Load) -> NDArray[np.bool_]:
         met = at.occupancy <= replica.slots
@@ -280,7 +295,7 @@ def under_objectives(replica: Replica, bounds: Sequence[Bounds]) -> Points:
         return np.asarray(met)
 
     load = _largest(replica, holds)
-    return _points(load, tpot_s=load.tpot_s)
+    return _points(load, tpot_s=load.tpot_s), ~holds(load)
 
 
 def _points(load: Load, *, tpot_s: Array) -> Points:

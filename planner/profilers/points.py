@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.profilers.operating import first_tokens_s
 from planner.profilers.steady import SMALLEST_LOAD, Replica, make_replica, steady_state
 
 if TYPE_CHECKING:
@@ -91,9 +92,7 @@ def static_batch(
     """Return the point of one batch of identical requests: all prefilled, then all decoded in step."""
     replica = _replica(model, gpu, config, sizes, params)
     zero: Array = np.zeros(1)
-    prompts = np.minimum(batch * replica.input_tokens, replica.token_budget)
-    n_passes = batch * replica.input_tokens / prompts
-    ttft = float((n_passes * replica.step_s(zero, prompts))[0])
+    ttft = float(first_tokens_s(replica, np.array([batch]))[0])
     pace = float(replica.step_s(np.array([batch]), zero)[0])
     total = ttft + float(replica.decode_steps[0]) * pace
     return OperatingPoint(rate_rps=batch / total, ttft_s=ttft, tpot_s=pace)

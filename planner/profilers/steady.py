@@ -167,10 +167,13 @@ def prefill_s(replica: Replica, mix: StepMix) -> Array:
     """Return the time of one prompt's own prefill in the steps of `mix`, to its first token.
 
     A last, partial chunk also waits for the decode part of its step. What the prompt adds to its steps takes longer
-    than at saturation (`Efficiency.lone_prefill_factor`); this delays its first token and costs no throughput.
+    than at saturation (`Efficiency.lone_prefill_factor`); this delays its first token and costs no throughput. Nor does
+    it that a chunk passes pipeline stages one after the other, while a step is as long as one stage's part of it.
     """
     chunks = replica.input_tokens / mix.chunk_tokens
-    delay = chunks * (replica.steps.lone_prefill_factor - 1.0) * (mix.mixed_s - mix.decode_only_s)
+    lone, zero = replica.steps.lone_prefill_factor, np.zeros_like(mix.chunk_tokens)
+    through = replica.step_s(zero, mix.chunk_tokens * replica.steps.stages) - replica.step_s(zero, mix.chunk_tokens)
+    delay = chunks * (lone - 1.0) * (mix.mixed_s - mix.decode_only_s) + lone * through
     return chunks * mix.mixed_s + np.where(chunks > 1.0, mix.decode_only_s, 0.0) + delay
 
 

@@ -382,13 +382,17 @@ def _price_step(kind: Record, replica: Record, running: Ints, requests: Records)
     replica.step_s = step_seconds(kind, sequences, prefill, decode_s, attention_s)
     replica.growth_s = growth_s / kind.stages / kind.speed
     if prefill:
-        extra_s = (kind.lone_prefill_factor - 1.0) * (
-            replica.step_s - step_seconds(kind, sequences, 0.0, decode_s, 0.0)
-        )
+        added_s = replica.step_s - step_seconds(kind, sequences, 0.0, decode_s, 0.0)
+        extra_s = (kind.lone_prefill_factor - 1.0) * added_s
+        through_s = 0.0
+        if kind.stages > 1:  # a prompt's last chunk passes stage after stage
+            whole_s = step_seconds(kind, sequences, prefill * kind.stages, decode_s, attention_s * kind.stages)
+            through_s = kind.lone_prefill_factor * (whole_s - replica.step_s)
         for i in range(replica.n_running):
             request = requests[running[i]]
             if request.chunk > 0 and not _is_decoding(request):
-                request.delay_s += extra_s
+                is_last = request.computed + request.chunk >= request.input_tokens
+                request.delay_s += extra_s + through_s if is_last else extra_s
     return prefill == 0
 
 

@@ -338,3 +338,12 @@ def test_decode_pools_share_as_their_weights_say_whatever_the_prefill_replica(po
     if policy is Policy.WEIGHTED_RANDOM:
         assert counts[2] / counts[2:4].sum() == pytest.approx(0.5, abs=0.05)
         assert counts[4] / counts[4:].sum() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_lone_prompt_passes_pipeline_stages_one_after_the_other():
+    def ttft(stages, prompt):
+        kinds = engine_table([kind_of(pipeline_parallel=stages, max_num_batched_tokens=2048)])
+        return float(simulate(pools_of(kinds), traffic(np.array([0.0]), [2], prompt), one_row()).records.ttft_s[0])
+
+    assert ttft(4, 2000) == pytest.approx(ttft(1, 2000), rel=0.1)  # one chunk: nothing overlaps
+    assert ttft(4, 16_000) < 0.5 * ttft(1, 16_000)  # eight chunks follow one another through the stages

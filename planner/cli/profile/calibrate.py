@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from planner.cli import console
-from planner.cli.options import ForceOption, JsonOption
-from planner.errors import InputError, Where
+from planner.cli.options import STDOUT, ForceOption, JsonOption, check_targets, suffix_of
+from planner.errors import InputError, MeasurementError, Where
 
 if TYPE_CHECKING:
     from planner.planning.calibration import Fitted
@@ -31,14 +31,14 @@ def command(
     force: ForceOption = False,
 ) -> None:
     """Fit how much of its rates a GPU reaches, and an engine's overheads, to a few measured points."""
-    from planner.files.output import check_writable
     from planner.planning import calibration
     from planner.planning.estimate_table import read_points
     from planner.profilers.efficiency import default_params
     from planner.profilers.params_file import rows_csv
 
-    if output != "-":
-        check_writable(Path(output), force=force)
+    if output != STDOUT:
+        check_targets([output], suffixes=(".csv", ".json"), force=force)
+        as_json = as_json or suffix_of(output) == ".json"
     params = default_params()
     _, rows = read_points(measured)
     found, left_out = calibration.read_measurements(rows, params)
@@ -55,6 +55,13 @@ def command(
         f"{fitted.n_values} measured values of {len(found)} points: "
         f"median error {fitted.before:.0%} before, {fitted.after:.0%} after"
     )
+    if fitted.after > fitted.before:
+        raise MeasurementError(
+            f"No parameters near the bundled ones explain these points: their median error would be {fitted.after:.0%}"
+            f" instead of {fitted.before:.0%}. Nothing was written.",
+            hint="Check what was measured: the model, GPU, engine, sizes and load of each row, and its units.",
+            where=Where(path=str(measured)),
+        )
     records = _records(fitted, measured)
     if as_json:
         document = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from planner.cli import console
-from planner.cli.options import ForceOption, JsonOption
+from planner.cli.options import STDOUT, ForceOption, JsonOption, check_targets, suffix_of
 from planner.errors import DataMissingError, InputError, PlannerError
 
 if TYPE_CHECKING:
@@ -55,8 +55,14 @@ def command(
 
     used = default_params() if params is None else read_params(params)
     if points is not None:
-        if model or gpu:
-            raise InputError("--points has the models and GPUs in its rows.", hint="Leave out --model and --gpu.")
+        if model or gpu or precision or engine_version or (tp, pp, engine) != (1, 1, "vllm"):
+            raise InputError(
+                "--points has models, GPUs and engines in its rows.", hint="Leave the options of a single point out."
+            )
+        if (input_tokens, output_tokens, concurrency, rate, batch, offline) != (None,) * 5 + (False,):
+            raise InputError(
+                "--points has sizes and loads in its rows.", hint="Leave the options of a single point out."
+            )
         _table(points, output or "-", used, as_json=as_json, force=force)
         return
     if not model or not gpu or input_tokens is None or output_tokens is None:
@@ -89,12 +95,12 @@ TODAY = "current"
 
 
 def _table(path: Path, target: str, params: EstimatorParams, *, as_json: bool, force: bool) -> None:
-    from planner.files.output import check_writable
     from planner.planning.estimate import estimate_rows
     from planner.planning.estimate_table import figures_of, read_points, table_text
 
-    if target != "-":
-        check_writable(Path(target), force=force)
+    if target != STDOUT:
+        check_targets([target], suffixes=(".csv", ".json"), force=force)
+        as_json = as_json or suffix_of(target) == ".json"
     header, rows = read_points(path)
     answers = estimate_rows(rows, params)
     if as_json:
@@ -115,6 +121,8 @@ def _point(row: dict[str, str], params: EstimatorParams, output: str | None, *, 
     from planner.planning.estimate import estimate_rows
     from planner.planning.estimate_table import figures_of
 
+    if output not in {None, STDOUT}:
+        check_targets([str(output)], suffixes=(".json",), force=force)
     (answer,) = estimate_rows([row], params)
     if answer.estimate is None:
         raise _refusal(answer)
