@@ -1,0 +1,506 @@
+"""Discrete events of functions with a process each: arrivals, starts, batches, keep-alive, eviction.
+
+Requests of a function wait in one queue; its free process takes as many as its batch holds. Where there is none, a
+process starts on a machine that has room, part by part. Batches on one GPU take turns. Events at the same time come in
+the order in which they were foreseen, arrivals first: a request at the last moment of a keep-alive is served warm.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.adapters import Isolation
+from planner.errors import InputError
+from planner.optimize.preload import Tier
+from planner.profilers.adapter_batching import expire_delay_s, margin_s
+from planner.simulate.functions.machine import SLACK, Batch, Machine, Process
+from planner.simulate.functions.records import FunctionRecords, FunctionReplay
+from planner.simulate.functions.setting import PARTS, Batching, draw, process_bytes
+from planner.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from planner.simulate.functions.setting import Functions, Policy, Setting
+    from planner.simulate.steps import Floats
+
+JUST_S = 1e-9
+"""Deadlines closer than this have come."""
+LATER_S = 1.0
+"""When to look again at what cannot be given up because requests wait for it."""
+
+
+def replay_functions(
+    arrival_s: ArrayLike,
+    function: ArrayLike,
+    *,
+    functions: Functions,
+    setting: Setting,
+    policy: Policy,
+    rng: np.random.Generator,
+    end_s: float,
+    decode_factor: ArrayLike | None = None,
+) -> FunctionReplay:
+    """Return what happens to requests of functions under a policy, and what it holds meanwhile.
+
+    All requests are served to their end; machines are paid until `end_s`. Requests that can never start, because all
+    memory is taken for good, have an infinite TTFT.
+
+    Parameters
+    ----------
+    arrival_s : ascending times in seconds from 0, shape (requests,).
+    function : which function each asks for, shape (requests,).
+    decode_factor : length of each answer over the mean, shape (requests,); None = all are alike. A batch ends with its
+        longest answer.
+
+    Raises
+    ------
+    InputError: if a process does not fit a GPU, or its container the host.
+    """
+    run = _Run(functions, setting, policy, rng, end_s)
+    run.load(np.asarray(arrival_s, dtype=np.float64), np.asarray(function, dtype=np.int64), decode_factor)
+    run.go()
+    return run.outcome()
+
+
+class _Run:
+    """The state of one replay, and what each event does to it."""
+
+    def __init__(
+        self, functions: Functions, setting: Setting, policy: Policy, rng: np.random.Generator, end_s: float
+    ) -> None:
+        self.setting, self.policy, self.rng, self.end_s = setting, policy, rng, end_s
+        n = len(functions)
+        self.is_shared = policy.isolation is Isolation.SHARED_BACKBONE
+        self.sizes = [process_bytes(setting, float(size), policy.isolation) for size in functions.adapter_bytes]
+        self.containers = [setting.container_bytes + float(size) for size in functions.adapter_bytes]
+        self.bounds = functions.ttft_bound_s.tolist()
+        self.keep_alive = policy.keep_alive_s.tolist()
+        start = setting.start
+        reload_s = start.kernels_s.p50 + start.adapter_s[Tier.HOST].p50 + start.backbone_shared_s.p50
+        held = zip(functions.rate_rps.tolist(), self.sizes, self.containers, strict=True)
+        densities = [(rate * reload_s / size, rate / container) for rate, size, container in held]
+        self.values = [gpu for gpu, _ in densities]
+        self.host_values = dict(enumerate(host for _, host in densities))
+        self.queue: list[deque[int]] = [deque() for _ in range(n)]
+        self.idle: list[dict[Process, None]] = [{} for _ in range(n)]
+        self.n_processes = [0] * n
+        self.n_starting = [0] * n
+        self.fill_at = [math.nan] * n
+        self.starved: dict[int, None] = {}
+        self.events: list[tuple[float, int, Callable[[float], None]]] = []
+        self.n_events = self.n_starts = self.n_evictions = self.n_on = self.most_on = 0
+        self.machines = [
+            Machine(index=i, gpu_bytes=setting.gpu_bytes, host_bytes=setting.host_bytes, end_s=end_s)
+            for i in range(policy.most_machines)
+        ]
+        self._check_fit()
+        self._prepare()
+
+    def _check_fit(self) -> None:
+        setting = self.setting
+        backbone = setting.backbone_bytes if self.is_shared else 0.0
+        largest = max(self.sizes, default=0.0) + backbone
+        if largest > setting.gpu_bytes * (1 + SLACK):
+            raise InputError(
+                f"A process of one function takes {format_bytes(largest)}, and the GPU has"
+                f" {format_bytes(setting.gpu_bytes)}.",
+                hint="Use a larger GPU, weights in a smaller format, or a smaller batch.",
+            )
+        if max(self.containers, default=0.0) > setting.host_bytes * (1 + SLACK):
+            raise InputError(
+                f"A container takes {format_bytes(max(self.containers))}, and the host has"
+                f" {format_bytes(setting.host_bytes)}.",
+                hint="Give the machine more host memory.",
+            )
+
+    def _prepare(self) -> None:
+        """Switch on what is always on, with all that is there at the beginning."""
+        for machine in self.machines[: self.policy.n_always_on]:
+            self._switch_on(machine, 0.0, up_s=0.0)
+            if self.is_shared:
+                machine.take(self.setting.backbone_bytes, 0.0)
+                machine.backbone_ready_s = 0.0
+        for function, index in self.policy.in_host:
+            self.machines[index].keep_in_host(function, self.containers[function], self.host_values)
+        for function, index in self.policy.warm:
+            machine = self.machines[index]
+            machine.waiting.pop(function, None)
+            process = self._new_process(function, machine, 0.0)
+            machine.n_starting += 1
+            self.n_starting[function] += 1
+            self._ready(process, 0.0)
+
+    def load(self, arrival_s: Floats, function: NDArray[np.int64], decode_factor: ArrayLike | None) -> None:
+        """Take the requests."""
+        n = len(arrival_s)
+        self.arrivals, self.wanted = arrival_s.tolist(), function.tolist()
+        factors = np.ones(n) if decode_factor is None else np.asarray(decode_factor, dtype=np.float64)
+        self.factors = factors.tolist()
+        self.ttft, self.e2e, self.inference = [math.inf] * n, [math.inf] * n, [0.0] * n
+        self.where = [-1] * n
+        self.cold = np.zeros((n, len(PARTS)))
+
+    def go(self) -> None:
+        """Handle all arrivals and events in the order of time."""
+        arrivals, wanted, n = self.arrivals, self.wanted, len(self.arrivals)
+        at = 0
+        while at < n or self.events:
+            if at < n and (not self.events or arrivals[at] <= self.events[0][0]):
+                self.queue[wanted[at]].append(at)
+                self._dispatch(wanted[at], arrivals[at])
+                at += 1
+            else:
+                now_s, _, happen = heapq.heappop(self.events)
+                happen(now_s)
+
+    def outcome(self) -> FunctionReplay:
+        """Return what was recorded."""
+        for machine in self.machines:
+            if machine.is_on:
+                machine.switch_off(max(self.end_s, machine.clock.at_s))
+        records = FunctionRecords(
+            arrival_s=np.array(self.arrivals),
+            function=np.array(self.wanted, dtype=np.int64),
+            machine=np.array(self.where, dtype=np.int64),
+            ttft_s=np.array(self.ttft),
+            e2e_s=np.array(self.e2e),
+            cold_s=self.cold,
+            inference_s=np.array(self.inference),
+        )
+        return FunctionReplay(
+            records=records,
+            end_s=self.end_s,
+            gpu_s=math.fsum(machine.held_s for machine in self.machines),
+            gpu_share_s=math.fsum(machine.share_s for machine in self.machines),
+            busy_gpu_s=math.fsum(machine.busy_s for machine in self.machines),
+            most_machines=self.most_on,
+            peak_bytes=np.array([machine.peak_bytes for machine in self.machines]),
+            n_starts=self.n_starts,
+            n_evictions=self.n_evictions,
+        )
+
+    def _at(self, time_s: float, happen: Callable[[float], None]) -> None:
+        """Foresee an event; it is told the time when it happens."""
+        if time_s < math.inf:
+            heapq.heappush(self.events, (time_s, self.n_events, happen))
+            self.n_events += 1
+
+    # --- requests to batches ------------------------------------------------------------------------------------------
+
+    def _dispatch(self, function: int, now_s: float) -> None:
+        """Give waiting requests of a function to its idle processes; start another where they are too few."""
+        queue, idle = self.queue[function], self.idle[function]
+        is_crowded = False
+        while queue and idle:
+            process = min(idle, key=lambda each: len(each.machine.clock))
+            machine = process.machine
+            if len(machine.clock) >= self.policy.most_sharing:
+                machine.queued[function] = None
+                is_crowded = True
+                break
+            size = min(len(queue), self.policy.most_batch)
+            if self._may_fill(function, size, machine, now_s):
+                return
+            self._begin(process, [queue.popleft() for _ in range(size)], now_s)
+        if queue and self._needs_process(function, is_crowded=is_crowded):
+            self._try_start(function, now_s)
+
+    def _may_fill(self, function: int, size: int, machine: Machine, now_s: float) -> bool:
+        """Return whether a batch should wait for more requests, and see to it that it ends."""
+        if self.policy.batching is Batching.AT_ONCE or size >= self.policy.most_batch:
+            return False
+        oldest = self.queue[function][0]
+        latest_s = self.arrivals[oldest] + expire_delay_s(
+            self.setting.prefill, slo_s=self.bounds[function], batch=size, n_sharing=len(machine.clock) + 1
+        )
+        if latest_s <= now_s + JUST_S:
+            return False
+        if self.fill_at[function] != latest_s:
+            self.fill_at[function] = latest_s
+            self._at(latest_s, partial(self._dispatch, function))
+        return True
+
+    def _begin(self, process: Process, requests: list[int], now_s: float) -> None:
+        machine, size = process.machine, len(requests)
+        process.is_idle, process.token = False, process.token + 1
+        del self.idle[process.function][process]
+        del machine.idle[process]
+        machine.token += 1
+        decode = self.setting.decode
+        longest = max(self.factors[i] for i in requests)
+        work_s = 0.0 if decode is None else decode.seconds(size) * longest
+        batch = Batch(process=process, requests=tuple(requests), start_s=now_s, decode_work_s=work_s)
+        machine.advance(now_s)
+        machine.clock.add(batch, self.setting.prefill.seconds(size))
+        self._reschedule(machine)
+
+    def _reschedule(self, machine: Machine) -> None:
+        machine.share()
+        machine.version += 1
+        self._at(machine.clock.next_s(), partial(self._on_clock, machine, machine.version))
+
+    def _on_clock(self, machine: Machine, version: int, now_s: float) -> None:
+        """End the first piece of work on a GPU: first tokens, or a batch."""
+        if version != machine.version:
+            return
+        machine.advance(now_s)
+        batch = machine.clock.pop()
+        if not batch.has_first_tokens:
+            self._record_first(batch, now_s)
+            if batch.decode_work_s > 0:
+                batch.has_first_tokens = True
+                machine.clock.add(batch, batch.decode_work_s)
+                self._reschedule(machine)
+                return
+        for i in batch.requests:
+            self.e2e[i] = now_s - self.arrivals[i]
+        self._reschedule(machine)
+        self._rest(batch.process, now_s)
+        self._next_in_turn(machine, now_s)
+        self._retry(now_s)
+
+    def _record_first(self, batch: Batch, now_s: float) -> None:
+        process = batch.process
+        for i in batch.requests:
+            arrival = self.arrivals[i]
+            self.ttft[i] = now_s - arrival
+            self.inference[i] = now_s - batch.start_s
+            self.where[i] = process.machine.index
+            if process.ready_s > arrival:
+                began = process.start_s
+                for k, part_s in enumerate(process.parts_s):
+                    self.cold[i, k] = max(0.0, began + part_s - max(began, arrival))
+                    began += part_s
+
+    def _next_in_turn(self, machine: Machine, now_s: float) -> None:
+        """Let the function begin that has least left before its objective (ServerlessLoRA, equation 5)."""
+        machine.queued = {
+            f: None for f in machine.queued if self.queue[f] and any(p.machine is machine for p in self.idle[f])
+        }
+        while machine.queued and len(machine.clock) < self.policy.most_sharing:
+            n_sharing = len(machine.clock) + 1
+
+            margins = [(self._margin_s(f, n_sharing, now_s), f) for f in machine.queued]
+            function = min(margins)[1]
+            del machine.queued[function]
+            self._dispatch(function, now_s)
+
+    def _margin_s(self, function: int, n_sharing: int, now_s: float) -> float:
+        queue = self.queue[function]
+        return margin_s(
+            self.setting.prefill,
+            slo_s=self.bounds[function],
+            waited_s=now_s - self.arrivals[queue[0]],
+            batch=min(len(queue), self.policy.most_batch),
+            n_sharing=n_sharing,
+        )
+
+    # --- processes ----------------------------------------------------------------------------------------------------
+
+    def _needs_process(self, function: int, *, is_crowded: bool) -> bool:
+        """Return whether the requests that wait are more than the processes of a function should be left with."""
+        n_live = self.n_processes[function]
+        if n_live >= self.policy.most_instances:
+            return False
+        if is_crowded:
+            return self.n_starting[function] == 0
+        n_coming = n_live - len(self.idle[function])
+        return len(self.queue[function]) > self.policy.queue_per_instance * n_coming
+
+    def _try_start(self, function: int, now_s: float) -> bool:
+        machine = self._place(function, now_s)
+        if machine is None:
+            if self.n_processes[function] == 0:
+                self.starved[function] = None
+            return False
+        self.starved.pop(function, None)
+        self._start(function, machine, now_s)
+        return True
+
+    def _place(self, function: int, now_s: float) -> Machine | None:
+        """Return a machine with room for one more process of a function; makes room, or switches one on, if need be."""
+        policy, size = self.policy, self.sizes[function]
+        best: tuple[tuple[float, ...], Machine] | None = None
+        crowded: list[Machine] = []
+        for machine in self.machines:
+            if not machine.is_on or machine.load >= policy.most_sharing or not self._has_host_room(function, machine):
+                continue
+            needs_backbone = self.is_shared and machine.backbone_ready_s == math.inf
+            if machine.free_bytes >= size + (self.setting.backbone_bytes if needs_backbone else 0.0):
+                key = (needs_backbone, function not in machine.waiting, machine.load, machine.index)
+                best = min(best or (key, machine), (key, machine), key=lambda pair: pair[0])
+            else:
+                crowded.append(machine)
+        if best is not None:
+            return best[1]
+        if policy.rents_before_evicting:
+            return self._rent(now_s) or self._make_room(size, crowded, now_s)
+        return self._make_room(size, crowded, now_s) or self._rent(now_s)
+
+    def _has_host_room(self, function: int, machine: Machine) -> bool:
+        return function in machine.waiting or machine.has_host_room(self.containers[function])
+
+    def _rent(self, now_s: float) -> Machine | None:
+        machine = next((each for each in self.machines if not each.is_on), None)
+        if machine is not None:
+            self._switch_on(machine, now_s, up_s=now_s + draw(self.setting.start.provision_s, self.rng))
+        return machine
+
+    def _switch_on(self, machine: Machine, now_s: float, *, up_s: float) -> None:
+        machine.switch_on(now_s, up_s=up_s)
+        self.n_on += 1
+        self.most_on = max(self.most_on, self.n_on)
+
+    def _make_room(self, size: float, machines: Sequence[Machine], now_s: float) -> Machine | None:
+        """Give up the idle processes whose loss per byte is least, on the machine that loses least by it.
+
+        The rule of `optimize.preload.evict`, for processes of which nothing else depends.
+        """
+        best: tuple[float, int, list[Process]] | None = None
+        for machine in machines:
+            missing, falls, loss = size - machine.free_bytes, [], 0.0
+            free = (process for process in machine.idle if not self.queue[process.function])
+            for process in sorted(free, key=lambda each: (self.values[each.function], each.function)):
+                if missing <= 0:
+                    break
+                falls.append(process)
+                missing -= process.size_bytes
+                loss += self.values[process.function] * process.size_bytes
+            if missing <= 0 and (best is None or (loss, machine.index) < best[:2]):
+                best = (loss, machine.index, falls)
+        if best is None:
+            return None
+        for process in best[2]:
+            self._stop(process, now_s)
+            self.n_evictions += 1
+        return self.machines[best[1]]
+
+    def _new_process(self, function: int, machine: Machine, now_s: float) -> Process:
+        process = Process(function=function, machine=machine, size_bytes=self.sizes[function], start_s=now_s)
+        machine.take(process.size_bytes, now_s)
+        machine.live_host_bytes += self.containers[function]
+        machine.make_host_room(0.0, self.host_values)
+        machine.n_processes += 1
+        self.n_processes[function] += 1
+        return process
+
+    def _start(self, function: int, machine: Machine, now_s: float) -> None:
+        """Begin a cold start: all of its parts follow from what the machine has by now."""
+        start, rng = self.setting.start, self.rng
+        provision_s = max(0.0, machine.up_s - now_s)
+        has_container = machine.waiting.pop(function, None) is not None
+        container_s = 0.0 if has_container else draw(start.container_s, rng)
+        libraries_s = 0.0 if has_container else draw(start.libraries_s, rng)
+        process = self._new_process(function, machine, now_s)
+        backbone_s = self._backbone_s(machine, now_s + provision_s + container_s + libraries_s, now_s)
+        adapter_tier = Tier.HOST if has_container else Tier.DISK
+        adapter_s = (
+            draw(start.adapter_s[adapter_tier], rng) if self.is_shared else 0.0
+        )  # 0: it is merged into the weights
+        kernels_s = draw(start.kernels_s, rng)
+        process.parts_s = (provision_s, container_s, libraries_s, backbone_s, adapter_s, kernels_s)
+        process.ready_s = now_s + sum(process.parts_s)
+        machine.n_starting += 1
+        machine.token += 1
+        self.n_starting[function] += 1
+        self.n_starts += 1
+        self._at(process.ready_s, partial(self._on_ready, process))
+
+    def _backbone_s(self, machine: Machine, from_s: float, now_s: float) -> float:
+        """Return how long a process waits for its weights from `from_s` on: loaded, or mapped once they are there."""
+        start = self.setting.start
+        tier = Tier.HOST if self.policy.has_host_backbone else Tier.DISK
+        if not self.is_shared:
+            return draw(start.backbone_s[tier], self.rng)
+        if machine.backbone_ready_s == math.inf:
+            machine.take(self.setting.backbone_bytes, now_s)
+            machine.backbone_ready_s = from_s + draw(start.backbone_s[tier], self.rng)
+            return machine.backbone_ready_s - from_s
+        return max(0.0, machine.backbone_ready_s - from_s) + draw(start.backbone_shared_s, self.rng)
+
+    def _on_ready(self, process: Process, now_s: float) -> None:
+        self._ready(process, now_s)
+        self._retry(now_s)
+
+    def _ready(self, process: Process, now_s: float) -> None:
+        process.machine.n_starting -= 1
+        self.n_starting[process.function] -= 1
+        self._rest(process, now_s)
+
+    def _rest(self, process: Process, now_s: float) -> None:
+        """Let a free process take what waits for it, or idle until its keep-alive is over."""
+        function, machine = process.function, process.machine
+        process.is_idle = True
+        self.idle[function][process] = None
+        machine.idle[process] = None
+        if self.queue[function] and machine.queued:
+            machine.queued[function] = None  # others wait for this GPU too: `_next_in_turn` says who begins
+        elif self.queue[function]:
+            self._dispatch(function, now_s)
+        if process.is_idle:
+            self._at(now_s + self.keep_alive[function], partial(self._on_expire, process, process.token))
+            self._rest_machine(machine, now_s)
+
+    def _on_expire(self, process: Process, token: int, now_s: float) -> None:
+        if process.is_idle and token == process.token:
+            if self.queue[process.function]:  # it waits for its turn, or for its batch to fill
+                self._at(now_s + LATER_S, partial(self._on_expire, process, token))
+                return
+            self._stop(process, now_s)
+            self._rest_machine(process.machine, now_s)
+            self._retry(now_s)
+
+    def _stop(self, process: Process, now_s: float) -> None:
+        function, machine = process.function, process.machine
+        process.is_idle = False
+        del self.idle[function][process]
+        del machine.idle[process]
+        machine.give(process.size_bytes, now_s)
+        machine.live_host_bytes = max(0.0, machine.live_host_bytes - self.containers[function])
+        machine.n_processes -= 1
+        self.n_processes[function] -= 1
+        if self.policy.keeps_containers and function not in machine.waiting:
+            machine.keep_in_host(function, self.containers[function], self.host_values)
+
+    def _retry(self, now_s: float) -> None:
+        """Start processes for functions that have none and found no room, the longest waiting one first."""
+        while self.starved:
+            function = next(iter(self.starved))
+            if not self.queue[function] or self.n_processes[function]:
+                del self.starved[function]
+            elif not self._try_start(function, now_s):
+                return
+
+    # --- machines -----------------------------------------------------------------------------------------------------
+
+    def _rest_machine(self, machine: Machine, now_s: float) -> None:
+        """Give a machine back that is empty, or later if nothing begins on it until then."""
+        if not machine.is_on or machine.index < self.policy.n_always_on or machine.load:
+            return
+        if machine.n_processes == 0 and self.policy.machine_keep_alive_s == math.inf:
+            self._give_back(machine, now_s)
+        else:
+            self._at(now_s + self.policy.machine_keep_alive_s, partial(self._on_release, machine, machine.token))
+
+    def _on_release(self, machine: Machine, token: int, now_s: float) -> None:
+        if machine.is_on and token == machine.token and not machine.load:
+            if any(self.queue[process.function] for process in machine.idle):
+                self._at(now_s + LATER_S, partial(self._on_release, machine, token))
+                return
+            self._give_back(machine, now_s)
+
+    def _give_back(self, machine: Machine, now_s: float) -> None:
+        for process in tuple(machine.idle):
+            self._stop(process, now_s)
+        machine.token += 1
+        machine.switch_off(now_s)
+        self.n_on -= 1
