@@ -97,11 +97,13 @@ class _Run:
         self.fill_at = [math.nan] * n
         self.starved: dict[int, None] = {}
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
-        self.n_events = self.n_starts = self.n_evictions = self.n_on = self.most_on = 0
+        self.n_events = self.n_starts = self.n_evictions = self.most_on = 0
         self.machines = [
             Machine(index=i, gpu_bytes=setting.gpu_bytes, host_bytes=setting.host_bytes, end_s=end_s)
             for i in range(policy.most_machines)
         ]
+        self.on: dict[Machine, None] = {}
+        self.off = list(range(policy.most_machines))  # a heap: the lowest number is switched on first
         self._check_fit()
         self._prepare()
 
@@ -124,8 +126,8 @@ class _Run:
 
     def _prepare(self) -> None:
         """Switch on what is always on, with all that is there at the beginning."""
-        for machine in self.machines[: self.policy.n_always_on]:
-            self._switch_on(machine, 0.0, up_s=0.0)
+        for _ in range(self.policy.n_always_on):
+            machine = self._switch_on(0.0, up_s=0.0)
             if self.is_shared:
                 machine.take(self.setting.backbone_bytes, 0.0)
                 machine.backbone_ready_s = 0.0
@@ -164,9 +166,8 @@ class _Run:
 
     def outcome(self) -> FunctionReplay:
         """Return what was recorded."""
-        for machine in self.machines:
-            if machine.is_on:
-                machine.switch_off(max(self.end_s, machine.clock.at_s))
+        for machine in self.on:
+            machine.switch_off(max(self.end_s, machine.clock.at_s))
         records = FunctionRecords(
             arrival_s=np.array(self.arrivals),
             function=np.array(self.wanted, dtype=np.int64),
@@ -331,8 +332,8 @@ class _Run:
         policy, size = self.policy, self.sizes[function]
         best: tuple[tuple[float, ...], Machine] | None = None
         crowded: list[Machine] = []
-        for machine in self.machines:
-            if not machine.is_on or machine.load >= policy.most_sharing or not self._has_host_room(function, machine):
+        for machine in self.on:
+            if machine.load >= policy.most_sharing or not self._has_host_room(function, machine):
                 continue
             needs_backbone = self.is_shared and machine.backbone_ready_s == math.inf
             if machine.free_bytes >= size + (self.setting.backbone_bytes if needs_backbone else 0.0):
@@ -350,15 +351,16 @@ class _Run:
         return function in machine.waiting or machine.has_host_room(self.containers[function])
 
     def _rent(self, now_s: float) -> Machine | None:
-        machine = next((each for each in self.machines if not each.is_on), None)
-        if machine is not None:
-            self._switch_on(machine, now_s, up_s=now_s + draw(self.setting.start.provision_s, self.rng))
-        return machine
+        if not self.off:
+            return None
+        return self._switch_on(now_s, up_s=now_s + draw(self.setting.start.provision_s, self.rng))
 
-    def _switch_on(self, machine: Machine, now_s: float, *, up_s: float) -> None:
+    def _switch_on(self, now_s: float, *, up_s: float) -> Machine:
+        machine = self.machines[heapq.heappop(self.off)]
         machine.switch_on(now_s, up_s=up_s)
-        self.n_on += 1
-        self.most_on = max(self.most_on, self.n_on)
+        self.on[machine] = None
+        self.most_on = max(self.most_on, len(self.on))
+        return machine
 
     def _make_room(self, size: float, machines: Sequence[Machine], now_s: float) -> Machine | None:
         """Give up the idle processes whose loss per byte is least, on the machine that loses least by it.
@@ -503,4 +505,5 @@ class _Run:
             self._stop(process, now_s)
         machine.token += 1
         machine.switch_off(now_s)
-        self.n_on -= 1
+        del self.on[machine]
+        heapq.heappush(self.off, machine.index)
