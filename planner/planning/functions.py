@@ -303,7 +303,7 @@ def _dedicated(case: FunctionCase, on_each: int, copies: NDArray[np.int64]) -> _
         most_batch=case.most_batch,
         most_sharing=max(n_sharing, on_each),
         most_instances=int(copies.max()),
-        queue_per_instance=math.inf,
+        queue_per_start=math.inf,
         warm=warm,
     )
     setting = replace(case.setting, host_bytes=math.inf)  # whoever serves for good needs no container to wait in
@@ -375,7 +375,7 @@ def _learn_serverless(first: Half, case: FunctionCase, prices: Prices, seed: int
         most_machines=max(n, MOST_GPUS),
         most_batch=case.most_batch,
         most_sharing=most_sharing(case.functions, case.setting, output_tokens=case.output_tokens),
-        queue_per_instance=case.most_batch,
+        queue_per_start=case.most_batch,
     )
     return _Plan(
         replay=_with_policy(case, policy), n_always_on=0, learnt={"keep_alive_s": HUAWEI_KEEP_ALIVE_S}, is_by_use=True
@@ -442,7 +442,7 @@ def _shared(first: Half, case: FunctionCase, prices: Prices, n_always_on: int, p
         machine_keep_alive_s=machine_keep_alive_s,
         most_batch=case.most_batch,
         most_sharing=most_sharing(functions, setting, output_tokens=case.output_tokens),
-        queue_per_instance=case.most_batch,
+        queue_per_start=case.most_batch,
         keeps_containers=True,
         rents_before_evicting=False,
         warm=warm,

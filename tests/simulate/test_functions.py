@@ -291,7 +291,7 @@ def test_everything_loaded_saves_what_was_published_and_not_more():
 def test_a_burst_of_a_cold_adapter_loads_it_once():
     times = published_load_times()
     where = setting(prefill=BatchLatency(first_s=1.06, per_request_s=0.05), start=starts(times))
-    how = policy(2, isolation=SHARED, n_always_on=1, warm=((0, 0),), most_batch=64, queue_per_instance=64)
+    how = policy(2, isolation=SHARED, n_always_on=1, warm=((0, 0),), most_batch=64, queue_per_start=64)
     arrivals = 10.0 + np.linspace(0.0, 1.0, 50)
     found = replayed(arrivals, np.ones(50, dtype=np.int64), of=functions(2), where=where, how=how)
     assert found.n_starts == 1

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from planner.simulate.functions.clock import SharedClock
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from planner.simulate.functions.clock import BatchClocks
 
 SLACK = 1e-9
 """Relative; processes that fill a GPU exactly do fit."""
@@ -23,22 +23,11 @@ class Process:
     machine: Machine
     size_bytes: float
     start_s: float
+    batch: BatchClocks
     parts_s: tuple[float, ...] = ()
     ready_s: float = 0.0
-    is_idle: bool = False
     token: int = 0
     """Changes whenever it is used, so that an older deadline is void."""
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """Requests that run together in a process."""
-
-    process: Process
-    requests: tuple[int, ...]
-    start_s: float
-    decode_work_s: float
-    has_first_tokens: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -63,8 +52,10 @@ class Machine:
     n_starting: int = 0
     token: int = 0
     version: int = 0
-    """Of what its clock holds: an older prediction of its next end is void."""
-    clock: SharedClock[Batch] = field(default_factory=SharedClock)
+    """Of what runs: an older prediction of its next end is void."""
+    running: dict[Process, None] = field(default_factory=dict)
+    at_s: float = 0.0
+    """To when the batches have run."""
     idle: dict[Process, None] = field(default_factory=dict)
     waiting: dict[int, float] = field(default_factory=dict)
     """Containers without a process: function -> bytes."""
@@ -83,8 +74,8 @@ class Machine:
 
     @property
     def load(self) -> int:
-        """Batches that run, and processes that will run one as soon as they have started."""
-        return len(self.clock) + self.n_starting
+        """Processes that run, and those that will as soon as they have started."""
+        return len(self.running) + self.n_starting
 
     def switch_on(self, now_s: float, *, up_s: float) -> None:
         """Begin to pay."""
@@ -126,13 +117,23 @@ class Machine:
 
     def advance(self, now_s: float) -> None:
         """Let the batches run to `now_s`."""
-        if len(self.clock):
-            self.busy_s += now_s - self.clock.at_s
-        self.clock.advance(now_s)
+        if self.running:
+            self.busy_s += now_s - self.at_s
+        self.at_s = now_s
+        for process in self.running:
+            process.batch.advance(now_s)
 
-    def share(self) -> None:
-        """Let the batches that are there take turns: M of them run at 1 / M."""
-        self.clock.rate = 1.0 / len(self.clock) if len(self.clock) else 0.0
+    def share(self) -> float:
+        """Let the processes that run take turns, and return when the first of them has something to tell."""
+        n, next_s = len(self.running), math.inf
+        for process in self.running:
+            process.batch.share(n)
+            next_s = min(next_s, process.batch.next_s())
+        return next_s
+
+    def first(self) -> Process:
+        """Return the process that has something to tell first."""
+        return min(self.running, key=lambda process: process.batch.next_s())
 
     def has_host_room(self, size_bytes: float) -> bool:
         """Return whether a container of this size fits beside those of processes."""

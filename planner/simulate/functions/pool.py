@@ -19,7 +19,7 @@ import numpy as np
 
 from planner.errors import InputError
 from planner.optimize.preload import Tier
-from planner.simulate.functions.clock import SharedClock
+from planner.simulate.functions.clock import BatchClocks
 from planner.simulate.functions.records import FunctionRecords, FunctionReplay
 from planner.simulate.functions.setting import PARTS, draw
 from planner.units import format_bytes
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from planner.profilers.adapter_batching import BatchLatency
     from planner.simulate.functions.setting import Functions, Setting
     from planner.simulate.steps import Floats
 
@@ -91,23 +90,17 @@ def replay_pool(
     return run.outcome(np.asarray(arrival_s, dtype=np.float64), np.asarray(function, dtype=np.int64))
 
 
-def stretch(latency: BatchLatency | None, n: int) -> float:
-    """Return how many times as long one request takes in a batch of `n` as alone."""
-    return 1.0 if latency is None or n == 0 else latency.seconds(n) / latency.first_s
-
-
 class _Engine:
-    __slots__ = ("busy_s", "decoding", "index", "most_running", "prefilling", "slots", "version", "waiting")
+    __slots__ = ("at_s", "batch", "busy_s", "index", "most_running", "slots", "version", "waiting")
 
-    def __init__(self, index: int, adapters: list[int]) -> None:
+    def __init__(self, index: int, adapters: list[int], batch: BatchClocks) -> None:
         self.index = index
         self.slots = dict.fromkeys(adapters, 0)  # adapter -> requests that use it; the least recently used one first
-        self.prefilling: SharedClock[int] = SharedClock()
-        self.decoding: SharedClock[int] = SharedClock()
+        self.batch = batch
         self.waiting: deque[int] = deque()
         self.version = 0
         self.most_running = 0
-        self.busy_s = 0.0
+        self.at_s = self.busy_s = 0.0
 
 
 class _Pool:
@@ -116,7 +109,9 @@ class _Pool:
     ) -> None:
         self.setting, self.size, self.rng, self.end_s = setting, size, rng, end_s
         busiest = np.argsort(-functions.rate_rps, kind="stable")[: size.n_slots].tolist()
-        self.engines = [_Engine(i, busiest[::-1]) for i in range(size.n_engines)]
+        self.engines = [
+            _Engine(i, busiest[::-1], BatchClocks(setting.prefill, setting.decode)) for i in range(size.n_engines)
+        ]
         self.n_running = [0] * size.n_engines  # those that load their adapter, too
         self.slot_bytes = float(functions.adapter_bytes.max(initial=0.0))
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
@@ -181,36 +176,28 @@ class _Pool:
     def _prefill(self, engine: _Engine, request: int, now_s: float) -> None:
         self._advance(engine, now_s)
         self.begun[request] = now_s
-        engine.prefilling.add(request, self.setting.prefill.first_s)
+        engine.batch.add(request)
         self._reschedule(engine)
 
     def _advance(self, engine: _Engine, now_s: float) -> None:
-        if len(engine.prefilling) or len(engine.decoding):
-            engine.busy_s += now_s - engine.prefilling.at_s
-        engine.prefilling.advance(now_s)
-        engine.decoding.advance(now_s)
+        if len(engine.batch):
+            engine.busy_s += now_s - engine.at_s
+        engine.at_s = now_s
+        engine.batch.advance(now_s)
 
     def _reschedule(self, engine: _Engine) -> None:
-        n_first, n_later = len(engine.prefilling), len(engine.decoding)
-        turns = (n_first > 0) + (n_later > 0)
-        engine.prefilling.rate = 1 / (turns * stretch(self.setting.prefill, n_first)) if n_first else 0.0
-        engine.decoding.rate = 1 / (turns * stretch(self.setting.decode, n_later)) if n_later else 0.0
+        engine.batch.share(1)
         engine.version += 1
-        next_s = min(engine.prefilling.next_s(), engine.decoding.next_s())
-        self._at(next_s, partial(self._on_clock, engine, engine.version))
+        self._at(engine.batch.next_s(), partial(self._on_clock, engine, engine.version))
 
     def _on_clock(self, engine: _Engine, version: int, now_s: float) -> None:
         if version != engine.version:
             return
-        is_first = engine.prefilling.next_s() <= engine.decoding.next_s()
         self._advance(engine, now_s)
-        request = (engine.prefilling if is_first else engine.decoding).pop()
-        decode = self.setting.decode
+        request, is_first, is_done = engine.batch.pop(self.factors)
         if is_first:
             self.ttft[request] = now_s - self.arrivals[request]
-            if decode is not None and self.factors[request] > 0:
-                engine.decoding.add(request, decode.first_s * self.factors[request])
-        if not is_first or decode is None or self.factors[request] <= 0:
+        if is_done:
             self.e2e[request] = now_s - self.arrivals[request]
             engine.slots[self.wanted[request]] -= 1
             self.n_running[engine.index] -= 1

@@ -1,7 +1,7 @@
 """Discrete events of functions with a process each: arrivals, starts, batches, keep-alive, eviction.
 
-Requests of a function wait in one queue; its free process takes as many as its batch holds. Where there is none, a
-process starts on a machine that has room, part by part. Batches on one GPU take turns. Events at the same time come in
+Requests of a function wait in one queue; its processes take as many as their batches hold. Where there is none, one
+starts on a machine that has room, part by part. Processes on one GPU take turns. Events at the same time come in
 the order in which they were foreseen, arrivals first: a request at the last moment of a keep-alive is served warm.
 """
 
@@ -19,7 +19,8 @@ from planner.domain.adapters import Isolation
 from planner.errors import InputError
 from planner.optimize.preload import Tier
 from planner.profilers.adapter_batching import expire_delay_s, margin_s
-from planner.simulate.functions.machine import SLACK, Batch, Machine, Process
+from planner.simulate.functions.clock import BatchClocks
+from planner.simulate.functions.machine import SLACK, Machine, Process
 from planner.simulate.functions.records import FunctionRecords, FunctionReplay
 from planner.simulate.functions.setting import PARTS, Batching, draw, process_bytes
 from planner.units import format_bytes
@@ -58,8 +59,7 @@ def replay_functions(
     ----------
     arrival_s : ascending times in seconds from 0, shape (requests,).
     function : which function each asks for, shape (requests,).
-    decode_factor : length of each answer over the mean, shape (requests,); None = all are alike. A batch ends with its
-        longest answer.
+    decode_factor : length of each answer over the mean, shape (requests,); None = all are alike.
 
     Raises
     ------
@@ -69,6 +69,12 @@ def replay_functions(
     run.load(np.asarray(arrival_s, dtype=np.float64), np.asarray(function, dtype=np.int64), decode_factor)
     run.go()
     return run.outcome()
+
+
+def _turns(process: Process) -> tuple[int, int]:
+    """Return how many processes will run on the GPU if this one gets a request, and how many requests it has."""
+    n_running = len(process.batch)
+    return len(process.machine.running) + (n_running == 0), n_running
 
 
 class _Run:
@@ -91,7 +97,7 @@ class _Run:
         self.values = [gpu for gpu, _ in densities]
         self.host_values = dict(enumerate(host for _, host in densities))
         self.queue: list[deque[int]] = [deque() for _ in range(n)]
-        self.idle: list[dict[Process, None]] = [{} for _ in range(n)]
+        self.free: list[dict[Process, None]] = [{} for _ in range(n)]  # processes whose batch has room
         self.n_processes = [0] * n
         self.n_starting = [0] * n
         self.fill_at = [math.nan] * n
@@ -167,7 +173,7 @@ class _Run:
     def outcome(self) -> FunctionReplay:
         """Return what was recorded."""
         for machine in self.on:
-            machine.switch_off(max(self.end_s, machine.clock.at_s))
+            machine.switch_off(max(self.end_s, machine.at_s))
         records = FunctionRecords(
             arrival_s=np.array(self.arrivals),
             function=np.array(self.wanted, dtype=np.int64),
@@ -198,30 +204,30 @@ class _Run:
     # --- requests to batches ------------------------------------------------------------------------------------------
 
     def _dispatch(self, function: int, now_s: float) -> None:
-        """Give waiting requests of a function to its idle processes; start another where they are too few."""
-        queue, idle = self.queue[function], self.idle[function]
+        """Give waiting requests of a function to its processes that have room; start another where they are too few."""
+        queue, free = self.queue[function], self.free[function]
         is_crowded = False
-        while queue and idle:
-            process = min(idle, key=lambda each: len(each.machine.clock))
-            machine = process.machine
-            if len(machine.clock) >= self.policy.most_sharing:
+        while queue and free:
+            process = min(free, key=_turns)
+            machine, n_running = process.machine, len(process.batch)
+            if n_running == 0 and len(machine.running) >= self.policy.most_sharing:
                 machine.queued[function] = None
                 is_crowded = True
                 break
-            size = min(len(queue), self.policy.most_batch)
-            if self._may_fill(function, size, machine, now_s):
+            size = min(len(queue), self.policy.most_batch - n_running)
+            if self._may_fill(function, size, process, now_s):
                 return
             self._begin(process, [queue.popleft() for _ in range(size)], now_s)
         if queue and self._needs_process(function, is_crowded=is_crowded):
             self._try_start(function, now_s)
 
-    def _may_fill(self, function: int, size: int, machine: Machine, now_s: float) -> bool:
+    def _may_fill(self, function: int, size: int, process: Process, now_s: float) -> bool:
         """Return whether a batch should wait for more requests, and see to it that it ends."""
-        if self.policy.batching is Batching.AT_ONCE or size >= self.policy.most_batch:
+        if self.policy.batching is Batching.AT_ONCE or size >= self.policy.most_batch - len(process.batch):
             return False
         oldest = self.queue[function][0]
         latest_s = self.arrivals[oldest] + expire_delay_s(
-            self.setting.prefill, slo_s=self.bounds[function], batch=size, n_sharing=len(machine.clock) + 1
+            self.setting.prefill, slo_s=self.bounds[function], batch=size, n_sharing=_turns(process)[0]
         )
         if latest_s <= now_s + JUST_S:
             return False
@@ -231,64 +237,68 @@ class _Run:
         return True
 
     def _begin(self, process: Process, requests: list[int], now_s: float) -> None:
-        machine, size = process.machine, len(requests)
-        process.is_idle, process.token = False, process.token + 1
-        del self.idle[process.function][process]
-        del machine.idle[process]
-        machine.token += 1
-        decode = self.setting.decode
-        longest = max(self.factors[i] for i in requests)
-        work_s = 0.0 if decode is None else decode.seconds(size) * longest
-        batch = Batch(process=process, requests=tuple(requests), start_s=now_s, decode_work_s=work_s)
+        machine = process.machine
         machine.advance(now_s)
-        machine.clock.add(batch, self.setting.prefill.seconds(size))
+        if len(process.batch) == 0:
+            process.batch.advance(now_s)
+            machine.running[process] = None
+            del machine.idle[process]
+        for i in requests:
+            process.batch.add(i)
+            self.inference[i] = now_s  # until its first token says how long that took
+        process.token += 1
+        machine.token += 1
+        if not self.policy.joins or len(process.batch) >= self.policy.most_batch:
+            del self.free[process.function][process]
         self._reschedule(machine)
 
     def _reschedule(self, machine: Machine) -> None:
-        machine.share()
         machine.version += 1
-        self._at(machine.clock.next_s(), partial(self._on_clock, machine, machine.version))
+        self._at(machine.share(), partial(self._on_clock, machine, machine.version))
 
     def _on_clock(self, machine: Machine, version: int, now_s: float) -> None:
-        """End the first piece of work on a GPU: first tokens, or a batch."""
+        """Handle what comes first on a GPU: a first token, or the end of an answer."""
         if version != machine.version:
             return
+        process = machine.first()
         machine.advance(now_s)
-        batch = machine.clock.pop()
-        if not batch.has_first_tokens:
-            self._record_first(batch, now_s)
-            if batch.decode_work_s > 0:
-                batch.has_first_tokens = True
-                machine.clock.add(batch, batch.decode_work_s)
-                self._reschedule(machine)
-                return
-        for i in batch.requests:
-            self.e2e[i] = now_s - self.arrivals[i]
+        request, is_first, is_done = process.batch.pop(self.factors)
+        if is_first:
+            self._record_first(process, request, now_s)
+        if is_done:
+            self.e2e[request] = now_s - self.arrivals[request]
+            if len(process.batch) == 0:
+                del machine.running[process]
         self._reschedule(machine)
-        self._rest(batch.process, now_s)
-        self._next_in_turn(machine, now_s)
-        self._retry(now_s)
+        if not is_done:
+            return
+        if len(process.batch) == 0:
+            self._rest(process, now_s)
+            self._next_in_turn(machine, now_s)
+            self._retry(now_s)
+        elif self.policy.joins:
+            self.free[process.function][process] = None
+            if self.queue[process.function]:
+                self._dispatch(process.function, now_s)
 
-    def _record_first(self, batch: Batch, now_s: float) -> None:
-        process = batch.process
-        for i in batch.requests:
-            arrival = self.arrivals[i]
-            self.ttft[i] = now_s - arrival
-            self.inference[i] = now_s - batch.start_s
-            self.where[i] = process.machine.index
-            if process.ready_s > arrival:
-                began = process.start_s
-                for k, part_s in enumerate(process.parts_s):
-                    self.cold[i, k] = max(0.0, began + part_s - max(began, arrival))
-                    began += part_s
+    def _record_first(self, process: Process, request: int, now_s: float) -> None:
+        arrival = self.arrivals[request]
+        self.ttft[request] = now_s - arrival
+        self.inference[request] = now_s - self.inference[request]
+        self.where[request] = process.machine.index
+        if process.ready_s > arrival:
+            began = process.start_s
+            for k, part_s in enumerate(process.parts_s):
+                self.cold[request, k] = max(0.0, began + part_s - max(began, arrival))
+                began += part_s
 
     def _next_in_turn(self, machine: Machine, now_s: float) -> None:
         """Let the function begin that has least left before its objective (ServerlessLoRA, equation 5)."""
         machine.queued = {
-            f: None for f in machine.queued if self.queue[f] and any(p.machine is machine for p in self.idle[f])
+            f: None for f in machine.queued if self.queue[f] and any(p.machine is machine for p in self.free[f])
         }
-        while machine.queued and len(machine.clock) < self.policy.most_sharing:
-            n_sharing = len(machine.clock) + 1
+        while machine.queued and len(machine.running) < self.policy.most_sharing:
+            n_sharing = len(machine.running) + 1
 
             margins = [(self._margin_s(f, n_sharing, now_s), f) for f in machine.queued]
             function = min(margins)[1]
@@ -314,8 +324,7 @@ class _Run:
             return False
         if is_crowded:
             return self.n_starting[function] == 0
-        n_coming = n_live - len(self.idle[function])
-        return len(self.queue[function]) > self.policy.queue_per_instance * n_coming
+        return len(self.queue[function]) > self.policy.queue_per_start * self.n_starting[function]
 
     def _try_start(self, function: int, now_s: float) -> bool:
         machine = self._place(function, now_s)
@@ -387,7 +396,13 @@ class _Run:
         return self.machines[best[1]]
 
     def _new_process(self, function: int, machine: Machine, now_s: float) -> Process:
-        process = Process(function=function, machine=machine, size_bytes=self.sizes[function], start_s=now_s)
+        process = Process(
+            function=function,
+            machine=machine,
+            size_bytes=self.sizes[function],
+            start_s=now_s,
+            batch=BatchClocks(self.setting.prefill, self.setting.decode),
+        )
         machine.take(process.size_bytes, now_s)
         machine.live_host_bytes += self.containers[function]
         machine.make_host_room(0.0, self.host_values)
@@ -441,19 +456,18 @@ class _Run:
     def _rest(self, process: Process, now_s: float) -> None:
         """Let a free process take what waits for it, or idle until its keep-alive is over."""
         function, machine = process.function, process.machine
-        process.is_idle = True
-        self.idle[function][process] = None
+        self.free[function][process] = None
         machine.idle[process] = None
         if self.queue[function] and machine.queued:
             machine.queued[function] = None  # others wait for this GPU too: `_next_in_turn` says who begins
         elif self.queue[function]:
             self._dispatch(function, now_s)
-        if process.is_idle:
+        if process in machine.idle:
             self._at(now_s + self.keep_alive[function], partial(self._on_expire, process, process.token))
             self._rest_machine(machine, now_s)
 
     def _on_expire(self, process: Process, token: int, now_s: float) -> None:
-        if process.is_idle and token == process.token:
+        if process in process.machine.idle and token == process.token:
             if self.queue[process.function]:  # it waits for its turn, or for its batch to fill
                 self._at(now_s + LATER_S, partial(self._on_expire, process, token))
                 return
@@ -463,8 +477,7 @@ class _Run:
 
     def _stop(self, process: Process, now_s: float) -> None:
         function, machine = process.function, process.machine
-        process.is_idle = False
-        del self.idle[function][process]
+        del self.free[function][process]
         del machine.idle[process]
         machine.give(process.size_bytes, now_s)
         machine.live_host_bytes = max(0.0, machine.live_host_bytes - self.containers[function])

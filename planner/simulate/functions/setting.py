@@ -111,11 +111,13 @@ class Policy:
     if this is inf."""
     most_batch: int = 1
     most_sharing: int = 1
-    """Batches that run on a GPU at a time: M."""
+    """Processes that run on a GPU at a time: M."""
     most_instances: int = 1_000_000
     """Processes of one function."""
-    queue_per_instance: float = 0.0
-    """Another process starts when more than this wait for each one that is busy or starts."""
+    queue_per_start: float = 0.0
+    """Another process starts when more than this wait for each one that starts; inf = only where there is none."""
+    joins: bool = True
+    """Requests join a batch that runs, while it has room; else they wait for its end, as in ServerlessLoRA's model."""
     batching: Batching = Batching.AT_ONCE
     keeps_containers: bool = False
     """A process that is given up leaves its container, libraries and adapter in host memory, while there is room."""
