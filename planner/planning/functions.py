@@ -45,6 +45,10 @@ MOST_GPUS = 256
 """Where the search for a number of always-on GPUs ends."""
 PATIENCES_S = (0.0, 10.0, 100.0, 1000.0, 10_000.0)
 """What a cold start may be worth, in seconds of a GPU: the keep-alive times that are learnt range over these."""
+OVERFLOW_PATIENCES_S = (0.0, 1000.0)
+"""The same for machines that are rented beside always-on ones."""
+SMALLER_BATCH = 4
+"""Processes with KV cache for a quarter of the requests are tried, too."""
 MOST_REPLICAS = 4
 """Processes of one busy adapter on GPUs of its own, at most."""
 FEWEST_REQUESTS = 20
@@ -153,19 +157,22 @@ def halves(traffic: AdapterTraffic) -> tuple[Half, Half]:
     ------
     InputError: if one of them has too few requests to learn or to judge by.
     """
-    middle_s = traffic.duration_s / 2
-    is_late = traffic.arrival_s >= middle_s
-    found = tuple(
-        Half(arrival_s=traffic.arrival_s[chosen] - start_s, function=traffic.adapter[chosen], duration_s=middle_s)
-        for chosen, start_s in ((~is_late, 0.0), (is_late, middle_s))
-    )
+    found = _cut(Half(arrival_s=traffic.arrival_s, function=traffic.adapter, duration_s=traffic.duration_s))
     if (fewest := min(len(half.arrival_s) for half in found)) < FEWEST_REQUESTS:
         raise InputError(
             f"One half of the time has {fewest} requests, and nothing can be learnt or judged by fewer than"
             f" {FEWEST_REQUESTS}.",
             hint="Take a longer time, or higher rates.",
         )
-    return found[0], found[1]
+    return found
+
+
+def _cut(whole: Half) -> tuple[Half, Half]:
+    middle_s = whole.duration_s / 2
+    at = int(np.searchsorted(whole.arrival_s, middle_s))
+    early = Half(arrival_s=whole.arrival_s[:at], function=whole.function[:at], duration_s=middle_s)
+    late = Half(arrival_s=whole.arrival_s[at:] - middle_s, function=whole.function[at:], duration_s=middle_s)
+    return early, late
 
 
 def compare_ways(
@@ -178,8 +185,7 @@ def compare_ways(
     InputError: if a half has too few requests, or a process does not fit a GPU.
     """
     first, second = halves(traffic)
-    rates = np.bincount(first.function, minlength=len(case.functions)) / first.duration_s
-    case = replace(case, functions=replace(case.functions, rate_rps=rates))
+    case = _with_rates(case, first)
     found = []
     for way in ways:
         plan = _LEARN[way](first, case, prices, seed)
@@ -191,6 +197,12 @@ def compare_ways(
         target_fraction=case.target_fraction,
         cautions=_cautions(found, case),
     )
+
+
+def _with_rates(case: FunctionCase, seen: Half) -> FunctionCase:
+    """Return the case with the rates that were seen in place of those that are stated."""
+    rates = np.bincount(seen.function, minlength=len(case.functions)) / seen.duration_s
+    return replace(case, functions=replace(case.functions, rate_rps=rates))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -382,31 +394,53 @@ def _learn_serverless(first: Half, case: FunctionCase, prices: Prices, seed: int
     )
 
 
-def _learn_shared(first: Half, case: FunctionCase, prices: Prices, seed: int) -> _Plan:
-    """Try numbers of always-on GPUs, and what a cold start may be worth; take the cheapest that meets the objectives.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """What the shared way decides, beside what follows from the rates."""
 
-    More always-on GPUs than the best plan so far costs are not tried.
+    n_always_on: int
+    patience_s: float
+    """What a cold start is worth, in seconds of a GPU."""
+    most_batch: int
+    """Requests that each process has KV cache for: fewer leave room for more processes."""
+
+
+def _learn_shared(first: Half, case: FunctionCase, prices: Prices, seed: int) -> _Plan:
+    """Take the cheapest choice that meets the objectives, else the one that comes closest.
+
+    Each is made from the first quarter of the time and tried on the second, since what is loaded ahead always suits the
+    requests that it was chosen by. More always-on GPUs than the best choice so far costs are not tried.
     """
-    best: tuple[tuple[float, float], _Plan] | None = None
+    early, late = _cut(first)
+    seen = _with_rates(case, early)
+    usd_per_gpu = late.duration_s * prices.usd_per_gpu_hour / HOUR_S
+    is_rented = prices.usd_per_used_gpu_s is None
+    best = _Choice(n_always_on=0, patience_s=0.0, most_batch=case.most_batch)
+    least = (math.inf, math.inf)  # attainment that is missing, USD
     for n_always_on in _growing(MOST_GPUS):
-        floor_usd = n_always_on * first.duration_s * prices.usd_per_gpu_hour / HOUR_S
-        if best is not None and best[0][0] == 0.0 and prices.usd_per_used_gpu_s is None and floor_usd >= best[0][1]:
+        if least[0] == 0.0 and is_rented and n_always_on * usd_per_gpu >= least[1]:
             break
         before = best
-        for patience_s in PATIENCES_S:
-            plan = _shared(first, case, prices, n_always_on, patience_s)
-            replay = plan.replay(first, seed)
-            missing = max(0.0, case.target_fraction - _attainment(replay, case))
-            key = (missing, _cost_usd(replay, plan, prices))
-            if best is None or key < best[0]:
-                best = (key, plan)
-            if 0 < n_always_on == replay.most_machines and prices.usd_per_used_gpu_s is None:
-                break  # no other was rented: how long one would be kept is all the same
+        for choice in _choices(n_always_on, case.most_batch, is_rented=is_rented):
+            plan = _shared(early, seen, prices, choice)
+            replay = plan.replay(late, seed)
+            key = (max(0.0, case.target_fraction - _attainment(replay, case)), _cost_usd(replay, plan, prices))
+            if key < least:
+                least, best = key, choice
         if before is best and n_always_on > 1:
             break  # more of them were no better
-    if best is None:  # the first number is always tried
-        raise InputError("No number of GPUs was tried.")
-    return best[1]
+    return _shared(first, case, prices, best)
+
+
+def _choices(n_always_on: int, most_batch: int, *, is_rented: bool) -> list[_Choice]:
+    """Return what is tried with so many GPUs: few times to keep others where they are rented beside always-on ones."""
+    patiences = PATIENCES_S if n_always_on == 0 or not is_rented else OVERFLOW_PATIENCES_S
+    batches = sorted({most_batch, max(1, most_batch // SMALLER_BATCH)}, reverse=True)
+    return [
+        _Choice(n_always_on=n_always_on, patience_s=patience_s, most_batch=batch)
+        for patience_s in patiences
+        for batch in batches
+    ]
 
 
 def _growing(most: int) -> list[int]:
@@ -415,8 +449,10 @@ def _growing(most: int) -> list[int]:
     return sorted({0, *(n for power in powers for n in (power, 3 * power) if n <= most)})
 
 
-def _shared(first: Half, case: FunctionCase, prices: Prices, n_always_on: int, patience_s: float) -> _Plan:
-    functions, setting = case.functions, case.setting
+def _shared(first: Half, case: FunctionCase, prices: Prices, choice: _Choice) -> _Plan:
+    n_always_on, patience_s = choice.n_always_on, choice.patience_s
+    functions, setting = case.functions, replace(case.setting, kv_bytes=choice.most_batch * case.request_kv_bytes)
+    case = replace(case, setting=setting, most_batch=choice.most_batch)
     usd_per_s = prices.usd_per_used_gpu_s or prices.usd_per_gpu_hour / HOUR_S
     cold_usd = patience_s * usd_per_s
     sizes = np.array(
@@ -454,6 +490,7 @@ def _shared(first: Half, case: FunctionCase, prices: Prices, n_always_on: int, p
         learnt={
             "cold_start_worth_gpu_s": patience_s,
             "machine_keep_alive_s": machine_keep_alive_s,
+            "most_batch": float(choice.most_batch),
             "loaded_ahead": float(len(warm)),
             "containers_ahead": float(len(in_host)),
         },

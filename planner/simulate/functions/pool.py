@@ -1,7 +1,8 @@
 """Discrete events of always-on engines that serve many adapters each, with a fixed number of slots for them.
 
 A request goes to the engine with the fewest requests, to one that holds its adapter where several are equal. An adapter
-that is not there is loaded from host memory into the slot whose adapter was used least recently and is not in use.
+that is not there is loaded into the slot whose adapter was used least recently and is not in use: from host memory,
+which has those of the largest rates, or from the disk.
 Requests of all adapters are one batch: with n that wait for first tokens each takes T(n) from there, with n that decode
 each takes D(n); while an engine does both, each kind takes twice as long (M T(b) for M = 2 batches).
 """
@@ -108,7 +109,10 @@ class _Pool:
         self, functions: Functions, setting: Setting, size: PoolSize, rng: np.random.Generator, end_s: float
     ) -> None:
         self.setting, self.size, self.rng, self.end_s = setting, size, rng, end_s
-        busiest = np.argsort(-functions.rate_rps, kind="stable")[: size.n_slots].tolist()
+        ranked = np.argsort(-functions.rate_rps, kind="stable").tolist()
+        busiest = ranked[: size.n_slots]
+        in_host = np.cumsum(functions.adapter_bytes[ranked]) <= setting.host_bytes
+        self.tiers = {f: Tier.HOST if is_in else Tier.DISK for f, is_in in zip(ranked, in_host.tolist(), strict=True)}
         self.engines = [
             _Engine(i, busiest[::-1], BatchClocks(setting.prefill, setting.decode)) for i in range(size.n_engines)
         ]
@@ -170,7 +174,7 @@ class _Pool:
                 self._prefill(engine, request, now_s)
             else:
                 self.n_loads += 1
-                self.adapter_s[request] = draw(self.setting.start.adapter_s[Tier.HOST], self.rng)
+                self.adapter_s[request] = draw(self.setting.start.adapter_s[self.tiers[adapter]], self.rng)
                 self._at(now_s + self.adapter_s[request], partial(self._prefill, engine, request))
 
     def _prefill(self, engine: _Engine, request: int, now_s: float) -> None:
