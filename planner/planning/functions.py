@@ -45,10 +45,8 @@ MOST_GPUS = 256
 """Where the search for a number of always-on GPUs ends."""
 PATIENCES_S = (0.0, 10.0, 100.0, 1000.0, 10_000.0)
 """What a cold start may be worth, in seconds of a GPU: the keep-alive times that are learnt range over these."""
-OVERFLOW_PATIENCES_S = (0.0, 1000.0)
-"""The same for machines that are rented beside always-on ones."""
 SMALLER_BATCH = 4
-"""Processes with KV cache for a quarter of the requests are tried, too."""
+"""Processes with KV cache for this many times fewer requests are tried, too."""
 MOST_REPLICAS = 4
 """Processes of one busy adapter on GPUs of its own, at most."""
 FEWEST_REQUESTS = 20
@@ -413,34 +411,40 @@ def _learn_shared(first: Half, case: FunctionCase, prices: Prices, seed: int) ->
     """
     early, late = _cut(first)
     seen = _with_rates(case, early)
-    usd_per_gpu = late.duration_s * prices.usd_per_gpu_hour / HOUR_S
-    is_rented = prices.usd_per_used_gpu_s is None
+    floor_usd = late.duration_s * _always_on_usd_per_s(case.setting, prices)
     best = _Choice(n_always_on=0, patience_s=0.0, most_batch=case.most_batch)
     least = (math.inf, math.inf)  # attainment that is missing, USD
+
+    def attempt(choice: _Choice) -> FunctionReplay:
+        nonlocal best, least
+        plan = _shared(early, seen, prices, choice)
+        replay = plan.replay(late, seed)
+        key = (max(0.0, case.target_fraction - _attainment(replay, case)), _cost_usd(replay, plan, prices))
+        if key < least:
+            least, best = key, choice
+        return replay
+
     for n_always_on in _growing(MOST_GPUS):
-        if least[0] == 0.0 and is_rented and n_always_on * usd_per_gpu >= least[1]:
+        if least[0] == 0.0 and n_always_on * floor_usd >= least[1]:
             break
         before = best
-        for choice in _choices(n_always_on, case.most_batch, is_rented=is_rented):
-            plan = _shared(early, seen, prices, choice)
-            replay = plan.replay(late, seed)
-            key = (max(0.0, case.target_fraction - _attainment(replay, case)), _cost_usd(replay, plan, prices))
-            if key < least:
-                least, best = key, choice
+        for patience_s in PATIENCES_S:
+            replay = attempt(_Choice(n_always_on=n_always_on, patience_s=patience_s, most_batch=case.most_batch))
+            if prices.usd_per_used_gpu_s is None and 0 < n_always_on == replay.most_machines:
+                break  # no other was rented: how long one would be kept is all the same
+        patience_s = best.patience_s if best.n_always_on == n_always_on else PATIENCES_S[0]
+        smaller = max(1, case.most_batch // SMALLER_BATCH)
+        attempt(_Choice(n_always_on=n_always_on, patience_s=patience_s, most_batch=smaller))
         if before is best and n_always_on > 1:
             break  # more of them were no better
     return _shared(first, case, prices, best)
 
 
-def _choices(n_always_on: int, most_batch: int, *, is_rented: bool) -> list[_Choice]:
-    """Return what is tried with so many GPUs: few times to keep others where they are rented beside always-on ones."""
-    patiences = PATIENCES_S if n_always_on == 0 or not is_rented else OVERFLOW_PATIENCES_S
-    batches = sorted({most_batch, max(1, most_batch // SMALLER_BATCH)}, reverse=True)
-    return [
-        _Choice(n_always_on=n_always_on, patience_s=patience_s, most_batch=batch)
-        for patience_s in patiences
-        for batch in batches
-    ]
+def _always_on_usd_per_s(setting: Setting, prices: Prices) -> float:
+    """Return what a GPU that holds the backbone costs at least."""
+    if prices.usd_per_used_gpu_s is None:
+        return prices.usd_per_gpu_hour / HOUR_S
+    return prices.usd_per_used_gpu_s * setting.backbone_bytes / setting.gpu_bytes
 
 
 def _growing(most: int) -> list[int]:
