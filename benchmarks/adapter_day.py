@@ -110,9 +110,10 @@ def header(price: float) -> list[str]:
         f" {GPU}s at {price:.2f} USD/h",
         "(the cheapest on-demand offer of the catalog); 95% of the requests are to have their first token within 2 s.",
         "Popularity and sessions as fitted to a production trace; one day is learnt from and the next one is told.",
-        "Simulated, with load times of `profiles/startup.csv` and `profiles/lora/serverless.csv`, ServerlessLLM's loader and",
-        "128 GB of host memory. `by use`: a second of a GPU costs the same, but only the part of its memory that is held is",
-        "paid. `of the cheapest`: cost over that of the cheapest way with whole GPUs that meets the objective.",
+        "Simulated, with load times of `profiles/startup.csv` and `profiles/lora/serverless.csv`, the loader of",
+        "ServerlessLLM and 128 GB of host memory. `by use`: a second of a GPU costs the same, but only the part of its",
+        "memory that is held is paid. `of the cheapest`: cost over that of the cheapest way with whole GPUs that meets",
+        "the objective.",
         "Reproduce: `python benchmarks/adapter_day.py`.",
         "",
     ]

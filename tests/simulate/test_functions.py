@@ -19,6 +19,7 @@ from planner.profilers.adapter_batching import BatchLatency, fill_or_expire
 from planner.profilers.first_token import COLD, LoadTimes, Warmth, first_token, published_load_times
 from planner.profilers.serverless_figures import beyond_published
 from planner.profilers.startup import Quantiles
+from planner.simulate.functions.machine import Machine
 from planner.simulate.functions.pool import PoolSize, pool_size, replay_pool
 from planner.simulate.functions.replay import replay_functions
 from planner.simulate.functions.setting import NOTHING, PARTS, Batching, Functions, Policy, Setting, StartTimes, draw
@@ -227,6 +228,18 @@ def test_batches_are_those_of_fill_or_expire():
     assert sooner.busy_gpu_s > found.busy_gpu_s  # larger batches are less work
 
 
+def test_requests_join_a_batch_or_wait_for_its_end():
+    where = setting(decode=BatchLatency(first_s=2.0, per_request_s=0.1))
+    how = policy(n_always_on=1, most_batch=4, most_instances=1, warm=((0, 0),))
+    joined = replayed([0.0, 1.0], where=where, how=how)
+    # the second takes turns with the first from 1.0 s on, and both decode from 1.8 s
+    assert joined.records.ttft_s == pytest.approx([0.4, 0.8])
+    apart = replayed([0.0, 1.0], where=where, how=replace(how, joins=False))
+    assert apart.records.ttft_s == pytest.approx([0.4, 2.4 - 1.0 + 0.4])
+    full = replayed([0.0, 0.0, 1.0], where=where, how=replace(how, most_batch=2))
+    assert full.records.ttft_s[2] == pytest.approx(0.45 + 2.1 - 1.0 + 0.4)
+
+
 def test_the_request_with_least_left_goes_first():
     of = replace(functions(3), ttft_bound_s=np.array([9.0, 9.0, 3.0]))
     how = policy(3, n_always_on=1, most_sharing=1, warm=tuple((f, 0) for f in range(3)))
@@ -308,6 +321,14 @@ def test_two_that_start_together_load_the_backbone_once():
     assert backbone == pytest.approx([4.84, 4.84 - 0.5 + 0.1])
 
 
+def test_weights_in_host_memory_are_there_sooner():
+    start = replace(INSTANT, backbone_s={Tier.DISK: sure(10.0), Tier.HOST: sure(1.0)})
+    for isolation in (DEDICATED, SHARED):
+        for has, load_s in ((False, 10.0), (True, 1.0)):
+            found = replayed([0.0], where=setting(start=start), how=policy(isolation=isolation, has_host_backbone=has))
+            assert found.records[0].cold_s["backbone"] == load_s
+
+
 def test_a_machine_that_is_not_there_is_waited_for():
     where = setting(start=replace(INSTANT, provision_s=sure(30.0)))
     found = replayed([0.0], where=where, how=policy(keep_alive_s=0.0))
@@ -387,6 +408,13 @@ def test_memory_is_given_up_by_value_per_byte():
     assert evict(artifacts, [place], held, place="gpu", need_bytes=4.6e9 - 2.8e9).evicted == (("1", "gpu"),)
 
 
+def test_memory_that_is_not_there_ends_the_replay():
+    machine = Machine(index=0, gpu_bytes=10e9, host_bytes=0.0, end_s=1.0)
+    machine.take(10e9, 0.0)
+    with pytest.raises(RuntimeError, match="machine 0 holds"):
+        machine.take(1.0e6, 0.0)
+
+
 def test_a_process_that_fits_nowhere_is_refused():
     with pytest.raises(InputError, match=r"A process of one function takes 18\.6 GB, and the GPU has 16 GB"):
         replayed([0.0], where=setting(gpu_bytes=16e9))
@@ -425,7 +453,7 @@ def test_attainment_of_each_adapter():
 
 
 def pooled(arrivals, wanted, *, of, where=None, end_s=None, **size):
-    known = {"n_engines": 1, "n_slots": 4, "most_running": 64}
+    known = {"n_engines": 1, "n_slots": 4, "most_running": 64, "request_kv_bytes": 0.4e9}
     arrivals = np.asarray(arrivals, dtype=np.float64)
     return replay_pool(
         arrivals,
@@ -482,6 +510,7 @@ def test_the_books_of_pools_balance(seed, n_engines, n_slots, most_running):
     records = found.records
     assert np.isfinite(records.e2e_s).all()
     assert (records.queue_s > -1e-6).all()
+    assert (found.peak_bytes > 14.5e9).all()
     assert (found.peak_bytes <= GPU_BYTES * (1 + 1e-9)).all()
     assert found.busy_gpu_s <= n_engines * (arrivals[-1] + records.e2e_s.max())
 

@@ -45,6 +45,8 @@ class PoolSize:
     """Adapters in GPU memory."""
     most_running: int
     """Requests in one engine's batch."""
+    request_kv_bytes: float
+    """KV cache that each of them has."""
 
 
 def pool_size(setting: Setting, functions: Functions, *, n_engines: int, request_kv_bytes: float) -> PoolSize:
@@ -67,7 +69,7 @@ def pool_size(setting: Setting, functions: Functions, *, n_engines: int, request
             " no room for an adapter and a request.",
             hint="Use a larger GPU, or weights in a smaller format.",
         )
-    return PoolSize(n_engines=n_engines, n_slots=n_slots, most_running=most)
+    return PoolSize(n_engines=n_engines, n_slots=n_slots, most_running=most, request_kv_bytes=request_kv_bytes)
 
 
 def replay_pool(
@@ -215,8 +217,7 @@ class _Pool:
         cold[:, ADAPTER] = adapter_s
         setting = self.setting
         fixed = setting.backbone_bytes + setting.context_bytes + self.size.n_slots * self.slot_bytes
-        kv_bytes = (setting.gpu_bytes - fixed) / self.size.most_running
-        peaks = np.array([fixed + engine.most_running * kv_bytes for engine in self.engines])
+        peaks = np.array([fixed + engine.most_running * self.size.request_kv_bytes for engine in self.engines])
         held_s = self.size.n_engines * self.end_s
         return FunctionReplay(
             records=FunctionRecords(
