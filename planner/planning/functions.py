@@ -47,6 +47,8 @@ PATIENCES_S = (0.0, 10.0, 100.0, 1000.0, 10_000.0)
 """What a cold start may be worth, in seconds of a GPU: the keep-alive times that are learnt range over these."""
 SMALLER_BATCH = 4
 """Processes with KV cache for this many times fewer requests are tried, too."""
+N_SPARES = 2
+"""Containers that a machine with a shared backbone has ready for whoever comes next: all run the same program."""
 MOST_REPLICAS = 4
 """Processes of one busy adapter on GPUs of its own, at most."""
 FEWEST_REQUESTS = 20
@@ -484,6 +486,7 @@ def _shared(first: Half, case: FunctionCase, prices: Prices, choice: _Choice) ->
         most_sharing=most_sharing(functions, setting, output_tokens=case.output_tokens),
         queue_per_start=case.most_batch,
         keeps_containers=True,
+        n_spares=N_SPARES,
         rents_before_evicting=False,
         warm=warm,
         in_host=in_host,
@@ -528,6 +531,7 @@ def _preload(case: FunctionCase, n_machines: int) -> tuple[tuple[tuple[int, int]
     functions, setting, start = case.functions, case.setting, case.setting.start
     container_saves = {Tier.HOST: start.container_s.p50 + start.libraries_s.p50}
     process_saves = {Tier.GPU: start.backbone_shared_s.p50 + start.adapter_s[Tier.HOST].p50 + start.kernels_s.p50}
+    spare_bytes = N_SPARES * setting.container_bytes
     busy = [f for f in range(len(functions)) if functions.rate_rps[f] > 0]
     spread = _spread(busy, functions.rate_rps, n_machines) if n_machines else ()
     warm: list[tuple[int, int]] = []
@@ -535,7 +539,7 @@ def _preload(case: FunctionCase, n_machines: int) -> tuple[tuple[tuple[int, int]
     for machine in range(n_machines):
         places = [
             Place(name="gpu", tier=Tier.GPU, capacity_bytes=setting.gpu_bytes - setting.backbone_bytes),
-            Place(name="host", tier=Tier.HOST, capacity_bytes=setting.host_bytes),
+            Place(name="host", tier=Tier.HOST, capacity_bytes=max(0.0, setting.host_bytes - spare_bytes)),
         ]
         artifacts = []
         for f in (function for function, where in spread if where == machine):

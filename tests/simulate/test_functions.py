@@ -321,6 +321,28 @@ def test_two_that_start_together_load_the_backbone_once():
     assert backbone == pytest.approx([4.84, 4.84 - 0.5 + 0.1])
 
 
+def test_spare_containers_are_for_whoever_comes_first():
+    """Three functions, one spare: the second start comes before it is replaced, the third one after."""
+    times = published_load_times()
+    how = policy(3, isolation=SHARED, n_always_on=1, most_sharing=3, n_spares=1)
+    found = replayed([0.0, 1.0, 20.0], [0, 1, 2], of=functions(3), where=setting(start=starts(times)), how=how)
+    container = found.records.cold_s[:, PARTS.index("container")]
+    libraries = found.records.cold_s[:, PARTS.index("libraries")]
+    assert container.tolist() == pytest.approx([0.0, times.container_s, 0.0])
+    assert libraries.tolist() == pytest.approx([0.0, times.libraries_s, 0.0])
+    # a machine that is rented begins without; one container beside it does not fit a host of 2 GB
+    for host_bytes, of_third in ((64e9, 0.0), (2e9, times.container_s)):
+        where = setting(start=starts(times), host_bytes=host_bytes)
+        rented = replayed([0.0, 20.0], [0, 1], of=functions(2), where=where,
+                          how=policy(2, isolation=SHARED, most_sharing=2, n_spares=1, keep_alive_s=1.0))  # fmt: skip
+        again = rented.records.cold_s[:, PARTS.index("container")]
+        assert again.tolist() == pytest.approx([times.container_s, times.container_s])
+        kept = replayed([0.0, 20.0], [0, 1], of=functions(2), where=where, how=policy(
+            2, isolation=SHARED, most_sharing=2, n_spares=1, keep_alive_s=5.0, machine_keep_alive_s=100.0))  # fmt: skip
+        again = kept.records.cold_s[:, PARTS.index("container")]
+        assert again.tolist() == pytest.approx([times.container_s, of_third])
+
+
 def test_weights_in_host_memory_are_there_sooner():
     start = replace(INSTANT, backbone_s={Tier.DISK: sure(10.0), Tier.HOST: sure(1.0)})
     for isolation in (DEDICATED, SHARED):
@@ -369,8 +391,9 @@ def busy_day(isolation, *, seed=0, n=6, **changes):
     st.integers(1, 3),
     st.booleans(),
     st.sampled_from(list(Batching)),
+    st.integers(0, 2),
 )
-def test_the_books_balance(isolation, seed, keep_alive_s, most_machines, rents, batching):
+def test_the_books_balance(isolation, seed, keep_alive_s, most_machines, rents, batching, n_spares):
     found = busy_day(
         isolation,
         seed=seed,
@@ -378,6 +401,7 @@ def test_the_books_balance(isolation, seed, keep_alive_s, most_machines, rents, 
         most_machines=most_machines,
         rents_before_evicting=rents,
         batching=batching,
+        n_spares=n_spares,
     )
     records = found.records
     assert np.isfinite(records.e2e_s).all()  # all that arrived are done

@@ -60,7 +60,11 @@ class Machine:
     waiting: dict[int, float] = field(default_factory=dict)
     """Containers without a process: function -> bytes."""
     live_host_bytes: float = 0.0
-    """Containers of processes."""
+    """Containers of processes, and spare ones: those that are ready, and room for those that start."""
+    n_spares: int = 0
+    """Spare containers that are ready."""
+    era: int = 0
+    """How often it has been given back: what began before is void."""
     n_processes: int = 0
     queued: dict[int, None] = field(default_factory=dict)
     """Functions with an idle process here that wait for their turn on the GPU."""
@@ -87,6 +91,7 @@ class Machine:
         self.count(now_s)
         self.held_s += max(0.0, min(now_s, self.end_s) - self._since_s)
         self.is_on, self.used_bytes, self.backbone_ready_s = False, 0.0, math.inf
+        self.live_host_bytes, self.n_spares, self.era = 0.0, 0, self.era + 1
         self.waiting.clear()
 
     def take(self, size_bytes: float, now_s: float) -> None:

@@ -111,6 +111,9 @@ class _Run:
         self.on: dict[Machine, None] = {}
         self.off = list(range(policy.most_machines))  # a heap: the lowest number is switched on first
         self._check_fit()
+        room = setting.host_bytes - max(self.containers, default=0.0)
+        has_room = policy.n_spares * setting.container_bytes <= room
+        self.n_spares = policy.n_spares if has_room else math.floor(room / setting.container_bytes)
         self._prepare()
 
     def _check_fit(self) -> None:
@@ -134,6 +137,7 @@ class _Run:
         """Switch on what is always on, with all that is there at the beginning."""
         for _ in range(self.policy.n_always_on):
             machine = self._switch_on(0.0, up_s=0.0)
+            machine.n_spares = self.n_spares
             if self.is_shared:
                 machine.take(self.setting.backbone_bytes, 0.0)
                 machine.backbone_ready_s = 0.0
@@ -346,7 +350,8 @@ class _Run:
                 continue
             needs_backbone = self.is_shared and machine.backbone_ready_s == math.inf
             if machine.free_bytes >= size + (self.setting.backbone_bytes if needs_backbone else 0.0):
-                key = (needs_backbone, function not in machine.waiting, machine.load, machine.index)
+                warmth = 0 if function in machine.waiting else 1 if machine.n_spares else 2
+                key = (needs_backbone, warmth, machine.load, machine.index)
                 best = min(best or (key, machine), (key, machine), key=lambda pair: pair[0])
             else:
                 crowded.append(machine)
@@ -362,14 +367,28 @@ class _Run:
     def _rent(self, now_s: float) -> Machine | None:
         if not self.off:
             return None
-        return self._switch_on(now_s, up_s=now_s + draw(self.setting.start.provision_s, self.rng))
+        machine = self._switch_on(now_s, up_s=now_s + draw(self.setting.start.provision_s, self.rng))
+        for _ in range(self.n_spares):
+            self._prepare_spare(machine, machine.up_s)
+        return machine
 
     def _switch_on(self, now_s: float, *, up_s: float) -> Machine:
         machine = self.machines[heapq.heappop(self.off)]
         machine.switch_on(now_s, up_s=up_s)
+        machine.live_host_bytes = self.n_spares * self.setting.container_bytes
         self.on[machine] = None
         self.most_on = max(self.most_on, len(self.on))
         return machine
+
+    def _prepare_spare(self, machine: Machine, from_s: float) -> None:
+        start = self.setting.start
+        ready_s = from_s + draw(start.container_s, self.rng) + draw(start.libraries_s, self.rng)
+        self._at(ready_s, partial(self._on_spare, machine, machine.era))
+
+    @staticmethod
+    def _on_spare(machine: Machine, era: int, _now_s: float) -> None:
+        if machine.era == era:
+            machine.n_spares += 1
 
     def _make_room(self, size: float, machines: Sequence[Machine], now_s: float) -> Machine | None:
         """Give up the idle processes whose loss per byte is least, on the machine that loses least by it.
@@ -414,12 +433,16 @@ class _Run:
         """Begin a cold start: all of its parts follow from what the machine has by now."""
         start, rng = self.setting.start, self.rng
         provision_s = max(0.0, machine.up_s - now_s)
-        has_container = machine.waiting.pop(function, None) is not None
+        has_own = machine.waiting.pop(function, None) is not None
+        has_container = has_own or machine.n_spares > 0
+        if has_container and not has_own:
+            machine.n_spares -= 1
+            self._prepare_spare(machine, now_s)
         container_s = 0.0 if has_container else draw(start.container_s, rng)
         libraries_s = 0.0 if has_container else draw(start.libraries_s, rng)
         process = self._new_process(function, machine, now_s)
         backbone_s = self._backbone_s(machine, now_s + provision_s + container_s + libraries_s, now_s)
-        adapter_tier = Tier.HOST if has_container else Tier.DISK
+        adapter_tier = Tier.HOST if has_own else Tier.DISK
         adapter_s = (
             draw(start.adapter_s[adapter_tier], rng) if self.is_shared else 0.0
         )  # 0: it is merged into the weights

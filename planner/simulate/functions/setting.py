@@ -121,6 +121,9 @@ class Policy:
     batching: Batching = Batching.AT_ONCE
     keeps_containers: bool = False
     """A process that is given up leaves its container, libraries and adapter in host memory, while there is room."""
+    n_spares: int = 0
+    """Containers with their libraries that each machine has ready for any function, as far as host memory goes; one
+    that is taken is replaced, which takes as long as a container and its libraries do."""
     has_host_backbone: bool = False
     """The backbone's weights are in host memory of every machine that runs."""
     rents_before_evicting: bool = True
