@@ -19,7 +19,8 @@ from planner.domain.adapters import Adapter
 from planner.domain.hardware import Market
 from planner.files.slo import parse_slo
 from planner.planning.function_case import FunctionCase, Hosting, Sizes, function_case
-from planner.planning.functions import Prices, Way, compare_ways
+from planner.planning.function_ways import Prices, Way
+from planner.planning.functions import compare_ways
 from planner.profilers.efficiency import default_params
 from planner.workload.adapter_traffic import DAY_S, traffic_at_rates
 from planner.workload.popularity import default_popularity, fitted_parameters

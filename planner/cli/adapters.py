@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from planner.domain.adapters import Adapter
     from planner.domain.distributions import HyperExponential, Weibull
     from planner.planning.function_case import FunctionCase
-    from planner.planning.functions import Comparison, WayOutcome
+    from planner.planning.function_ways import Comparison, WayOutcome
     from planner.workload.adapter_traffic import AdapterTraffic
 
 app = typer.Typer(add_completion=False)
@@ -79,12 +80,13 @@ def compare(
     from planner.files.adapters_csv import read_adapters
     from planner.files.slo import parse_slo
     from planner.planning.function_case import Hosting, Sizes, function_case
-    from planner.planning.functions import Prices, compare_ways
+    from planner.planning.function_ways import Prices
+    from planner.planning.functions import compare_ways
     from planner.profilers.efficiency import default_params
 
-    if not 0 < storage_gb_s < float("inf"):
+    if not 0 < storage_gb_s < math.inf:
         raise InputError(f"--storage-gb-s {storage_gb_s:g} is no rate.", hint="Give GB/s above 0, e.g. 2.5.")
-    if not 0 < hours < float("inf"):
+    if not 0 < hours < math.inf:
         raise InputError(f"--hours {hours:g} is no time.", hint="Give hours above 0, e.g. 24.")
     prices = Prices(usd_per_gpu_hour=parse_usd_per_hour(price), usd_per_used_gpu_s=used_price)
     listed = read_adapters(adapters)
@@ -155,7 +157,7 @@ def _table(found: Comparison) -> Table:
             format_duration(way.ttft_p50_s),
             format_duration(way.ttft_p99_s),
             f"{way.attainment:.1%}",
-            f"{way.least_attainment:.0%}" if way.least_attainment == way.least_attainment else "-",
+            "-" if math.isnan(way.least_attainment) else f"{way.least_attainment:.0%}",
             f"{way.cold_fraction:.1%}",
             "" if found.meets(way) else "misses",
         )
@@ -198,8 +200,6 @@ def _document(found: Comparison, case: FunctionCase, hours: float) -> dict[str, 
 
 
 def _way(way: WayOutcome, found: Comparison) -> dict[str, Any]:
-    import math
-
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None
 

@@ -17,7 +17,8 @@ from planner.errors import InputError
 from planner.files.slo import parse_slo
 from planner.optimize.preload import Tier
 from planner.planning.function_case import FunctionCase, Hosting, Sizes, function_case
-from planner.planning.functions import Prices, Way, _growing, compare_ways, halves, most_sharing
+from planner.planning.function_ways import Prices, Way
+from planner.planning.functions import _growing, compare_ways, halves, most_sharing
 from planner.profilers.adapter_batching import BatchLatency
 from planner.profilers.efficiency import default_params
 from planner.profilers.first_token import published_load_times

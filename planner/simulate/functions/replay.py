@@ -303,7 +303,6 @@ class _Run:
         }
         while machine.queued and len(machine.running) < self.policy.most_sharing:
             n_sharing = len(machine.running) + 1
-
             margins = [(self._margin_s(f, n_sharing, now_s), f) for f in machine.queued]
             function = min(margins)[1]
             del machine.queued[function]
