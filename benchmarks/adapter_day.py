@@ -19,7 +19,7 @@ from planner.domain.adapters import Adapter
 from planner.domain.hardware import Market
 from planner.files.slo import parse_slo
 from planner.planning.function_case import FunctionCase, Hosting, Sizes, function_case
-from planner.planning.function_ways import Prices, Way
+from planner.planning.function_ways import Comparison, Prices, Way
 from planner.planning.functions import compare_ways
 from planner.profilers.efficiency import default_params
 from planner.workload.adapter_traffic import DAY_S, traffic_at_rates
@@ -54,26 +54,42 @@ def case_of(rates: np.ndarray) -> FunctionCase:
     )  # fmt: skip
 
 
-def rows(n: int, rate_rps: float, usd_per_hour: float) -> Iterator[str]:
+def compared(n: int, rate_rps: float, usd_per_hour: float) -> tuple[Comparison, Comparison]:
     """Compare the ways with whole GPUs rented, and the two that give memory back also billed by its use."""
     rates = rate_rps * default_popularity().shares(n)
     traffic = traffic_at_rates(rates, np.random.default_rng(n), duration_s=2 * DAY_S)
     case = case_of(rates)
     rented = compare_ways(traffic, case, Prices(usd_per_gpu_hour=usd_per_hour))
     prices = Prices(usd_per_gpu_hour=usd_per_hour, usd_per_used_gpu_s=usd_per_hour / 3600)
-    used = compare_ways(traffic, case, prices, ways=[Way.SERVERLESS, Way.SHARED])
+    return rented, compare_ways(traffic, case, prices, ways=[Way.SERVERLESS, Way.SHARED])
+
+
+def rows(n: int, rate_rps: float, rented: Comparison, used: Comparison) -> Iterator[str]:
+    best = float("nan") if rented.cheapest is None else rented.cheapest.cost_usd
     for found, billed in ((rented, "whole GPUs"), (used, "by use")):
         for outcome in found.ways:
-            best = min((each.cost_usd for each in rented.ways if rented.meets(each)), default=float("nan"))
             held = gpus(outcome.n_always_on, outcome.most_gpus)
+            misses = "" if found.meets(outcome) else " (misses)"
             yield (
                 f"| {n:,} | {rate_rps:.3g} | {NAMES[outcome.way]} | {billed} | {held}"
                 f" | {outcome.gpu_s / 3600:.1f} | {found.usd_per_1000(outcome):,.2f} | {outcome.cost_usd / best:.2f}"
-                f" | {outcome.ttft_p50_s:.2f} | {outcome.ttft_p99_s:.1f} | {outcome.attainment:.1%}"
-                f"{'' if found.meets(outcome) else ' (misses)'} | {outcome.cold_fraction:.1%} |"
+                f" | {outcome.ttft_p50_s:.2f} | {outcome.ttft_p99_s:.1f} | {outcome.e2e_p50_s:.1f}"
+                f" | {outcome.attainment:.1%}{misses} | {outcome.cold_fraction:.1%} |"
             )
         for text in found.cautions:
             print(f"{n} adapters, {rate_rps:.3g} req/s, {billed}: {text}")
+
+
+def reading(n: int, rate_rps: float, rented: Comparison, used: Comparison) -> str:
+    """Say where the shared backbone stands."""
+    shared, pool, dedicated = (rented.of(way) for way in (Way.SHARED, Way.POOL, Way.DEDICATED))
+    by_use = used.of(Way.SHARED)
+    return (
+        f"- {n:,} adapters, {rate_rps:.3g} req/s: {dedicated.cost_usd / shared.cost_usd:,.0f} times cheaper than a process"
+        f" for each that is always on; {shared.cost_usd / pool.cost_usd:.2f} of a pool's cost, with answers in"
+        f" {shared.e2e_p50_s:.1f} s against {pool.e2e_p50_s:.1f} s (median). Billed by use it is cheaper than the pool while a"
+        f" used second costs less than {pool.cost_usd / by_use.cost_usd:.1f} times a rented one."
+    )
 
 
 def gpus(n_always_on: int, most: int) -> str:
@@ -89,18 +105,24 @@ def main() -> None:
         if offer.gpu == GPU and offer.market is Market.ON_DEMAND and offer.gpus_per_instance >= 1
     )
     start = time.perf_counter()
+    readings: list[str] = []
     table = [
-        "| adapters | req/s | way | billed | GPUs | GPU h | USD/1000 | of the cheapest | TTFT p50 (s) | p99 (s)"
+        "| adapters | req/s | way | billed | GPUs | GPU h | USD/1000 | of the cheapest | TTFT p50 (s) | p99 (s) | E2E p50 (s)"
         " | within 2 s | cold |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for n in counts:
         for rate_rps in RATES_RPS:
-            for row in rows(n, rate_rps, float(price)):
+            rented, used = compared(n, rate_rps, float(price))
+            readings.append(reading(n, rate_rps, rented, used))
+            for row in rows(n, rate_rps, rented, used):
                 print(row, flush=True)
                 table.append(row)
         took = f"Took {time.perf_counter() - start:.0f} s ({machine()})."
-        write_section("adapter-day", "\n".join([*header(float(price)), *table, "", took]))
+        write_section(
+            "adapter-day",
+            "\n".join([*header(float(price)), *table, "", "The shared backbone:", "", *readings, "", took]),
+        )
 
 
 def header(price: float) -> list[str]:

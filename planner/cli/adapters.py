@@ -145,7 +145,20 @@ def _table(found: Comparison) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("way", "GPUs", "GPU h", "USD", "USD/1000", "TTFT p50", "p99", "within SLO", "worst", "cold", ""):
+    for title in (
+        "way",
+        "GPUs",
+        "GPU h",
+        "USD",
+        "USD/1000",
+        "TTFT p50",
+        "p99",
+        "E2E p50",
+        "within SLO",
+        "worst",
+        "cold",
+        "",
+    ):
         table.add_column(title, justify="left" if title in {"way", ""} else "right")
     for way in found.ways:
         table.add_row(
@@ -156,6 +169,7 @@ def _table(found: Comparison) -> Table:
             format_usd(found.usd_per_1000(way)),
             format_duration(way.ttft_p50_s),
             format_duration(way.ttft_p99_s),
+            format_duration(way.e2e_p50_s),
             f"{way.attainment:.1%}",
             "-" if math.isnan(way.least_attainment) else f"{way.least_attainment:.0%}",
             f"{way.cold_fraction:.1%}",
@@ -213,6 +227,7 @@ def _way(way: WayOutcome, found: Comparison) -> dict[str, Any]:
         "usd_per_1000_requests": found.usd_per_1000(way),
         "ttft_p50_s": number(way.ttft_p50_s),
         "ttft_p99_s": number(way.ttft_p99_s),
+        "e2e_p50_s": number(way.e2e_p50_s),
         "attainment": way.attainment,
         "least_attainment": number(way.least_attainment),
         "cold_fraction": way.cold_fraction,

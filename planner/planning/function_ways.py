@@ -57,6 +57,7 @@ class WayOutcome:
     cost_usd: float
     ttft_p50_s: float
     ttft_p99_s: float
+    e2e_p50_s: float
     attainment: float
     """Part of the requests that met their bounds."""
     least_attainment: float

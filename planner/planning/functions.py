@@ -142,8 +142,9 @@ def _judged(way: Way, plan: _Plan, replay: FunctionReplay, case: FunctionCase, p
         most_gpus=replay.most_machines,
         gpu_s=replay.gpu_share_s if by_use else replay.gpu_s,
         cost_usd=_cost_usd(replay, plan, prices),
-        ttft_p50_s=float(np.quantile(records.ttft_s, 0.5, method="inverted_cdf")),
-        ttft_p99_s=float(np.quantile(records.ttft_s, 0.99, method="inverted_cdf")),
+        ttft_p50_s=_quantile_s(records.ttft_s, 0.5),
+        ttft_p99_s=_quantile_s(records.ttft_s, 0.99),
+        e2e_p50_s=_quantile_s(records.e2e_s, 0.5),
         attainment=_attainment(replay, case),
         least_attainment=float(known.min()) if len(known) else math.nan,
         cold_fraction=float(records.is_cold.mean()),
@@ -151,6 +152,11 @@ def _judged(way: Way, plan: _Plan, replay: FunctionReplay, case: FunctionCase, p
         learnt=plan.learnt,
         replay=replay,
     )
+
+
+def _quantile_s(values_s: Floats, fraction: float) -> float:
+    """Return the smallest value that so many do not exceed: one that is infinite stays so, and spoils no other."""
+    return float(np.quantile(values_s, fraction, method="inverted_cdf"))
 
 
 def _attainment(replay: FunctionReplay, case: FunctionCase) -> float:
