@@ -159,7 +159,8 @@ def _table(found: Comparison) -> Table:
         "cold",
         "",
     ):
-        table.add_column(title, justify="left" if title in {"way", ""} else "right")
+        is_word = title in {"way", ""}
+        table.add_column(title, justify="left" if is_word else "right", no_wrap=is_word)
     for way in found.ways:
         table.add_row(
             way.way.value,
