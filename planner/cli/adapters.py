@@ -160,7 +160,7 @@ def _table(found: Comparison) -> Table:
         "",
     ):
         is_word = title in {"way", ""}
-        table.add_column(title, justify="left" if is_word else "right", no_wrap=is_word)
+        table.add_column(title, justify="left" if is_word else "right", no_wrap=is_word, overflow="fold")
     for way in found.ways:
         table.add_row(
             way.way.value,
