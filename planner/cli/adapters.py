@@ -154,7 +154,7 @@ def _table(found: Comparison) -> Table:
         "TTFT p50",
         "p99",
         "E2E p50",
-        "within SLO",
+        "within",
         "worst",
         "cold",
         "",
