@@ -27,6 +27,7 @@ COMMANDS = {
     "models": ("planner.cli.models", "Model architectures that gpuplan knows."),
     "workload": ("planner.cli.workload", "Look at a request trace."),
     "profile": ("planner.cli.profile", "What one replica serves: measured, imported or estimated."),
+    "adapters": ("planner.cli.adapters", "Ways to serve many adapters (LoRA) of one model, compared."),
     "schema": ("planner.cli.schema", "Print a JSON Schema, for editors and for checking documents."),
     "doctor": ("planner.cli.doctor", "Check versions, solvers, data ages and rival packages."),
 }

@@ -53,6 +53,25 @@ class LogNormal:
         variance = math.log1p((sd_s / mean_s) ** 2)
         return cls(mu=math.log(mean_s) - variance / 2, sigma=math.sqrt(variance))
 
+    @classmethod
+    def from_quantiles(cls, *, p50_s: float, p99_s: float) -> LogNormal:
+        """Return the distribution with this median and 99th percentile: sigma = ln(p99 / p50) / 2.326.
+
+        Raises
+        ------
+        ValueError: unless 0 < p50 < p99.
+
+        Examples
+        --------
+        >>> found = LogNormal.from_quantiles(p50_s=1.345, p99_s=29.4)
+        >>> round(found.median_s, 3), round(found.quantile_s(0.99), 1)
+        (1.345, 29.4)
+        """
+        if not 0 < p50_s < p99_s < math.inf:
+            msg = f"a median and a larger 99th percentile above 0 are needed, not {p50_s!r} and {p99_s!r}"
+            raise ValueError(msg)
+        return cls(mu=math.log(p50_s), sigma=math.log(p99_s / p50_s) / NormalDist().inv_cdf(0.99))
+
     @property
     def mean_s(self) -> float:
         """The mean."""

@@ -69,14 +69,38 @@ def adapter_traffic(
         msg = f"rate and duration must be above 0 and finite, not {total_rate_rps!r} req/s and {duration_s!r} s"
         raise ValueError(msg)
     rates = total_rate_rps * (popularity or default_popularity()).shares(n_adapters)
+    return traffic_at_rates(rates, rng, duration_s=duration_s, gaps=gaps, hourly_factors=hourly_factors)
+
+
+def traffic_at_rates(
+    rates_rps: ArrayLike,
+    rng: np.random.Generator,
+    *,
+    duration_s: float = DAY_S,
+    gaps: HyperExponential | Weibull | None = None,
+    hourly_factors: ArrayLike | None = None,
+) -> AdapterTraffic:
+    """Return random requests for adapters whose mean rates are given, shape (adapters,); else as `adapter_traffic`.
+
+    An adapter of rate 0 has no requests.
+
+    Raises
+    ------
+    ValueError: for rates that are negative or not finite, a duration that is not above 0, or factors that are negative
+        or all 0.
+    """
+    rates = np.asarray(rates_rps, dtype=np.float64)
+    if not (0 < duration_s < math.inf and np.all((rates >= 0) & np.isfinite(rates))):
+        msg = f"rates must be at least 0 and the duration above 0 and finite, not {duration_s!r} s"
+        raise ValueError(msg)
     shape = gaps or default_gaps()
     clock = _clock(hourly_factors, duration_s)
     parts = [
-        np.interp(_renewals(shape.stretched(1.0 / rate), duration_s, child), *clock)
-        for rate, child in zip(rates.tolist(), rng.spawn(n_adapters), strict=True)
+        np.interp(_renewals(shape.stretched(1.0 / rate), duration_s, child), *clock) if rate > 0 else np.zeros(0)
+        for rate, child in zip(rates.tolist(), rng.spawn(len(rates)), strict=True)
     ]
     arrivals = np.concatenate(parts)
-    adapters = np.repeat(np.arange(n_adapters), [len(part) for part in parts])
+    adapters = np.repeat(np.arange(len(rates)), [len(part) for part in parts])
     order = np.argsort(arrivals, kind="stable")
     return AdapterTraffic(
         arrival_s=arrivals[order], adapter=adapters[order], rates_rps=rates, duration_s=float(duration_s)

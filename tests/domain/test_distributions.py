@@ -80,3 +80,11 @@ def test_what_is_left_of_a_gap_is_half_its_mean_and_more_where_gaps_differ(shape
 def test_what_is_no_distribution_is_refused(make):
     with pytest.raises(ValueError, match=r"distribution|standard deviation"):
         make()
+
+
+def test_a_log_normal_time_with_two_quantiles():
+    found = LogNormal.from_quantiles(p50_s=2.0, p99_s=10.0)
+    assert (found.quantile_s(0.5), found.quantile_s(0.99)) == pytest.approx((2.0, 10.0))
+    for p50_s, p99_s in ((2.0, 2.0), (0.0, 1.0), (1.0, math.inf)):
+        with pytest.raises(ValueError, match="99th percentile"):
+            LogNormal.from_quantiles(p50_s=p50_s, p99_s=p99_s)
