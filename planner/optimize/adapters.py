@@ -140,7 +140,7 @@ def adapter_plans(problem: FleetProblem, fleet: FleetArrays, placed: Placed, pla
     placements = {placement.service: placement for placement in placed.placements}
     for tenancy in problem.tenancies:
         mine = {row.option: row for row in plan.allocation if row.service == tenancy.service}
-        yield _adapter_plan(problem, fleet, tenancy, placements[tenancy.service], keys, mine)
+        yield _adapter_plan(problem, fleet, tenancy, placements[tenancy.service], keys=keys, allocation=mine)
 
 
 def _adapter_plan(
@@ -148,6 +148,7 @@ def _adapter_plan(
     fleet: FleetArrays,
     tenancy: Tenancy,
     placement: Placement,
+    *,
     keys: list[str],
     allocation: Mapping[str, Allocation],
 ) -> AdapterPlan:

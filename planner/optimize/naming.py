@@ -28,8 +28,8 @@ def option_keys(options: Sequence[ServingOption]) -> list[str]:
     """Return each option's key in a plan, unique within its service.
 
     The offer's name where the service has one option on that offer, else the name and the engine configuration:
-    "aws/p5/us-east-1/on-demand[fp8 tp2]", with the role where it is but a part of serving: "...[prefill fp8 tp2]", and the number of
-    adapters that a replica holds where requests are for adapters: "...[bf16 tp1 16 adapters]".
+    "aws/p5/us-east-1/on-demand[fp8 tp2]", with the role where it is but a part of serving: "...[prefill fp8 tp2]", and
+    the number of adapters that a replica holds where requests are for adapters: "...[bf16 tp1 16 adapters]".
     """
     alone = Counter((option.service, option.offer.name) for option in options)
     keys = [

@@ -1,8 +1,8 @@
 """From shares of groups to whole adapters: which replica holds which, and what of its requests it serves.
 
 The programme over groups says how many replicas of each option there are and what part of every group each option
-serves. Here every adapter gets its places, one or several, so that no replica has more adapters than slots nor more load
-than it can serve. What does not fit, since adapters are whole and replicas are single, gets replicas of its own.
+serves. Here every adapter gets its places, one or several, so that no replica has more adapters than slots nor more
+load than it can serve. What does not fit, since adapters are whole and replicas are single, gets replicas of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from planner.domain.hardware import replica_price
 from planner.optimize.rows.minimums import kept_instances
-from planner.optimize.rows.packing import instances_needed
+from planner.optimize.rows.packing import instances_needed, packing_rows
 from planner.optimize.search import Fleet, exact_cost
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from planner.domain.adapters import Tenancy, Tenant
     from planner.domain.problem import FleetProblem
     from planner.optimize.arrays import FleetArrays
-    from planner.optimize.milp import FloatArray
+    from planner.optimize.milp import FloatArray, IntArray
+    from planner.optimize.rows.packing import PackingRow
 
 FULL = 1.0 + 5e-10
 """Load of a full replica: half of what the check of a plan forgives."""
@@ -32,6 +33,8 @@ DUST = 1e-12
 WORTH_SPLITTING = 0.25
 """Of a replica: an adapter that keeps less of it busy goes to one option as a whole."""
 
+SAVING = 1e-9
+"""USD/h: less is none."""
 MOST_REFUSED = 64
 """Replicas that nothing else can stand in for until no more are tried."""
 
@@ -77,6 +80,36 @@ class _Item:
 
     tenant: Tenant
     rate_rps: float
+
+
+class _Prices:
+    """What instances cost for replicas that come and go: whole instances, whose spare GPUs cost nothing more."""
+
+    def __init__(self, fleet: FleetArrays, replicas: IntArray) -> None:
+        self.fleet = fleet
+        self.replicas = replicas.astype(np.int64)
+        self.rows: dict[int, list[PackingRow]] = {}
+        for row in packing_rows(fleet):
+            self.rows.setdefault(row.pool, []).append(row)
+
+    def change(self, *changes: tuple[int, int]) -> float:
+        """Return what it costs more in USD/h to have so many more replicas of each option."""
+        after = self.replicas.copy()
+        for option, count in changes:
+            after[option] += count
+        pools = {int(self.fleet.option_pool[option]) for option, _ in changes}
+        return sum(self._pool_cost(pool, after) - self._pool_cost(pool, self.replicas) for pool in sorted(pools))
+
+    def take(self, *changes: tuple[int, int]) -> None:
+        """Have so many more replicas of each option from here on."""
+        for option, count in changes:
+            self.replicas[option] += count
+
+    def _pool_cost(self, pool: int, replicas: IntArray) -> float:
+        price = float(self.fleet.offers[int(self.fleet.pool_offer[pool])].price_usd_per_hour)
+        gpus = self.fleet.option_gpus
+        needed = (-(-int(gpus[row.members] @ replicas[row.members]) // row.usable_gpus) for row in self.rows[pool])
+        return price * max(needed, default=0)
 
 
 class _Service:
@@ -144,7 +177,7 @@ def place(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet) -> Placed:
     placements = []
     for tenancy in sorted(problem.tenancies, key=lambda each: each.service):
         service = _Service(fleet, tenancy)
-        placement = _placed(service, chosen)
+        placement = _placed(service, chosen, _Prices(fleet, replicas))
         placements.append(placement)
         counts = np.bincount([host.option for host in placement.hosts], minlength=len(fleet.options))
         mine = np.array([option.service == tenancy.service for option in fleet.options], dtype=np.bool_)
@@ -160,7 +193,7 @@ def place(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet) -> Placed:
     )
 
 
-def _placed(service: _Service, chosen: Fleet) -> Placement:
+def _placed(service: _Service, chosen: Fleet, prices: _Prices) -> Placement:
     """Return the replicas of a service, filled option by option, then with what is left over."""
     left: list[_Item] = []
     hosts: list[Host] = []
@@ -180,8 +213,12 @@ def _placed(service: _Service, chosen: Fleet) -> Placement:
                 unplaced.append(rest)
         left = unplaced
         if left:
-            hosts.append(service.host(_best_for(service, left)))
-    filled = [_cheaper(service, host) for host in _without_needless(service, hosts)]
+            best = _best_for(service, left, prices)
+            prices.take((best, 1))
+            hosts.append(service.host(best))
+    kept = _without_needless(service, hosts)
+    prices.take(*((host.option, -1) for host in hosts), *((host.option, 1) for host in kept))
+    filled = [_cheaper(service, host, prices) for host in kept]
     return Placement(
         service=service.tenancy.service, hosts=tuple(filled), added_replicas=max(0, len(filled) - n_planned)
     )
@@ -218,8 +255,8 @@ def _has_room(host: Host, others: Sequence[Host]) -> bool:
     return len(host.rates) <= slots and any(other.room() > DUST for other in others)
 
 
-def _cheaper(service: _Service, host: Host) -> Host:
-    """Return a replica of the cheapest option that holds what `host` holds."""
+def _cheaper(service: _Service, host: Host, prices: _Prices) -> Host:
+    """Return a replica of the option that holds what `host` holds and lets the fleet cost least; `host` among equals."""
     by_name = {tenant.name: tenant for tenant in service.tenancy.tenants}
 
     def moved(option: int) -> Host | None:
@@ -231,11 +268,13 @@ def _cheaper(service: _Service, host: Host) -> Host:
             return None
         return replace(other, rates=dict(host.rates), load=sum(loads))
 
-    for option in sorted(service.options, key=lambda option: (service.price(option), option)):
-        if service.price(option) >= service.price(host.option):
-            return host
+    saved = {option: prices.change((host.option, -1), (option, 1)) for option in service.options}
+    for option in sorted(saved, key=lambda option: (saved[option], option)):
+        if saved[option] >= -SAVING:
+            break
         found = moved(option)
         if found is not None:
+            prices.take((host.option, -1), (option, 1))
             return found
     return host
 
@@ -285,18 +324,18 @@ def _split(tenant: Tenant, quota: Mapping[int, float], service: _Service) -> Map
     return parts
 
 
-def _best_for(service: _Service, left: Sequence[_Item]) -> int:
+def _best_for(service: _Service, left: Sequence[_Item], prices: _Prices) -> int:
     """Return the option whose replicas hold what is left at the least price, were there no other."""
 
-    def cost(option: int) -> tuple[float, int]:
+    def cost(option: int) -> tuple[float, float, int]:
         slots = service.host(option)
         loads = [item.rate_rps * service.load_per_rps(item.tenant.bucket, option) for item in left]
         able = [load for load in loads if np.isfinite(load)]
         if not able:
-            return (np.inf, option)
+            return (np.inf, np.inf, option)
         copies = sum(max(1.0, np.ceil(load / slots.largest_load - DUST)) for load in able)
         needed = np.ceil(max(sum(able), copies / slots.slots) - DUST)
-        return (service.price(option) * max(needed, 1.0) / len(able), option)
+        return (prices.change((option, int(max(needed, 1.0)))) / len(able), service.price(option), option)
 
     return min(service.options, key=cost)
 

@@ -12,7 +12,7 @@ from planner.domain.problem import Measure
 from planner.errors import InputError, SolverError
 from planner.optimize.adapters import solve_with_adapters
 from planner.optimize.arrays import fleet_arrays
-from planner.optimize.assemble import assemble, empty_plan, solver_info
+from planner.optimize.assemble import assemble, empty_plan
 from planner.optimize.backends.registry import find_back_end
 from planner.optimize.goals import check_goal, goal_gap, search_goal, stages_of, values_reached
 from planner.optimize.naming import bucket_name

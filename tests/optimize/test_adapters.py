@@ -114,7 +114,7 @@ def test_the_bound_is_below_every_placement_and_the_plan_is_one(rates, kinds, n_
     plan = solved(problem_of(rates, kinds, n_alone=n_alone))
     whole = cheapest_whole(rates, kinds)
     assert plan.bound_usd_per_hour <= whole + 1e-6
-    # Splitting an adapter is allowed to the plan and not to the brute force, so it may cost less, never less than the bound.
+    # The plan may split an adapter and the brute force may not, so it may cost less; never less than the bound.
     assert plan.cost_usd_per_hour >= plan.bound_usd_per_hour - 1e-9
     assert plan.cost_usd_per_hour <= 2 * whole + 1e-9
 
