@@ -71,8 +71,9 @@ def group_adapters(
     with V relaxed to fractions, and the least price over groups is no higher. It is still one where V is kept integer,
     since a sum of integers is one, and where a copy serves no more than a place's capacity, r_a L_gj x_aj <= v_aj and
     so R_g L_gj X_gj <= V_gj. The price over groups is lower by the spread within a band (none where all rates of a
-    group are equal, and then the mean rate is the highest one) and by what integer residence costs. The highest rate in the last row matters: with the mean rate there the bound does not hold, since a place
-    that holds the busiest adapters of a group serves more than its share of them.
+    group are equal, and then the mean rate is the highest one) and by what integer residence costs. The highest rate in
+    the last row matters: with the mean rate there the bound does not hold, since a place that holds the busiest
+    adapters of a group serves more than its share of them.
 
     Raises
     ------

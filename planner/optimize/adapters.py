@@ -6,12 +6,12 @@ The bound is that of the programme over groups, which no placement of whole adap
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from planner.domain.costs import usd_per_month
-from planner.domain.hardware import replica_price
 from planner.domain.plan import (
     AdapterAlternative,
     AdapterHost,
@@ -22,10 +22,10 @@ from planner.domain.plan import (
     PlanStatus,
 )
 from planner.errors import InputError, SolverLiedError
-from planner.optimize.arrays import fleet_arrays
+from planner.optimize.arrays import fleet_arrays, replicas_per_instance
 from planner.optimize.assemble import assemble, empty_plan, relative_gap
 from planner.optimize.naming import option_keys
-from planner.optimize.placement import place
+from planner.optimize.placement import DUST, place
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.search import search
 from planner.optimize.settings import Clock
@@ -262,9 +262,10 @@ def _dedicated(problem: FleetProblem) -> FleetProblem:
 def _one_pool(problem: FleetProblem) -> FleetProblem | None:
     """Return the problem in which all adapters of a service that may share do so on replicas of one kind.
 
-    The kind is the one that needs the least money for load and slots together. Adapters that share nothing keep
+    The kind is the one whose whole instances cost least for load and slots together, the first of these. Adapters that share nothing keep
     replicas of their own. None where a service has none that hold several.
     """
+    pressure = (1 + problem.headroom_fraction) / problem.utilization_cap
     kept: list[ServingOption] = [option for option in problem.options if option.slots is None]
     for tenancy in problem.tenancies:
         mine = [option for option in problem.options if option.service == tenancy.service]
@@ -275,7 +276,8 @@ def _one_pool(problem: FleetProblem) -> FleetProblem | None:
         able = [option for option in sharing if all(option.throughput_rps[bucket] > 0 for bucket in may_share)]
         if not able or not may_share:
             return None
-        best = min(able, key=lambda option: (_pool_price(option, tenancy, may_share), option.offer.name))
+        prices = [_pool_price(option, tenancy, may_share, pressure) for option in able]
+        best = able[prices.index(min(prices))]
         kept.append(best)
         for option in mine:
             if option.slots is not None and option.slots.count == 1:
@@ -285,9 +287,10 @@ def _one_pool(problem: FleetProblem) -> FleetProblem | None:
     return replace(problem, options=tuple(kept))
 
 
-def _pool_price(option: ServingOption, tenancy: Tenancy, buckets: set[int]) -> float:
-    """Return what replicas of `option` for these groups cost at least, in USD/h, on parts of a replica."""
+def _pool_price(option: ServingOption, tenancy: Tenancy, buckets: set[int], pressure: float) -> float:
+    """Return what whole instances of `option` for these groups cost at least, in USD/h."""
     members = [tenant for tenant in tenancy.tenants if tenant.bucket in buckets]
-    load = sum(tenant.rate_rps / float(option.usable_rps[tenant.bucket]) for tenant in members)
+    load = pressure * sum(tenant.rate_rps / float(option.usable_rps[tenant.bucket]) for tenant in members)
     slots = 1 if option.slots is None else option.slots.count
-    return float(replica_price(option.offer, option.gpus_per_replica)) * max(load, len(members) / slots)
+    replicas = math.ceil(max(load, len(members) / slots) - DUST)
+    return float(option.offer.price_usd_per_hour) * math.ceil(replicas / replicas_per_instance(option))

@@ -256,7 +256,7 @@ def _has_room(host: Host, others: Sequence[Host]) -> bool:
 
 
 def _cheaper(service: _Service, host: Host, prices: _Prices) -> Host:
-    """Return a replica of the option that holds what `host` holds and lets the fleet cost least; `host` among equals."""
+    """Return a replica of the option that holds what `host` holds and lets the fleet cost least."""
     by_name = {tenant.name: tenant for tenant in service.tenancy.tenants}
 
     def moved(option: int) -> Host | None:
