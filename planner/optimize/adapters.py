@@ -262,8 +262,8 @@ def _dedicated(problem: FleetProblem) -> FleetProblem:
 def _one_pool(problem: FleetProblem) -> FleetProblem | None:
     """Return the problem in which all adapters of a service that may share do so on replicas of one kind.
 
-    The kind is the one whose whole instances cost least for load and slots together, the first of these. Adapters that share nothing keep
-    replicas of their own. None where a service has none that hold several.
+    The kind is the one whose whole instances cost least for load and slots together, the first of these. Adapters that
+    share nothing keep replicas of their own. None where a service has none that hold several.
     """
     pressure = (1 + problem.headroom_fraction) / problem.utilization_cap
     kept: list[ServingOption] = [option for option in problem.options if option.slots is None]

@@ -87,7 +87,10 @@ INSTANCES_LOST = (
 
 UNPROVEN = "The SLO enters through each GPU's throughput; bursts and mixed sizes come on top (`gpuplan simulate`)."
 """Of plans that are not replayed."""
-UNPROVEN_WITH_ADAPTERS = "The SLO enters through each GPU's throughput; bursts and mixed sizes come on top, and are not simulated with adapters."
+UNPROVEN_WITH_ADAPTERS = (
+    "The SLO enters through each GPU's throughput; bursts and mixed sizes come on top, and plans with adapters are not "
+    "simulated."
+)
 """Of plans that cannot be."""
 
 ASSUMPTIONS = (
