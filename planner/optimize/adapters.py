@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from planner.optimize.search import SearchResult
     from planner.optimize.settings import Assignment, SolverSettings
 
-MARGINS = (0.01, 0.03, 0.07, 0.15)
+MARGINS = (0.01, 0.03, 0.08)
 """By how much larger all loads are made, one after the other, where what was placed is not what was found."""
 SEARCH_AGAIN_FRACTION = 0.15
 """Of the time limit, for each search with larger loads."""

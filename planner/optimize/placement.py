@@ -88,6 +88,7 @@ class _Prices:
     def __init__(self, fleet: FleetArrays, replicas: IntArray) -> None:
         self.fleet = fleet
         self.replicas = replicas.astype(np.int64)
+        self.known: dict[int, Mapping[int, float]] = {}
         self.rows: dict[int, list[PackingRow]] = {}
         for row in packing_rows(fleet):
             self.rows.setdefault(row.pool, []).append(row)
@@ -100,8 +101,15 @@ class _Prices:
         pools = {int(self.fleet.option_pool[option]) for option, _ in changes}
         return sum(self._pool_cost(pool, after) - self._pool_cost(pool, self.replicas) for pool in sorted(pools))
 
+    def swaps(self, option: int, others: Sequence[int]) -> Mapping[int, float]:
+        """Return what it costs more to have a replica of each of `others` in place of one of `option`."""
+        if option not in self.known:
+            self.known[option] = {other: self.change((option, -1), (other, 1)) for other in others}
+        return self.known[option]
+
     def take(self, *changes: tuple[int, int]) -> None:
         """Have so many more replicas of each option from here on."""
+        self.known.clear()
         for option, count in changes:
             self.replicas[option] += count
 
@@ -199,10 +207,14 @@ def _placed(service: _Service, chosen: Fleet, prices: _Prices) -> Placement:
     hosts: list[Host] = []
     for option, items in sorted(_by_option(service, chosen).items()):
         own = [service.host(option) for _ in range(int(chosen.replicas[option]))]
+        still_open = list(own)
         for item in _hottest_first(items, service, option):
-            rest = service.put(item, own)
+            rest = service.put(item, _first_to_try(still_open, item, service))
             if rest is not None:
                 left.append(rest)
+            if own[0].slots == 1:
+                while still_open and still_open[-1].rates:
+                    still_open.pop()
         hosts += own
     n_planned = len(hosts)
     while left:
@@ -268,7 +280,7 @@ def _cheaper(service: _Service, host: Host, prices: _Prices) -> Host:
             return None
         return replace(other, rates=dict(host.rates), load=sum(loads))
 
-    saved = {option: prices.change((host.option, -1), (option, 1)) for option in service.options}
+    saved = prices.swaps(host.option, service.options)
     for option in sorted(saved, key=lambda option: (saved[option], option)):
         if saved[option] >= -SAVING:
             break
@@ -277,6 +289,14 @@ def _cheaper(service: _Service, host: Host, prices: _Prices) -> Host:
             prices.take((host.option, -1), (option, 1))
             return found
     return host
+
+
+def _first_to_try(hosts: Sequence[Host], item: _Item, service: _Service) -> Sequence[Host]:
+    """Return the replicas of one option that an adapter may go to: of empty ones for one, as many as it needs."""
+    if not hosts or hosts[0].slots > 1:
+        return hosts
+    load = item.rate_rps * service.load_per_rps(item.tenant.bucket, hosts[0].option)
+    return hosts[-max(int(np.ceil(load / FULL)), 1) :]
 
 
 def _hottest_first(items: Sequence[_Item], service: _Service, option: int) -> list[_Item]:

@@ -229,7 +229,7 @@ def prepare_adapters(
     """
     asked = [adapter for adapter in adapters if adapter.rate_rps]
     idle = tuple(adapter.name for adapter in adapters if not adapter.rate_rps)
-    groups = group_adapters(asked, n_alone=ALONE)
+    groups = group_adapters(_alike_in_size(asked), n_alone=ALONE)
     by_name = {adapter.name: adapter for adapter in asked}
     tenants = tuple(
         Tenant(
@@ -251,6 +251,13 @@ def prepare_adapters(
         kinds=tuple(_kinds(service, model, asked, len(idle))),
         files=tuple(name for name in files if name is not None and ":" not in name),
     )
+
+
+def _alike_in_size(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Return the adapters as large as the largest of them: every slot has room for it, so sizes tell nobody apart."""
+    rank = max(adapter.rank for adapter in adapters)
+    modules = tuple(sorted({module for adapter in adapters for module in adapter.target_modules}))
+    return [replace(adapter, rank=rank, target_modules=modules) for adapter in adapters]
 
 
 def _kinds(service: Service, model: ModelArchitecture, adapters: Sequence[Adapter], idle: int) -> Iterator[SlotKind]:
