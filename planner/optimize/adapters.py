@@ -21,6 +21,7 @@ from planner.domain.plan import (
     HostedAdapter,
     PlanStatus,
 )
+from planner.domain.provenance import Warning_
 from planner.errors import InputError, SolverLiedError
 from planner.optimize.arrays import fleet_arrays, replicas_per_instance
 from planner.optimize.assemble import assemble, empty_plan, relative_gap
@@ -50,6 +51,7 @@ SEARCH_AGAIN_FRACTION = 0.15
 """Of the time limit, for each search with larger loads."""
 
 
+NOT_PLACED = "W413"
 UNSETTLED = (
     "Other fleets may cost the same and come first in the documented order (adapters are placed on its replicas); this "
     "is the one that is found every time."
@@ -94,11 +96,20 @@ def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignm
             break
     if best is None:
         nothing = replace(result, fleet=None, seconds=seconds, termination=Termination.TIME_LIMIT)
-        return empty_plan(nothing, settings)
+        return replace(empty_plan(nothing, settings), warnings=(_not_placed(result.fleet.cost_usd_per_hour),))
     plan = replace(best.plan, solver=replace(best.plan.solver, seconds=seconds), assumptions=(UNSETTLED,))
     if plan.status is PlanStatus.OPTIMAL and not _is_within(plan, settings):
         plan = replace(plan, status=PlanStatus.FEASIBLE)
     return plan
+
+
+def _not_placed(cost_usd_per_hour: float) -> Warning_:
+    return Warning_(
+        code=NOT_PLACED,
+        message=f"Groups of adapters fit the limits at {cost_usd_per_hour:.2f} USD/h, and no place was found in them "
+        "for every whole adapter.",
+        observed=cost_usd_per_hour,
+    )
 
 
 def _better(best: _Candidate | None, other: _Candidate | None) -> _Candidate | None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from planner.domain.adapter_groups import group_adapters
 from planner.domain.adapters import Adapter, AdapterSlots, Isolation, Tenancy, Tenant
 from planner.domain.hardware import Market, Offer
-from planner.domain.plan import HostedAdapter
+from planner.domain.plan import HostedAdapter, PlanStatus
 from planner.domain.problem import FleetProblem, Goal, Limit, Measure, ReplicaLoss, Resource, Scope, ServingOption
 from planner.domain.workload import Bucket, Demand
 from planner.errors import InputError, SolverLiedError
@@ -177,7 +177,17 @@ def test_processes_that_take_turns_have_a_part_of_the_replica_each():
 def test_a_limit_that_leaves_no_room_for_whole_adapters_leaves_no_plan():
     gpus = Limit(name="gpus", resource=Resource.GPUS, bound=1, scope=Scope())
     plan = solved(problem_of([0.5] * 4, [("A", 1.0, 2.0, 2)], limits=(gpus,)))
-    assert plan.cost_usd_per_hour is None
+    assert plan.status is PlanStatus.INFEASIBLE
+    # Three adapters of two thirds of a replica: two replicas' load, and one of the three has to be split, which takes
+    # a slot more than there are.
+    two = replace(gpus, bound=2)
+    plan = solved(problem_of([1.25] * 3, [("A", 1.0, 2.0, 2)], limits=(two,)))
+    assert plan.cost_usd_per_hour == pytest.approx(2.0)
+    crowded = solved(problem_of([1.3, 1.3, 0.7, 0.7], [("A", 1.0, 2.0, 2)], limits=(two,)))
+    assert crowded.cost_usd_per_hour == pytest.approx(2.0)
+    split = solved(problem_of([1.3, 1.3, 1.3, 0.1], [("A", 1.0, 2.0, 2)], limits=(two,)))
+    assert split.cost_usd_per_hour is None
+    assert [warning.code for warning in split.warnings] == ["W413"]
 
 
 def test_the_check_finds_a_placement_that_does_not_hold():
