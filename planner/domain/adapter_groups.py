@@ -43,9 +43,11 @@ class AdapterGroup:
 
 
 def group_adapters(
-    adapters: Sequence[Adapter], *, bands_per_decade: int = BANDS_PER_DECADE
+    adapters: Sequence[Adapter], *, bands_per_decade: int = BANDS_PER_DECADE, n_alone: int = 0
 ) -> tuple[AdapterGroup, ...]:
     """Return the adapters in groups of the same rank, modules, objectives and isolation, and rates of one band.
+
+    The `n_alone` busiest adapters (the first ones, among equals) are a group each: what matters of them is whole.
 
     Band b holds the rates from 10^(b / bands_per_decade) up to 10^((b + 1) / bands_per_decade); adapters without
     requests are a band of their own. Groups stand in the order of their first adapters.
@@ -66,10 +68,12 @@ def group_adapters(
         R_g X_gj <= (highest rate of the group) x V_gj,    0 <= V_gj <= n_g,
 
     since r_a x_aj <= r_a v_aj <= highest x v_aj. So every solution over adapters is one over groups of the same price,
-    with V relaxed to fractions, and the least price over groups is no higher. It is lower by the spread within a band
-    (none where all rates of a group are equal, and then the mean rate is the highest one) and by what integer residence
-    costs. The highest rate in the last row matters: with the mean rate there the bound does not hold, since a place
-    that holds the busiest adapters of a group serves more than its share of them.
+    with V relaxed to fractions, and the least price over groups is no higher. It is still one where V is kept integer,
+    since a sum of integers is one, and where a copy serves no more than a place's capacity, r_a L_gj x_aj <= v_aj and
+    so R_g L_gj X_gj <= V_gj. The price over groups is lower by the spread within a band (none where all rates of a
+    group are equal, and then the mean rate is the highest one) and by what integer residence costs. The highest rate in
+    the last row matters: with the mean rate there the bound does not hold, since a place that holds the busiest
+    adapters of a group serves more than its share of them.
 
     Raises
     ------
@@ -87,12 +91,15 @@ def group_adapters(
         msg = f"bands_per_decade must be >= 1, not {bands_per_decade!r}"
         raise ValueError(msg)
     groups: dict[tuple[object, ...], list[Adapter]] = {}
+    busiest = sorted(range(len(adapters)), key=lambda index: -(adapters[index].rate_rps or 0.0))[:n_alone]
+    alone = {adapters[index].name for index in busiest}
     for adapter in adapters:
         if adapter.rate_rps is None:
             msg = f"the rate of adapter {adapter.name!r} is not known: its trace {adapter.trace!r} has to be read first"
             raise ValueError(msg)
         band = math.floor(bands_per_decade * math.log10(adapter.rate_rps)) if adapter.rate_rps > 0 else None
-        key = (adapter.rank, adapter.target_modules, adapter.slos, adapter.isolation, adapter.is_merged, band)
+        likeness = (adapter.rank, adapter.target_modules, adapter.slos, adapter.isolation, adapter.is_merged, band)
+        key = (*likeness, adapter.name if adapter.name in alone else None)
         groups.setdefault(key, []).append(adapter)
     return tuple(_group(members) for members in groups.values())
 

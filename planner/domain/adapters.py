@@ -79,6 +79,60 @@ class Adapter:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSlots:
+    """Room for adapters on ONE replica."""
+
+    count: int
+    """Adapters that it holds at once."""
+    bytes_each: float
+    """Memory that is set aside for each of them, over all GPUs of the replica; 0 = merged into the weights."""
+    isolation: Isolation
+    """What they share; `DEDICATED` has one slot."""
+    engine_flags: str = ""
+    """How the engine is started for them; empty where nothing is to be said."""
+
+    @property
+    def largest_load(self) -> float:
+        """Part of a replica that one adapter can keep busy: of processes that take turns each has its own part."""
+        return 1.0 / self.count if self.isolation is Isolation.SHARED_BACKBONE else 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse room for nothing."""
+        if self.count < 1 or not 0 <= self.bytes_each < math.inf:
+            msg = f"{self.count!r} slots of {self.bytes_each!r} bytes hold no adapter"
+            raise ValueError(msg)
+        if self.isolation is Isolation.DEDICATED and self.count != 1:
+            msg = f"a dedicated replica has one slot, not {self.count!r}"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """An adapter with requests, as the optimiser places it."""
+
+    name: str
+    rate_rps: float
+    memory_bytes: float
+    """Beside the backbone, unless it is merged."""
+    bucket: int
+    """Position in its demand's buckets: the group of like adapters that it belongs to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenancy:
+    """The adapters of a service: who they are, and which bucket of its demand each one's requests are in."""
+
+    service: str
+    tenants: tuple[Tenant, ...]
+    idle: tuple[str, ...] = ()
+    """Adapters without requests: no replica holds them."""
+
+    def members(self, bucket: int) -> tuple[Tenant, ...]:
+        """Return the adapters whose requests are in `bucket`."""
+        return tuple(tenant for tenant in self.tenants if tenant.bucket == bucket)
+
+
 def canonical_modules(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names of modules as PEFT has them, sorted, each once; papers' q, k, v, o, gate, up and down too.
 

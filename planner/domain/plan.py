@@ -12,6 +12,7 @@ from planner.domain.provenance import ProvenanceKind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from planner.domain.adapters import Isolation
     from planner.domain.proof import Proof
     from planner.domain.provenance import Warning_
     from planner.domain.robustness import Robustness
@@ -351,6 +352,85 @@ class JobPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostedAdapter:
+    """An adapter on a replica, and what the replica serves of its requests."""
+
+    adapter: str
+    rate_rps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterReplica:
+    """One replica and the adapters that it holds."""
+
+    option: str
+    """As `Allocation.option`."""
+    utilization: float
+    """Mean load without headroom, 0..1."""
+    adapters: tuple[HostedAdapter, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterHost:
+    """Replicas of one option, and the room that each has for adapters."""
+
+    option: str
+    """As `Allocation.option`."""
+    isolation: Isolation
+    """What the adapters of a replica share; dedicated: it has one, merged into its weights."""
+    slots: int
+    """Adapters that a replica holds at once."""
+    slot_bytes: float
+    """Memory that is set aside for each of them over all GPUs of the replica."""
+    replicas: int
+    engine_flags: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterShare:
+    """What one adapter costs: its part of the replicas that hold it, by load."""
+
+    adapter: str
+    rate_rps: float
+    replicas: int
+    """That hold it."""
+    usd_per_month: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterAlternative:
+    """What another way to serve the same adapters would cost, the rest of the request being the same."""
+
+    way: str
+    """ "dedicated": a replica or more for each adapter; "one pool": equal replicas that all take part in one pool."""
+    cost_usd_per_hour: float | None
+    """Of the cheapest plan found; None = there is none, or a limit came before any."""
+    bound_usd_per_hour: float | None
+    """No plan of this way costs less; None = not known."""
+    reason: str = ""
+    """Why there is no cost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterPlan:
+    """Which adapters of a service live where."""
+
+    service: str
+    adapters: int
+    """With requests."""
+    idle: tuple[str, ...]
+    """Adapters without requests: no replica holds them."""
+    groups: int
+    """Groups of like adapters that the programme saw."""
+    added_replicas: int
+    """More replicas than the programme over groups has, because adapters are whole."""
+    hosts: tuple[AdapterHost, ...]
+    placement: tuple[AdapterReplica, ...]
+    shares: tuple[AdapterShare, ...]
+    alternatives: tuple[AdapterAlternative, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A verified plan, or the reason why there is none."""
 
@@ -407,3 +487,5 @@ class Plan:
     """The simulation that the plan holds its objectives in; None where it was not simulated."""
     jobs: tuple[JobPlan, ...] = ()
     """Work with a deadline; not in `rate_rps` and `routing`, nor in the utilisation of a service's replicas."""
+    adapters: tuple[AdapterPlan, ...] = ()
+    """Services whose requests are for adapters; the key is left out of documents of plans without any."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from planner.domain.adapters import AdapterSlots, Tenancy
     from planner.domain.disaggregation import Handover
     from planner.domain.egress import Egress
     from planner.domain.energy import Energy
@@ -77,6 +78,9 @@ class ServingOption:
     def usable_rps(self) -> NDArray[np.float64]:
         """Largest steady rates that a plan may send to one replica; shape (buckets of the service,)."""
         return self.throughput_rps * self.utilization_cap
+
+    slots: AdapterSlots | None = None
+    """Adapters that one replica holds; None for a service without adapters. `throughput_rps` allows for all of them."""
 
     job_rates: Mapping[str, float] = field(default_factory=dict)
     """By job that may use what is left of a replica: its units per second on ONE replica with nothing else to do."""
@@ -448,6 +452,8 @@ class FleetProblem:
     """Electricity of the places that offers stand in; None = not known."""
     jobs: tuple[Job, ...] = ()
     """Work with a deadline."""
+    tenancies: tuple[Tenancy, ...] = ()
+    """Services whose requests are for adapters: a request is served where its adapter is."""
 
     def mean_factor(self, service: str) -> float:
         """Return what a service's rates are multiplied by on average over the horizon; 1 without one."""

@@ -57,6 +57,8 @@ def plan_to_document(plan: Plan) -> dict[str, Any]:
     PlannerError: if the plan holds a NaN, an infinity or something that JSON cannot say; names the field.
     """
     body = _encode_dataclass(plan, "plan")
+    if not plan.adapters:
+        del body["adapters"]
     # Derived from the rounded figures, so that writing a plan that was read gives the same bytes again.
     cost, tokens = body["cost_usd_per_hour"], body["output_tokens_per_s"]
     body["cost_usd_per_month"] = _round(usd_per_month(cost))

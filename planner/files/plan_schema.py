@@ -34,6 +34,7 @@ from planner.domain.plan import (
 )
 from planner.domain.provenance import ProvenanceKind, Warning_
 from planner.errors import InputError, UnsupportedFormatError
+from planner.files.adapter_plan_schema import AdapterPlanDocument
 from planner.files.documents import Document, load_document, validation_error
 from planner.files.plan_document import DERIVED, KIND, SCHEMA_VERSION
 from planner.files.proof_schema import ProofDocument
@@ -494,6 +495,12 @@ class PlanDocument(_Part):
         " replicas; the tokens that it generates are in `output_tokens_per_s`.",
     )
 
+    adapters: list[AdapterPlanDocument] = Field(
+        default_factory=list,
+        description="Services whose requests are for adapters: which adapter is where. The key is not there without"
+        " any. Buckets of such a service are groups of like adapters, numbered by `row`.",
+    )
+
     @model_validator(mode="after")
     def _routes_lead_somewhere(self) -> "PlanDocument":
         known = {(row.service, row.option) for row in self.allocation}
@@ -526,6 +533,7 @@ class PlanDocument(_Part):
             "commitments": tuple(Commitment(**dict(row)) for row in self.commitments),
             "redundancy": tuple(RedundancyPrice(**dict(row)) for row in self.redundancy),
             "jobs": tuple(job.to_job_plan() for job in self.jobs),
+            "adapters": tuple(item.to_adapter_plan() for item in self.adapters),
             "binding": tuple(self.binding),
             "assumptions": tuple(self.assumptions),
             "robustness": self.robustness and self.robustness.to_robustness(),

@@ -1,5 +1,6 @@
 """One mixed-integer programme: arrays in, a verified `Plan` out. Solvers live in `backends` alone."""
 
+from planner.optimize.adapters import with_alternatives
 from planner.optimize.backends.registry import BACK_ENDS
 from planner.optimize.baselines import savings_vs_best_single, single_gpu_baselines
 from planner.optimize.conflicts import find_conflicts, format_amount
@@ -37,4 +38,5 @@ __all__ = [
     "solve",
     "unsurvived",
     "verify_plan",
+    "with_alternatives",
 ]

@@ -110,7 +110,7 @@ class FleetArrays:
     def keeps_spares(self) -> bool:
         """Whether replicas that today's requests do not need can be worth keeping."""
         loses = any(isinstance(rule, Redundancy) for rule in self.rules)
-        return self.change is not None or loses or bool(self.scenarios)
+        return self.change is not None or loses or bool(self.scenarios) or self.has_adapters
 
     horizon: Horizon | None = None
     """Periods; buckets, options and pools are then repeated per period, the first period's first. Offers are not."""
@@ -128,6 +128,15 @@ class FleetArrays:
     jobs: tuple[Job, ...] = ()
     """By name."""
     work: WorkArrays = field(default_factory=WorkArrays)
+    bucket_adapters: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Shape (buckets,): adapters whose requests a bucket is, 0 = it is of a service without; empty without any."""
+    bucket_residents: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """Shape (buckets,): total rate over highest rate of a bucket's adapters; whoever serves all has so many of them."""
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether a request of any service must go where its adapter is."""
+        return bool(np.any(self.bucket_adapters))
 
     @property
     def request_load(self) -> FloatArray:
@@ -239,12 +248,32 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
     whole = steady if problem.horizon is None else _over_periods(steady, problem.horizon)
     if problem.jobs:
         whole = _with_jobs(whole, problem, options)
+    if problem.tenancies:
+        whole = _with_adapters(whole, problem)
     return replace(
         whole,
         energy=energy_arrays(problem, whole),
         egress_gb=egress_gb(problem, whole),
         egress_usd_per_gb=problem.egress.usd_per_gb if problem.egress is not None else 0.0,
     )
+
+
+def _with_adapters(fleet: FleetArrays, problem: FleetProblem) -> FleetArrays:
+    """Return `fleet` with the adapters of its buckets, and room for replicas that hold one adapter each."""
+    count = np.zeros(len(fleet.buckets), dtype=np.int64)
+    residents = np.zeros(len(fleet.buckets))
+    starts = {service: index for index, (service, _) in reversed(list(enumerate(fleet.buckets)))}
+    for tenancy in problem.tenancies:
+        start = starts[tenancy.service]
+        for bucket in range(len(next(each for each in problem.demands if each.service == tenancy.service).buckets)):
+            rates = [tenant.rate_rps for tenant in tenancy.members(bucket)]
+            count[start + bucket] = len(rates)
+            residents[start + bucket] = sum(rates) / max(rates)
+    slots = np.array([1 if option.slots is None else option.slots.count for option in fleet.options])
+    held = np.bincount(fleet.pair_option, weights=count[fleet.pair_bucket], minlength=len(fleet.options))
+    # Each adapter on a replica with others, or where it needs more than one, on so many of its own.
+    upper = fleet.replicas_upper + np.ceil(held / slots)
+    return replace(fleet, bucket_adapters=count, bucket_residents=residents, replicas_upper=upper)
 
 
 def _with_jobs(fleet: FleetArrays, problem: FleetProblem, options: tuple[ServingOption, ...]) -> FleetArrays:
@@ -444,8 +473,8 @@ def _partnered(
     return pair_bucket[kept], pair_option[kept], pair_load[kept], pair_transfer[kept]
 
 
-def option_sort_key(option: ServingOption) -> tuple[str, str, int, str, str, bytes, str, str]:
-    """Return what options are ordered by: service, offer, size, configuration, the throughput itself, then the role."""
+def option_sort_key(option: ServingOption) -> tuple[str, str, int, str, str, bytes, str, str, int, str]:
+    """Return what options are ordered by: service, offer, size, configuration, throughput, role, then its adapters."""
     return (
         option.service,
         option.offer.name,
@@ -460,6 +489,8 @@ def option_sort_key(option: ServingOption) -> tuple[str, str, int, str, str, byt
         ),
         option.role.value,
         option.handover.group if option.handover else "",
+        option.slots.count if option.slots else 0,
+        option.slots.isolation if option.slots else "",
     )
 
 

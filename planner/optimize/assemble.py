@@ -165,6 +165,17 @@ def _job_tokens_per_s(job: Job, problem: FleetProblem) -> float | None:
     return None if job.output_tokens_per_unit is None else job.output_tokens_per_unit * job.amount / length_s
 
 
+def empty_plan(result: SearchResult, settings: SolverSettings) -> Plan:
+    """Return the plan of a search that found none."""
+    return Plan(
+        status=plan_status(result),
+        cost_usd_per_hour=None,
+        bound_usd_per_hour=result.bound_usd_per_hour if result.termination is not Termination.INFEASIBLE else None,
+        gap=relative_gap(None, None),
+        solver=solver_info(result, settings),
+    )
+
+
 def plan_status(result: SearchResult) -> PlanStatus:
     """Return what is known of a plan from how its search ended."""
     if result.fleet is not None:
@@ -276,10 +287,16 @@ def _allocation(
         price_as_of=_date(offer),
         role=option.role,
         transfer_bytes_per_s=_transfer_bytes(option, shares, fleet),
-        engine_flags=option.handover.engine_flags if option.handover else "",
+        engine_flags=_engine_flags(option),
         power_cap_w=None if config is None else config.power_cap_w,
         error_fraction=max((o.error_fraction for o in origins if o and o.error_fraction is not None), default=None),
     )
+
+
+def _engine_flags(option: ServingOption) -> str:
+    """Return how the engine is started for a part of serving, or for adapters."""
+    parts = (option.handover, option.slots)
+    return " ".join(part.engine_flags for part in parts if part is not None and part.engine_flags)
 
 
 def _transfer_bytes(option: ServingOption, shares: dict[int, float], fleet: FleetArrays) -> float | None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.domain.hardware import replica_price
-from planner.domain.plan import Baseline
+from planner.domain.plan import Baseline, PlanStatus
+from planner.optimize.adapters import solve_with_adapters
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.naming import bucket_name
 from planner.optimize.rows.limits import availability_limits
@@ -78,6 +79,8 @@ def _baseline(gpu: str, alone: FleetProblem, fleet: FleetArrays, clock: Clock, a
         return _infeasible(gpu, f"cannot serve {names}" + (f" and {more} more" if more > 0 else ""))
     if clock.is_over:
         return _infeasible(gpu, NOT_SOLVED)
+    if alone.tenancies:
+        return _with_adapters(gpu, alone, clock, assignment)
     result = cheapest(alone, clock.settings(), assignment)[1]
     if result.fleet is None:
         if result.termination is Termination.INFEASIBLE:
@@ -89,6 +92,22 @@ def _baseline(gpu: str, alone: FleetProblem, fleet: FleetArrays, clock: Clock, a
         cost_usd_per_hour=result.fleet.cost_usd_per_hour,
         feasible=True,
         bound_usd_per_hour=result.bound_usd_per_hour,
+    )
+
+
+def _with_adapters(gpu: str, alone: FleetProblem, clock: Clock, assignment: Assignment) -> Baseline:
+    plan = solve_with_adapters(alone, clock.settings(), assignment)
+    if plan.cost_usd_per_hour is None:
+        is_proven = plan.status is PlanStatus.INFEASIBLE
+        return _infeasible(
+            gpu, f"the limits leave too little of it: {_limit_names(alone)}" if is_proven else NOT_SOLVED
+        )
+    return Baseline(
+        offer=gpu,
+        replicas=sum(row.replicas for row in plan.allocation),
+        cost_usd_per_hour=plan.cost_usd_per_hour,
+        feasible=True,
+        bound_usd_per_hour=plan.bound_usd_per_hour,
     )
 
 

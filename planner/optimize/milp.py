@@ -146,14 +146,14 @@ class MilpBuilder:
         lower: ArrayLike = 0.0,
         upper: ArrayLike = np.inf,
         cost: ArrayLike = 0.0,
-        is_integer: bool = False,
+        is_integer: ArrayLike = False,
         label: Label | None = None,
     ) -> IntArray:
         """Append `size` variables and return their indices."""
         self._col_lower.append(_filled(lower, size))
         self._col_upper.append(_filled(upper, size))
         self._cost.append(_filled(cost, size))
-        self._is_integer.append(np.full(size, is_integer))
+        self._is_integer.append(np.array(np.broadcast_to(np.asarray(is_integer, dtype=np.bool_), (size,))))
         self._col_blocks.append(Block(name=name, start=self._n_columns, size=size, label=label))
         self._n_columns += size
         return np.arange(self._n_columns - size, self._n_columns)

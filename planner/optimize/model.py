@@ -26,6 +26,7 @@ from planner.optimize.rows.limits import all_limits, define_limits
 from planner.optimize.rows.minimums import define_minimums, instances_for_minimums
 from planner.optimize.rows.packing import define_packing
 from planner.optimize.rows.presence import define_presence
+from planner.optimize.rows.residence import define_residence
 from planner.optimize.rows.scenarios import define_scenarios
 from planner.optimize.rows.shares import define_share_caps
 from planner.optimize.rows.survival import define_survival
@@ -183,6 +184,7 @@ def build_model(
     define_handovers(builder, fleet, x)
     define_transfers(builder, fleet, x, n)
     define_presence(builder, fleet, x, n)
+    define_residence(builder, fleet, x, n)
     define_packing(builder, fleet, n, m)
     up = None
     if fleet.horizon is not None and needs_starts(fleet):

@@ -28,7 +28,8 @@ def option_keys(options: Sequence[ServingOption]) -> list[str]:
     """Return each option's key in a plan, unique within its service.
 
     The offer's name where the service has one option on that offer, else the name and the engine configuration:
-    "aws/p5/us-east-1/on-demand[fp8 tp2]", with the role where it is but a part of serving: "...[prefill fp8 tp2]".
+    "aws/p5/us-east-1/on-demand[fp8 tp2]", with the role where it is but a part of serving: "...[prefill fp8 tp2]", and
+    the number of adapters that a replica holds where requests are for adapters: "...[bf16 tp1 16 adapters]".
     """
     alone = Counter((option.service, option.offer.name) for option in options)
     keys = [
@@ -52,12 +53,15 @@ def _key(option: ServingOption, *, n_details: int) -> str:
     config = option.config
     role = [] if option.role is Role.BOTH else [option.role.value]
     if config is None:
-        return f"{option.offer.name}[{' '.join([f'{option.gpus_per_replica} GPUs', *role])}]"
+        slots = [] if option.slots is None else [f"{option.slots.count} adapters"]
+        return f"{option.offer.name}[{' '.join([f'{option.gpus_per_replica} GPUs', *role, *slots])}]"
     words = [*role, config.precision, f"tp{config.tensor_parallel}"]
     if config.pipeline_parallel > 1:
         words.append(f"pp{config.pipeline_parallel}")
     if config.power_cap_w is not None:
         words.append(f"{config.power_cap_w:.0f}W")
+    if option.slots is not None:
+        words.append(f"{option.slots.count} {'adapter' if option.slots.count == 1 else 'adapters'}")
     words += [detail(config) for detail in _DETAILS[:n_details]]
     return f"{option.offer.name}[{' '.join(words)}]"
 

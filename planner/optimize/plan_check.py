@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from planner.domain.problem import Measure, Minimum, Resource
 from planner.errors import SolverLiedError
+from planner.optimize.adapter_check import check_adapters
 from planner.optimize.egress_check import check_egress_of
 from planner.optimize.energy_check import check_energy
 from planner.optimize.handover_check import check_handovers
@@ -69,6 +70,7 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     _check_instances(plan, by_key)
     _check_limits(problem, plan, by_key)
     check_jobs(problem, plan, by_key)
+    check_adapters(problem, plan, by_key)
     _check_cost(problem, plan)
     _check_objectives(problem, plan, by_key)
     _check_rates(plan)

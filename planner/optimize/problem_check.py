@@ -23,6 +23,7 @@ from planner.optimize.egress import check_egress
 from planner.optimize.energy import check_energy_data, counts_energy
 from planner.optimize.jobs import check_jobs
 from planner.optimize.scenarios import in_scenario
+from planner.optimize.tenancy_check import check_tenancies
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -78,6 +79,7 @@ def check_problem(problem: FleetProblem) -> None:
     _check_change(problem.change)
     check_energy_data(problem)
     check_egress(problem)
+    check_tenancies(problem)
 
 
 def _check_combinations(problem: FleetProblem) -> None:

@@ -225,7 +225,7 @@ def _serves_as_well(
     """Return whether each replica of `worse` can be swapped for one of `better`; elsewhere if all there `moves`."""
     if better.service != worse.service or better.gpus_per_replica > worse.gpus_per_replica:
         return False
-    if not _hands_over_as_well(better, worse, moves=moves):
+    if not _hands_over_as_well(better, worse, moves=moves) or not _holds_as_many(better, worse):
         return False
     if same_size and better.gpus_per_replica != worse.gpus_per_replica:
         return False
@@ -234,6 +234,13 @@ def _serves_as_well(
     if energy and not _draws_no_more(better, worse):
         return False
     return _is_as_fast(better, worse)
+
+
+def _holds_as_many(better: ServingOption, worse: ServingOption) -> bool:
+    """Return whether a replica of `better` holds as many adapters; what they share follows from who is served there."""
+    if worse.slots is None or better.slots is None:
+        return better.slots is worse.slots
+    return better.slots.count >= worse.slots.count
 
 
 def _is_as_fast(better: ServingOption, worse: ServingOption) -> bool:

@@ -83,7 +83,8 @@ def balanced_shares(
     if fleet.is_sliced:
         exact = exact_slices(fleet, assigned)
         return exact if holds(fleet, replicas, exact, busy=busy) and wishes.hold(exact) else None
-    solved = _solve(fleet, replicas, wishes, busy)
+    # Other shares would send requests to where their adapters are not.
+    solved = None if fleet.has_adapters else _solve(fleet, replicas, wishes, busy)
     for shares in (solved, assigned):
         if shares is not None:
             clean = _normalised(fleet, shares)

@@ -10,8 +10,9 @@ import numpy as np
 from planner.domain.plan import Conflict, Plan, PlanStatus, SolverInfo
 from planner.domain.problem import Measure
 from planner.errors import InputError, SolverError
+from planner.optimize.adapters import solve_with_adapters
 from planner.optimize.arrays import fleet_arrays
-from planner.optimize.assemble import assemble, plan_status, relative_gap, solver_info
+from planner.optimize.assemble import assemble, empty_plan
 from planner.optimize.backends.registry import find_back_end
 from planner.optimize.goals import check_goal, goal_gap, search_goal, stages_of, values_reached
 from planner.optimize.naming import bucket_name
@@ -52,6 +53,8 @@ def solve(problem: FleetProblem, *, settings: SolverSettings, assignment: Assign
     if whole.unserved or whole.undone:
         return no_plan(settings, conflicts=unserved_conflicts(problem))
     _check_size(whole)
+    if problem.tenancies:
+        return solve_with_adapters(problem, settings, assignment)
     if problem.goal is None:
         aimed = None
         fleet, result = cheapest(problem, settings, assignment)
@@ -64,7 +67,7 @@ def solve(problem: FleetProblem, *, settings: SolverSettings, assignment: Assign
         if served is not None:
             return _partial_plan(problem, served, settings)
     if result.fleet is None:
-        return _empty_plan(result, settings)
+        return empty_plan(result, settings)
     if aimed is not None:
         plan = _plan_of(problem, aimed, settings)
         verify_plan(problem, plan)
@@ -75,17 +78,6 @@ def solve(problem: FleetProblem, *, settings: SolverSettings, assignment: Assign
     plan = assemble(problem, fleet, chosen.fleet, result, settings=settings, assumptions=chosen.assumptions)
     verify_plan(problem, plan)
     return plan
-
-
-def _empty_plan(result: SearchResult, settings: SolverSettings) -> Plan:
-    """Return the plan of a search that found none."""
-    return Plan(
-        status=plan_status(result),
-        cost_usd_per_hour=None,
-        bound_usd_per_hour=result.bound_usd_per_hour if result.termination is not Termination.INFEASIBLE else None,
-        gap=relative_gap(None, None),
-        solver=solver_info(result, settings),
-    )
 
 
 def _partial_plan(problem: FleetProblem, found: GoalResult, settings: SolverSettings) -> Plan:

@@ -28,6 +28,7 @@ from planner.optimize import (
     solve,
     unsurvived,
     verify_plan,
+    with_alternatives,
 )
 from planner.planning.caveats import caveats
 from planner.planning.melange import melange_question
@@ -143,6 +144,7 @@ def answer(
         extra = price_of_jobs(question.problem, found, settings, assignment=assignment)
         jobs = (replace(job, extra_usd_per_hour=extra.get(job.job)) for job in found.jobs)
         found = replace(found, jobs=tuple(jobs))
+    found = with_alternatives(question.problem, found, settings, assignment)
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
     return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
 

@@ -21,6 +21,7 @@ from planner.optimize import (
     solve,
     verify_plan,
 )
+from planner.planning.adapters import refuse_adapters
 from planner.planning.answer import read_question
 from planner.planning.proving.caps import with_found_caps
 from planner.report.result import PlanResult
@@ -111,6 +112,7 @@ def explain(
             conflicts=tuple(conflict.suggestion or conflict.explanation for conflict in plan.conflicts),
         )
     question = question_of(plan, plan_path or Path(DEFAULT_PLAN_NAME))
+    refuse_adapters(question.problem, "explained")
     cost, binding = plan.cost_usd_per_hour, plan.binding
     if plan.proof is not None:
         # Changes are compared with the least cost at the same utilisation caps, which is searched for in the same way.

@@ -25,6 +25,7 @@ from planner.domain.problem import (
 from planner.errors import InputError
 from planner.files.bundled import bundled_sha256
 from planner.files.request.constraints import LARGEST_INSTANCES
+from planner.planning.adapters import adapter_assumptions, check_adapter_request, hostings
 from planner.planning.catalog import owned_offers, read_catalog
 from planner.planning.deferrable import PreparedJob, job_assumptions, own_options, prepare_jobs
 from planner.planning.disaggregation import check_engines, disaggregation_assumptions, handover_of, stages
@@ -75,6 +76,8 @@ if TYPE_CHECKING:
     from planner.domain.workload import Bucket
     from planner.files.request import PlanRequest
     from planner.files.request.objective import Objective
+    from planner.planning.adapters import Hosting, ServiceAdapters
+    from planner.profilers.adapters import AdapterRoom
     from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.schema import MeasuredPoint
     from planner.profilers.stages import Stage
@@ -86,6 +89,11 @@ INSTANCES_LOST = (
 
 UNPROVEN = "The SLO enters through each GPU's throughput; bursts and mixed sizes come on top (`gpuplan simulate`)."
 """Of plans that are not replayed."""
+UNPROVEN_WITH_ADAPTERS = (
+    "The SLO enters through each GPU's throughput; bursts and mixed sizes come on top, and plans with adapters are not "
+    "simulated."
+)
+"""Of plans that cannot be."""
 
 ASSUMPTIONS = (
     "A replica's load is the sum of its buckets' loads (rate / largest rate of that bucket alone within the SLO).",
@@ -146,9 +154,13 @@ class Prepared:
             energy=self.energy,
             egress=self.egress,
             jobs=tuple(item.job for item in self.jobs),
+            tenancies=tuple(item.adapters.tenancy for item in self.services if item.adapters is not None),
         )
 
     def _options(self, service: PreparedService, slos: Sequence[Slo]) -> Iterator[ServingOption]:
+        if service.adapters is not None:
+            yield from self._adapter_options(service, service.adapters, slos)
+            return
         profiles: dict[_ProfileKey, OptionProfile] = {}
         scenarios: dict[_ProfileKey, dict[str, NDArray[np.float64]]] = {}
         shown_zero: set[_ProfileKey] = set()
@@ -180,6 +192,39 @@ class Prepared:
                     handover=handover_of(stage, config, profile),
                     job_rates={} if stage is not None else self._job_rates(service, offer, config),
                 )
+
+    def _adapter_options(
+        self, service: PreparedService, adapters: ServiceAdapters, slos: Sequence[Slo]
+    ) -> Iterator[ServingOption]:
+        """Yield the options of a service with adapters: every configuration with every number of slots."""
+
+        def profile_of(
+            gpu: str, config: EngineConfig, met: Sequence[Slo], room: AdapterRoom | None = None
+        ) -> OptionProfile:
+            return self._profile(service, gpu, config, met, buckets=adapters.sizes.buckets, adapters=room)
+
+        found: dict[tuple[str, EngineConfig], tuple[Hosting, ...]] = {}
+        for offer in self.offers:
+            for config in capped_configs(service, self.gpus.get(offer.gpu)):
+                if config.gpus_per_replica > offer.gpus_per_instance:
+                    continue
+                key = (offer.gpu, config)
+                if key not in found:
+                    found[key] = tuple(hostings(adapters, slos, partial(profile_of, offer.gpu, config)))
+                for hosting in found[key]:
+                    yield ServingOption(
+                        service=service.request.name,
+                        offer=offer,
+                        gpus_per_replica=config.gpus_per_replica,
+                        throughput_rps=hosting.throughput_rps * self._availability(offer),
+                        config=config,
+                        power_w=hosting.profile.power_w,
+                        idle_power_w=hosting.profile.idle_power_w,
+                        busy_power_w=hosting.profile.busy_power_w,
+                        provenance=hosting.provenance,
+                        limiting=hosting.limiting,
+                        slots=hosting.slots,
+                    )
 
     def _scenario_rps(
         self,
@@ -253,6 +298,7 @@ class Prepared:
         buckets: Sequence[Bucket] | None = None,
         shortfall: NDArray[np.float64] | None = None,
         stage: Stage | None = None,
+        adapters: AdapterRoom | None = None,
     ) -> OptionProfile:
         return profile_option(
             service.model,
@@ -265,6 +311,7 @@ class Prepared:
             aliases=service.model_aliases,
             shortfall=shortfall,
             stage=stage,
+            adapters=adapters,
         )
 
 
@@ -302,6 +349,7 @@ def fleet_question(
         with inside(f"services[{index}].engine.name"):
             check_engine(service.engine.name, measured={point.engine for point in measurements})
     check_engines(request.services)
+    check_adapter_request(request)
     services = tuple(
         prepare_service(service, index, base_dir=base_dir, horizon=request.horizon)
         for index, service in enumerate(request.services)
@@ -381,6 +429,8 @@ def _hashes(request: PlanRequest, services: Sequence[PreparedService], base_dir:
         names.append(request.catalog.carbon_by_hour)
     paths = {name: base_dir / name for name in names}
     for service in services:
+        if service.adapters is not None:
+            paths |= {name: base_dir / name for name in service.adapters.files}
         source = Path(service.model.source)  # a library model's source is no file
         if source.is_file():
             paths[service.request.model] = source
@@ -450,6 +500,9 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
         engine = service.request.engine.name
         yield f"{service.request.name}: {service.demand.basis}; weights in {formats}; engine {engine}."
     yield f"{request.constraints.headroom:.0%} headroom above the planned rate."
+    for service in services:
+        if service.adapters is not None:
+            yield from adapter_assumptions(service.request.name, service.adapters)
     yield from spot_assumptions(request, offers)
     change = request.constraints.change_cost
     if change is not None:
@@ -473,7 +526,8 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
     if request.robust is not None:
         yield from robust_assumptions(request.robust, request.constraints.headroom)
     yield from unused_settings(request, offers)
-    yield from ASSUMPTIONS
+    has_adapters = any(service.adapters is not None for service in services)
+    yield from (UNPROVEN_WITH_ADAPTERS if has_adapters and text == UNPROVEN else text for text in ASSUMPTIONS)
 
 
 def _specs(offers: Sequence[Offer]) -> list[GpuSpec]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from planner.domain.disaggregation import Role
 from planner.errors import InputError
+from planner.planning.adapters import refuse_adapters
 from planner.planning.explain import question_of
 from planner.planning.replay_outcome import (
     Phase,
@@ -220,6 +221,7 @@ def prepare(question: Question, plan: Plan, *, traces: Mapping[str, Trace] | Non
             "This plan has throughputs alone: nothing says how long an engine step takes.",
             hint="Plan a PlanRequest, whose models and GPUs are known.",
         )
+    refuse_adapters(question.problem, "simulated")
     for name in traces or {}:
         if name not in services:
             raise InputError(f"The plan has no service {name!r}.", hint=f"There are: {', '.join(services)}.")

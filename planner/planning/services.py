@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from planner.catalog.models import load_record
 from planner.domain.hardware import EngineConfig
 from planner.errors import InputError
+from planner.planning.adapters import prepare_adapters, read_service_adapters, with_sum_of_rates
 from planner.planning.horizon import Rhythm, own_rhythm, stated_rhythm
 from planner.planning.located import inside
 from planner.planning.traffic import TrafficSource, read_demand
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from planner.files.request.deferrable import Deferrable
     from planner.files.request.horizon import HorizonChoice
     from planner.files.request.services import Service
+    from planner.planning.adapters import ServiceAdapters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +37,17 @@ class PreparedService:
     configs: tuple[EngineConfig, ...]
     rhythm: Rhythm | None = None
     """Demand over the periods; None without a horizon."""
+    adapters: ServiceAdapters | None = None
+    """Where requests are for adapters; `demand` has a bucket for each group of them then."""
 
 
 def prepare_service(service: Service, index: int, *, base_dir: Path, horizon: HorizonChoice | None) -> PreparedService:
     """Return `service`, number `index` of the request, with everything read that it names."""
     with inside(f"services[{index}].model"):
         record = load_record(service.model, base_dir=base_dir)
+    adapters = () if service.adapters is None else read_service_adapters(service, index, base_dir=base_dir)
+    if adapters:
+        service = with_sum_of_rates(service, index, adapters)
     with inside(f"services[{index}].workload"):
         rhythm = None if horizon is None else stated_rhythm(service, horizon, base_dir=base_dir)
         if rhythm is not None and rhythm.rate_rps is not None:
@@ -53,6 +60,11 @@ def prepare_service(service: Service, index: int, *, base_dir: Path, horizon: Ho
     with inside(f"services[{index}].parallelism"):
         configs = tuple(engine_configs(service, record.architecture))
     aliases = tuple(record.aliases)
+    prepared = None
+    if adapters:
+        with inside(f"services[{index}].adapters"):
+            prepared = prepare_adapters(service, record.architecture, adapters, demand)
+        demand = prepared.demand
     return PreparedService(
         request=service,
         model=record.architecture,
@@ -61,6 +73,7 @@ def prepare_service(service: Service, index: int, *, base_dir: Path, horizon: Ho
         traffic=traffic,
         configs=configs,
         rhythm=rhythm,
+        adapters=prepared,
     )
 
 

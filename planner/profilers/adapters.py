@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.adapters import adapter_params
+from planner.domain.adapters import Isolation, adapter_params
 from planner.domain.precision import UNQUANTIZED_BYTES, weight_bytes
 
 if TYPE_CHECKING:
@@ -74,3 +74,38 @@ def adapter_load(model: ModelArchitecture, config: EngineConfig, adapters: Adapt
         return AdapterLoad(memory_bytes=used * size, read_bytes=used * size)
     copy = weight_bytes(model, config.precision) / n_gpus
     return AdapterLoad(memory_bytes=(adapters.count - 1.0) * copy, read_bytes=(used - 1.0) * copy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRoom:
+    """Room for adapters on one replica, whoever they are."""
+
+    count: int
+    bytes_each: float
+    """Over all GPUs of the replica."""
+    isolation: Isolation
+    """`SHARED_PROCESS` or `SHARED_BACKBONE`."""
+    context_bytes: float = 0.0
+    """CUDA context and workspace of one process, on every GPU."""
+
+    def taken_bytes(self, n_gpus: int, *, room_bytes: float, activation_bytes: float) -> float:
+        """Return what one engine's KV cache loses on every GPU of its replica.
+
+        One engine loses the slots. Of processes on one copy of the weights each has its part of what is left beside
+        everybody's adapters, and the contexts and activations of all but the first, which `room_bytes` has counted.
+        """
+        size = self.bytes_each / n_gpus
+        if self.isolation is Isolation.SHARED_PROCESS:
+            return self.count * size
+        left = room_bytes - self.count * size - (self.count - 1) * (self.context_bytes + activation_bytes)
+        return room_bytes - left / self.count
+
+    def read_bytes(self, n_gpus: int, batch: float) -> float:
+        """Return what a step of `batch` sequences reads of adapters on every GPU, those of one engine being alike.
+
+        Alike is the dearest case: the more uneven their rates, the fewer different ones are in a batch.
+        """
+        if self.isolation is Isolation.SHARED_BACKBONE:
+            return self.bytes_each / n_gpus
+        used = self.count * (1.0 - (1.0 - 1.0 / self.count) ** max(batch, 1.0))
+        return float(used * self.bytes_each / n_gpus)

@@ -6,11 +6,12 @@ which each SLO holds and the requests under way fit the replica's slots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.adapters import Isolation
 from planner.domain.disaggregation import Role
 from planner.domain.provenance import Provenance, ProvenanceKind
 from planner.domain.slo import Metric
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from planner.domain.hardware import EngineConfig, GpuSpec
     from planner.domain.model import ModelArchitecture
     from planner.domain.slo import Slo
+    from planner.profilers.adapters import AdapterRoom
     from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.roofline import Array
 
@@ -141,22 +143,25 @@ def refusals(
     output_tokens: Array,
     params: EstimatorParams,
     role: Role = Role.BOTH,
+    taken_bytes: float = 0.0,
 ) -> tuple[str, ...]:
-    """Return per size in words why it cannot be served at all; "" where it can."""
+    """Return per size in words why it cannot be served at all; "" where it can.
+
+    taken_bytes : what adapters take of the room for KV caches on each GPU.
+    """
     total = input_tokens + output_tokens
     reason = roofline.misfit(model, gpu, config, params)
     if reason:
         return (reason,) * len(total)
     kept_tokens = input_tokens + 1.0 if role is Role.PREFILL else total
-    fits = roofline.kv_sequences(model, gpu, config, kept_tokens, params) >= 1
+    fits = roofline.kv_sequences(model, gpu, config, kept_tokens, params, taken_bytes=taken_bytes) >= 1
+    beside = "the weights and adapters" if taken_bytes else "the weights"
     reasons = []
     for i, tokens in enumerate(total):
         if params.is_context_enforced and tokens > model.max_context_tokens:
             reasons.append(f"{tokens:,.0f} tokens exceed the model's context of {model.max_context_tokens:,} tokens")
         elif not fits[i]:
-            reasons.append(
-                f"the KV cache of one request of {kept_tokens[i]:,.0f} tokens does not fit beside the weights"
-            )
+            reasons.append(f"the KV cache of one request of {kept_tokens[i]:,.0f} tokens does not fit beside {beside}")
         else:
             reasons.append("")
     return tuple(reasons)
@@ -174,6 +179,7 @@ def estimate_buckets(
     speed: Array | None = None,
     role: Role = Role.BOTH,
     handover_s: Array | None = None,
+    adapters: AdapterRoom | None = None,
 ) -> BucketEstimates:
     """Return the largest steady rate of each request size on ONE replica such that every SLO holds.
 
@@ -185,9 +191,13 @@ def estimate_buckets(
     speed : shape (buckets,), factor by which measurements say that the replica is faster than the bare estimate.
     role : what part of each request the replica serves; the SLOs are those of this part.
     handover_s : shape (buckets,), time in which a KV cache passes to or from the replica; counts as part of the TTFT.
+    adapters : room for adapters that the replica has, all of them in use; rates are then of all adapters together.
     """
     prompt, output = (np.maximum(np.asarray(tokens, dtype=np.float64), 1.0) for tokens in (input_tokens, output_tokens))
-    reasons = refusals(model, gpu, config, input_tokens=prompt, output_tokens=output, params=params, role=role)
+    taken = 0.0 if adapters is None else _taken_bytes(model, gpu, config, adapters, params)
+    reasons = refusals(
+        model, gpu, config, input_tokens=prompt, output_tokens=output, params=params, role=role, taken_bytes=taken
+    )
     served = np.flatnonzero([not reason for reason in reasons])
     rate, batch = np.zeros((2, len(prompt)))
     ttft, tpot, e2e = np.full((3, len(prompt)), np.inf)
@@ -203,13 +213,69 @@ def estimate_buckets(
             speed=None if speed is None else speed[served],
             role=role,
             handover_s=None if handover_s is None else handover_s[served],
+            taken_bytes=taken,
         )
-        found = _largest_rates(replica, slos, config)
+        if adapters is None:
+            found = _largest_rates(replica, slos, config)
+        else:
+            found = _with_adapters(replica, slos, config, gpu=gpu, model=model, adapters=adapters, params=params)
         rate[served], batch[served] = found.rate_rps, found.batch
         ttft[served], tpot[served], e2e[served] = found.ttft_s, found.tpot_s, found.e2e_s
         for i, text in zip(served, found.limiting, strict=True):
             limiting[i] = text
     return BucketEstimates(rate_rps=rate, limiting=tuple(limiting), ttft_s=ttft, tpot_s=tpot, e2e_s=e2e, batch=batch)
+
+
+def _taken_bytes(
+    model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, adapters: AdapterRoom, params: EstimatorParams
+) -> float:
+    if roofline.misfit(model, gpu, config, params):
+        return 0.0  # it does not run at all, adapters or not
+    memory = roofline.replica_memory(model, gpu, config, params)
+    return adapters.taken_bytes(
+        config.gpus_per_replica, room_bytes=memory.kv_bytes, activation_bytes=memory.activation_bytes
+    )
+
+
+BATCH_ROUNDS = 3
+"""Assumed batches of adapters' steps, each the one found with the last."""
+
+
+def _with_adapters(
+    replica: Replica,
+    slos: Sequence[Slo],
+    config: EngineConfig,
+    *,
+    gpu: GpuSpec,
+    model: ModelArchitecture,
+    adapters: AdapterRoom,
+    params: EstimatorParams,
+) -> BucketEstimates:
+    """Return the largest rates of a replica whose steps also read adapters, those of all its adapters together.
+
+    What is read depends on the batch, and the batch on how long steps take: the first round assumes the fullest batch,
+    each later one the largest batch found before; the last one counts whose batch is no larger than assumed. Processes
+    that share the weights take turns: all are taken to be busy, so each is as many times as slow as they are many.
+    """
+    efficiency = roofline.engine_efficiency(gpu, config, params)
+    rate = gpu.bandwidth_bytes_per_s * efficiency.bandwidth_fraction
+    turns = adapters.count if adapters.isolation is Isolation.SHARED_BACKBONE else 1
+    plain = roofline.step_model(model, gpu, config, params)
+    overhead = plain.overhead_s + model.n_layers * efficiency.adapter_overhead_s
+    batch = float(replica.slots.max())
+    best: BucketEstimates | None = None
+    for _ in range(BATCH_ROUNDS):
+        read_s = adapters.read_bytes(config.gpus_per_replica, batch) / rate
+        steps = replace(plain, dense_read_s=plain.dense_read_s + read_s, overhead_s=overhead)
+        found = _largest_rates(replace(replica, steps=steps, speed=replica.speed / turns), slos, config)
+        largest = float(found.batch.max())
+        if best is not None and largest > batch:
+            break
+        best = found
+        if turns > 1 or largest >= batch:
+            break
+        batch = largest
+    return replace(best or found, rate_rps=(best or found).rate_rps * turns)
 
 
 def _largest_rates(replica: Replica, slos: Sequence[Slo], config: EngineConfig) -> BucketEstimates:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from planner.domain.model import ModelArchitecture
     from planner.domain.slo import Slo
     from planner.domain.workload import Bucket
+    from planner.profilers.adapters import AdapterRoom
     from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.measured import Correction, MeasuredStore, MeasuredTable
     from planner.profilers.roofline import Array
@@ -117,6 +118,7 @@ def profile_option(
     aliases: Sequence[str] = (),
     shortfall: Array | None = None,
     stage: Stage | None = None,
+    adapters: AdapterRoom | None = None,
 ) -> OptionProfile:
     """Return the largest steady rate of every bucket on ONE replica within `slos`, and where each figure comes from.
 
@@ -129,6 +131,7 @@ def profile_option(
     shortfall : shape (buckets,), by what part each figure is too large; None = it is right. Every engine step then
         takes 1 / (1 - shortfall) as long, so where an objective binds the rate falls by more than that.
     stage : one part of serving, if the replica does only this; `slos` are those of whole requests.
+    adapters : room for adapters that the replica has, all of them in use.
 
     Raises
     ------
@@ -144,7 +147,11 @@ def profile_option(
     kv_bytes = roofline.kv_transfer_bytes(model, config, np.maximum(sizes[:, 0], 1.0))
 
     def estimate(
-        engine_config: EngineConfig, held: Sequence[Slo], kept: Array | None = None, on: GpuSpec = gpu
+        engine_config: EngineConfig,
+        held: Sequence[Slo],
+        kept: Array | None = None,
+        on: GpuSpec = gpu,
+        room: AdapterRoom | None = None,
     ) -> BucketEstimates:
         speed = None if found is None else found.correction.speed
         if kept is not None:
@@ -160,6 +167,7 @@ def profile_option(
             speed=speed,
             role=Role.BOTH if stage is None else stage.role,
             handover_s=None if stage is None else kv_bytes / stage.bytes_per_s,
+            adapters=room,
         )
 
     bounds = slos if stage is None else stage.slos(slos)
@@ -193,6 +201,15 @@ def profile_option(
         part = np.minimum(_part_left(slow, estimates), 1.0)
         rates, limiting = rates * part, slow.limiting
         provenance = tuple(_under_cap(each, cap_w, left) for each, left in zip(provenance, part.tolist(), strict=True))
+    if adapters is not None:
+        cooled = gpu if cap_w is None else capped(gpu, cap_w)
+        without = estimates if cap_w is None else estimate(config, bounds, on=cooled)
+        slow = estimate(config, bounds, on=cooled, room=adapters)
+        part = np.minimum(_part_left(slow, without), 1.0)
+        rates, limiting = rates * part, slow.limiting
+        provenance = tuple(
+            _beside_adapters(each, adapters, left) for each, left in zip(provenance, part.tolist(), strict=True)
+        )
     return OptionProfile(
         throughput_rps=rates,
         provenance=_with_errors(provenance, is_fitted=params.is_fitted(gpu)),
@@ -216,6 +233,13 @@ def _under_cap(origin: Provenance, cap_w: WattsPerGpu, part: float) -> Provenanc
     """Return the origin of a rate that a power limit has lowered: no measurement any more."""
     kind = ProvenanceKind.ESTIMATED if origin.kind is ProvenanceKind.ESTIMATED else ProvenanceKind.CALIBRATED
     note = f"{origin.note}; x {part:.2f} at a power limit of {cap_w:g} W per GPU, as estimated"
+    return replace(origin, kind=kind, note=note.removeprefix("; "))
+
+
+def _beside_adapters(origin: Provenance, adapters: AdapterRoom, part: float) -> Provenance:
+    """Return the origin of a rate that adapters have lowered: no measurement any more."""
+    kind = ProvenanceKind.ESTIMATED if origin.kind is ProvenanceKind.ESTIMATED else ProvenanceKind.CALIBRATED
+    note = f"{origin.note}; x {part:.2f} with {adapters.count} adapters ({adapters.isolation}), as estimated"
     return replace(origin, kind=kind, note=note.removeprefix("; "))
 
 

@@ -187,13 +187,21 @@ def misfit(model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, params:
 
 
 def kv_sequences(
-    model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, context_tokens: Array, params: EstimatorParams
+    model: ModelArchitecture,
+    gpu: GpuSpec,
+    config: EngineConfig,
+    context_tokens: Array,
+    params: EstimatorParams,
+    *,
+    taken_bytes: float = 0.0,
 ) -> Array:
     """Return how many whole sequences of `context_tokens` a replica's KV cache holds, rounded down.
 
     C(S) = floor((u M - W / (tp pp) - activations) / (bytes of one sequence on each GPU)).
+
+    taken_bytes : what something else takes of the cache's room on each GPU.
     """
-    room = max(0.0, replica_memory(model, gpu, config, params).kv_bytes)
+    room = max(0.0, replica_memory(model, gpu, config, params).kv_bytes - taken_bytes)
     per_sequence = kv_bytes_per_gpu(model, config, context_tokens, is_read=False)
     return np.floor(np.divide(room, per_sequence, out=np.full_like(per_sequence, np.inf), where=per_sequence > 0))
 

@@ -113,16 +113,18 @@ def make_replica(
     speed: Array | None = None,
     role: Role = Role.BOTH,
     handover_s: Array | None = None,
+    taken_bytes: float = 0.0,
 ) -> Replica:
     """Return the replica's step model and what depends on the requests' sizes.
 
     A prefill replica is one whose answers are one token long. A decode replica is one whose prompts are one token long:
     the KV cache of the others has come over the network, and the last one is computed anew for the first token's sake.
+    `taken_bytes` is what something else takes of the room for KV caches on each GPU.
     """
     steps = roofline.step_model(model, gpu, config, params)
     reserved = roofline.engine_efficiency(gpu, config, params).output_reserve_fraction
     kept_tokens = input_tokens + (1.0 if role is Role.PREFILL else output_tokens * reserved)
-    in_memory = roofline.kv_sequences(model, gpu, config, kept_tokens, params)
+    in_memory = roofline.kv_sequences(model, gpu, config, kept_tokens, params, taken_bytes=taken_bytes)
     decode_steps = np.maximum(output_tokens - 1.0, 0.0)
     is_decode = role is Role.DECODE
     last_token_s = roofline.decode_attention_s(steps, model, config, input_tokens)

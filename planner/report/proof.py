@@ -16,12 +16,17 @@ NOT_SIMULATED = (
     "not simulated: SLOs enter through the throughput of each GPU; gpuplan simulate replays it request by request."
 )
 
+NOT_SIMULATED_WITH_ADAPTERS = (
+    "not simulated: SLOs enter through the throughput of each GPU; gpuplan simulate does not know adapters."
+)
+
 
 def slo_text(plan: Plan) -> str:
     """Return what the objectives came to in the simulation, or that there was none."""
     proof = plan.proof
     if proof is None:
-        return NOT_SIMULATED if plan.allocation else ""
+        text = NOT_SIMULATED_WITH_ADAPTERS if plan.adapters else NOT_SIMULATED
+        return text if plan.allocation else ""
     several = len({slo.service for slo in proof.slos}) > 1
     traffic = ", ".join(dict.fromkeys(clean(service.traffic) for service in proof.services))
     head = f"simulated, {traffic} at {percent(proof.load)} of the planned rate: "

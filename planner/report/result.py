@@ -77,6 +77,12 @@ class PlanResult:
 
         return regret_csv(self.plan)
 
+    def to_adapters_csv(self) -> str:
+        """Return adapters.csv: one row per replica and adapter that it holds."""
+        from planner.report.tables import adapters_csv  # noqa: PLC0415
+
+        return adapters_csv(self.plan)
+
     def to_markdown(self) -> str:
         """Return a report for a pull request."""
         from planner.report.tables import plan_markdown  # noqa: PLC0415

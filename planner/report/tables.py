@@ -45,6 +45,24 @@ class RoutingRow:
     stage: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRow:
+    """An adapter on a replica."""
+
+    service: str
+    replica: int
+    """Number of the replica among those of the service, from 0."""
+    option: str
+    slots: int
+    adapter: str
+    rate_rps: float
+    """What this replica serves of it."""
+    adapter_rate_rps: float
+    """What all replicas do."""
+    adapter_usd_per_month: float
+
+
+ADAPTER_COLUMNS = tuple(field.name for field in fields(AdapterRow))
 ROUTING_COLUMNS = tuple(field.name for field in fields(RoutingRow))
 REGRET_COLUMNS = tuple(field.name for field in fields(RegretEntry))
 
@@ -63,6 +81,29 @@ def regret_csv(plan: Plan) -> str:
     """Return regret.csv: one row per fleet and scenario; the header alone where there are no scenarios."""
     entries = () if plan.robustness is None else regret_entries(plan.robustness)
     return _csv(REGRET_COLUMNS, (astuple(entry) for entry in entries))
+
+
+def adapters_csv(plan: Plan) -> str:
+    """Return adapters.csv: one row per replica and adapter; the header alone where there are no adapters."""
+    return _csv(ADAPTER_COLUMNS, (astuple(row) for row in _adapter_rows(plan)))
+
+
+def _adapter_rows(plan: Plan) -> Iterator[AdapterRow]:
+    for item in plan.adapters:
+        slots = {host.option: host.slots for host in item.hosts}
+        shares = {share.adapter: share for share in item.shares}
+        for number, replica in enumerate(item.placement):
+            for held in replica.adapters:
+                yield AdapterRow(
+                    service=item.service,
+                    replica=number,
+                    option=replica.option,
+                    slots=slots[replica.option],
+                    adapter=held.adapter,
+                    rate_rps=held.rate_rps,
+                    adapter_rate_rps=shares[held.adapter].rate_rps,
+                    adapter_usd_per_month=shares[held.adapter].usd_per_month,
+                )
 
 
 def plan_frame(plan: Plan) -> pd.DataFrame:

@@ -145,10 +145,3 @@ def test_a_list_in_a_request():
 def test_a_wrong_list_is_refused(text, words):
     with pytest.raises(InputError, match=words):
         read(text)
-
-
-def test_no_request_has_adapters_yet():
-    """A plan that passed over adapters in silence would be wrong; the key comes when plans use them."""
-    from planner.files.request.services import Service
-
-    assert "adapters" not in Service.model_fields

@@ -12,12 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.domain.adapters import Isolation
 from planner.domain.disaggregation import Role
 from planner.domain.plan import (
+    AdapterAlternative,
+    AdapterHost,
+    AdapterPlan,
+    AdapterReplica,
+    AdapterShare,
     Allocation,
     Baseline,
     Commitment,
     Conflict,
+    HostedAdapter,
     JobPlan,
     JobRun,
     ObjectiveValue,
@@ -50,7 +57,7 @@ from planner.domain.proof import (
 from planner.domain.provenance import ProvenanceKind, Warning_
 from planner.domain.robustness import FleetOutcomes, FleetReplicas, Outcome, Robustness, ScenarioCase
 from planner.errors import InputError, PlannerError, UnsupportedFormatError
-from planner.files import plan_schema, proof_schema, robustness_schema
+from planner.files import adapter_plan_schema, plan_schema, proof_schema, robustness_schema
 from planner.files.documents import parse_document
 from planner.files.plan_document import DERIVED, plan_to_document
 from planner.files.plan_schema import plan_from_document, plan_json_schema, read_plan
@@ -261,6 +268,7 @@ def built(kind, **given_fields):
         "float | str | None": st.none() | names | figures | counts,
         "bool": st.booleans(),
         "Role": st.sampled_from(Role),
+        "Isolation": st.sampled_from(Isolation),
         "ProvenanceKind": st.sampled_from(ProvenanceKind),
         "tuple[int, int] | None": st.none() | st.tuples(counts, counts),
         "tuple[str, ...]": st.lists(names, max_size=3).map(tuple),
@@ -308,6 +316,15 @@ def plans(draw):
         "commitments": several(built(Commitment)),
         "redundancy": several(built(RedundancyPrice)),
         "jobs": several(built(JobPlan, runs=several(built(JobRun)))),
+        "adapters": several(
+            built(
+                AdapterPlan,
+                hosts=several(built(AdapterHost)),
+                placement=several(built(AdapterReplica, adapters=several(built(HostedAdapter)))),
+                shares=several(built(AdapterShare)),
+                alternatives=several(built(AdapterAlternative)),
+            )
+        ),
         "schedule": several(
             built(
                 Period,
@@ -450,6 +467,12 @@ MODELS = [
     plan_schema.RedundancyPriceDocument,
     plan_schema.JobPlanDocument,
     plan_schema.JobRunDocument,
+    adapter_plan_schema.AdapterPlanDocument,
+    adapter_plan_schema.AdapterHostDocument,
+    adapter_plan_schema.AdapterReplicaDocument,
+    adapter_plan_schema.HostedAdapterDocument,
+    adapter_plan_schema.AdapterShareDocument,
+    adapter_plan_schema.AdapterAlternativeDocument,
     proof_schema.ProofDocument,
     proof_schema.SimulatedSloDocument,
     proof_schema.RoundServiceDocument,

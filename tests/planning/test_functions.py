@@ -216,7 +216,7 @@ OPTIONS = (
 
 
 def test_the_command_compares_the_example(gpuplan, repo):
-    ran = gpuplan("adapters", "compare", repo / "examples/adapters.csv", *OPTIONS)
+    ran = gpuplan("adapters", "compare", repo / "examples/tenants.csv", *OPTIONS)
     assert ran.code == 0
     assert [line.split()[0] for line in ran.out.splitlines()[1:5]] == [way.value for way in Way]
     assert "requests for 8 adapters in 2 h; 95.0% have to be within their SLOs." in ran.out  # support asks for a p95
@@ -224,7 +224,7 @@ def test_the_command_compares_the_example(gpuplan, repo):
 
 
 def test_the_command_as_json(gpuplan, repo):
-    arguments = ("adapters", "compare", repo / "examples/adapters.csv", *OPTIONS, "--json", "--used-price", "0.0006")
+    arguments = ("adapters", "compare", repo / "examples/tenants.csv", *OPTIONS, "--json", "--used-price", "0.0006")
     ran = gpuplan(*arguments)
     assert ran.code == 0
     assert ran.json["kind"] == "AdapterWays"

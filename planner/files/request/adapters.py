@@ -1,4 +1,4 @@
-"""Adapters of a service: the form of a list of them. No request has this key yet, since no plan uses adapters yet."""
+"""Adapters of a service: the form of a list of them."""
 
 from __future__ import annotations
 

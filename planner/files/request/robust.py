@@ -87,6 +87,7 @@ class ScenarioChoice(Strict):
         if not self.demand and not self.workload and self.throughput_error is None:
             raise InputError(f"Nothing is different in the scenario {self.name!r}.", hint="demand: 1.5")
         for service, workload in self.workload.items():
+            workload.check_rate()
             if workload.by_hour is not None:
                 raise InputError(f"The workload of {service!r} in the scenario {self.name!r} changes by the hour.")
         return self

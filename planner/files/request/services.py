@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from planner.domain.hardware import PowerCap
 from planner.errors import InputError
+from planner.files.request.adapters import Adapters
 from planner.files.request.egress import Users
 from planner.files.schema import BytesPerS, Fraction, PowerCapField, RateRps, Strict
 from planner.files.slo import SloField
@@ -129,13 +130,20 @@ class Workload(Strict):
         if len(sources) != 1:
             found = " and ".join(sources) or "none"
             raise InputError(f"A workload needs exactly one of trace, histogram and constant; found {found}.")
-        if sources != ["trace"] and self.rate is None and self.by_hour is None:
-            raise InputError(
-                f"A workload from a {sources[0]} says nothing of time: give its rate.", hint="rate: 30 req/s"
-            )
         if sources != ["trace"] and self.peak is not None:
             raise InputError("peak needs a trace with arrival times.", hint="Raise the rate instead.")
         return self
+
+    def check_rate(self) -> None:
+        """Refuse a workload that says how large requests are and not how many there are.
+
+        Raises
+        ------
+        InputError: if nothing says its rate.
+        """
+        if self.trace is None and self.rate is None and self.by_hour is None:
+            source = "histogram" if self.constant is None else "constant"
+            raise InputError(f"A workload from a {source} says nothing of time: give its rate.", hint="rate: 30 req/s")
 
 
 Spares = Annotated[int, Field(ge=1, le=10, strict=True)]
@@ -170,6 +178,12 @@ class Service(Strict):
     )
     engine: Engine = Field(default=Engine(), description="The serving engine.")
     parallelism: Parallelism = Field(default=Parallelism(), description="How a replica may be spread over GPUs.")
+    adapters: Adapters | None = Field(
+        default=None,
+        description="Low-rank adapters (LoRA) of the model, which requests are for. Their rates add up to the"
+        " workload's, which may be left out; it gives the sizes of all their requests.",
+        examples=[{"file": "adapters.csv", "isolation": "shared-process"}],
+    )
     workload: Workload = Field(description="What is asked of it.")
     slo: list[SloField] = Field(min_length=1, description="Service-level objectives; all must hold.")
     disaggregate: Literal["never", "allowed", "only"] = Field(
@@ -198,3 +212,10 @@ class Service(Strict):
     spare_replicas: Annotated[int, Field(ge=0, le=10, strict=True)] | None = Field(
         default=None, description="Spare replicas of this service, where they differ from the fleet's; 0 = none."
     )
+
+    @field_validator("workload")
+    @classmethod
+    def _something_says_the_rate(cls, workload: Workload, info: ValidationInfo) -> Workload:
+        if info.data.get("adapters") is None:
+            workload.check_rate()
+        return workload

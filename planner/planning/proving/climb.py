@@ -132,6 +132,7 @@ def check_can_be_proven(question: Question, plan: Plan) -> None:
         (question.replay is None, "has throughputs alone: nothing says how long an engine step takes"),
         (not plan.allocation, "rents nothing"),
         (bool(problem.jobs), "does work with a deadline"),
+        (bool(problem.tenancies), "places adapters, which the simulation does not know"),
     ):
         if is_so:
             raise InputError(f"This plan {what}, and cannot be proven by simulation.", hint="Plan with --no-verify.")

@@ -1,0 +1,109 @@
+"""The part of plan.json's schema that tells which adapters live where."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from planner.domain.adapters import Isolation
+from planner.domain.plan import (
+    AdapterAlternative,
+    AdapterHost,
+    AdapterPlan,
+    AdapterReplica,
+    AdapterShare,
+    HostedAdapter,
+)
+
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class HostedAdapterDocument(_Part):
+    """An adapter on a replica."""
+
+    adapter: str = Field(description="Its name, which requests give.")
+    rate_rps: NonNegative = Field(description="What this replica serves of its requests.")
+
+
+class AdapterReplicaDocument(_Part):
+    """One replica and the adapters that it holds."""
+
+    option: str = Field(description="As `option` of the plan's `allocation`.")
+    utilization: NonNegative = Field(description="Mean load without headroom, 0 to 1.")
+    adapters: list[HostedAdapterDocument] = Field(description="The busiest first.")
+
+    def to_replica(self) -> AdapterReplica:
+        """Return the domain's replica."""
+        held = tuple(HostedAdapter(**dict(item)) for item in self.adapters)
+        return AdapterReplica(option=self.option, utilization=self.utilization, adapters=held)
+
+
+class AdapterHostDocument(_Part):
+    """Replicas of one option, and the room that each has for adapters."""
+
+    option: str = Field(description="As `option` of the plan's `allocation`.")
+    isolation: Isolation = Field(
+        description="What the adapters of a replica share; dedicated: it has one, merged into its weights."
+    )
+    slots: int = Field(ge=1, description="Adapters that a replica holds at once.")
+    slot_bytes: NonNegative = Field(
+        description="Memory that is set aside for each of them, over all GPUs of the replica; 0 = merged."
+    )
+    replicas: Count = Field(description="Replicas of this option.")
+    engine_flags: str = Field("", description="How the engine is started for its adapters; empty = nothing to say.")
+
+
+class AdapterShareDocument(_Part):
+    """What one adapter costs."""
+
+    adapter: str = Field(description="Its name.")
+    rate_rps: NonNegative = Field(description="What is asked of it.")
+    replicas: Count = Field(description="Replicas that hold it.")
+    usd_per_month: NonNegative = Field(description="Its part of what these replicas cost, by load.")
+
+
+class AdapterAlternativeDocument(_Part):
+    """What another way to serve the same adapters would cost, planned alike."""
+
+    way: str = Field(
+        description="dedicated: replicas of its own for every adapter; one pool: replicas of one kind for all adapters"
+        " that may share."
+    )
+    cost_usd_per_hour: NonNegative | None = Field(
+        description="Of the cheapest whole plan found; null = none, or a limit came before any."
+    )
+    bound_usd_per_hour: NonNegative | None = Field(description="No plan of this way costs less; null = not known.")
+    reason: str = Field("", description="Why there is no cost.")
+
+
+class AdapterPlanDocument(_Part):
+    """Which adapters of a service live where."""
+
+    service: str = Field(description="The service whose requests are for adapters.")
+    adapters: Count = Field(description="Adapters with requests.")
+    idle: list[str] = Field(description="Adapters without requests: no replica holds them.")
+    groups: Count = Field(description="Groups of like adapters that the programme saw.")
+    added_replicas: Count = Field(
+        description="More replicas than the programme over groups has, because adapters are whole."
+    )
+    hosts: list[AdapterHostDocument] = Field(description="The options in use and their room for adapters.")
+    placement: list[AdapterReplicaDocument] = Field(description="Every replica and what it holds.")
+    shares: list[AdapterShareDocument] = Field(description="What each adapter costs, in the order of the request.")
+    alternatives: list[AdapterAlternativeDocument] = Field(
+        default_factory=list, description="What other ways would cost; a cost is of the whole plan."
+    )
+
+    def to_adapter_plan(self) -> AdapterPlan:
+        """Return the domain's form."""
+        parts: dict[str, Any] = {
+            "idle": tuple(self.idle),
+            "hosts": tuple(AdapterHost(**dict(item)) for item in self.hosts),
+            "placement": tuple(item.to_replica() for item in self.placement),
+            "shares": tuple(AdapterShare(**dict(item)) for item in self.shares),
+            "alternatives": tuple(AdapterAlternative(**dict(item)) for item in self.alternatives),
+        }
+        return AdapterPlan(**(dict(self) | parts))

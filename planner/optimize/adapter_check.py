@@ -1,0 +1,148 @@
+"""Part of the independent check of a plan: where its adapters are, from the plan's own placement.
+
+Every adapter's requests are added up over the replicas that the plan names; each replica's slots, memory and load are
+counted from the adapters that it is said to hold. Nothing of the programme over groups is looked at.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+from planner.domain.adapters import Isolation
+from planner.domain.costs import usd_per_month
+from planner.errors import SolverLiedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from planner.domain.adapters import Tenancy, Tenant
+    from planner.domain.plan import AdapterPlan, AdapterReplica, Plan
+    from planner.domain.problem import FleetProblem, ServingOption
+
+    Options = Mapping[tuple[str, str], ServingOption]
+
+TOLERANCE = 1e-9
+"""Relative, for rates and loads."""
+COST_TOLERANCE = 1e-6
+"""Relative, for money: what the plan's own sums are held to."""
+
+
+def check_adapters(problem: FleetProblem, plan: Plan, by_key: Options) -> None:
+    """Return if every adapter's requests are served, on replicas that have the slots, the memory and the time for it.
+
+    Raises
+    ------
+    SolverLiedError: naming the adapter or the replica that does not hold.
+    """
+    stated = {item.service: item for item in plan.adapters}
+    tenancies = {tenancy.service: tenancy for tenancy in problem.tenancies}
+    if len(stated) != len(plan.adapters) or set(stated) != set(tenancies):
+        _fail(f"it places the adapters of {sorted(stated)}, and the request has those of {sorted(tenancies)}")
+    for service, item in stated.items():
+        tenancy = tenancies[service]
+        tenants = {tenant.name: tenant for tenant in tenancy.tenants}
+        _check_rates(item, tenants)
+        for number, replica in enumerate(item.placement):
+            option = by_key.get((service, replica.option))
+            if option is None or option.slots is None:
+                _fail(f"adapters of {service} are on {replica.option}, which cannot hold any")
+            else:
+                _check_replica(problem, tenancy, replica, option, tenants, name=f"replica {number} of {service}")
+        _check_counts(plan, item)
+        _check_routes(problem, plan, item, tenants)
+        _check_costs(plan, item)
+
+
+def _fail(what: str) -> None:
+    raise SolverLiedError(f"The plan does not hold: {what}.", hint="Try another solver with --solver.")
+
+
+def _check_rates(item: AdapterPlan, tenants: Mapping[str, Tenant]) -> None:
+    """What the replicas serve of an adapter is what is asked of it; nobody else is served."""
+    served: dict[str, float] = defaultdict(float)
+    for replica in item.placement:
+        for hosted in replica.adapters:
+            if hosted.rate_rps <= 0:
+                _fail(f"{hosted.adapter} is where nothing is served of it")
+            served[hosted.adapter] += hosted.rate_rps
+    if set(served) != set(tenants):
+        odd = sorted(set(served) ^ set(tenants))
+        _fail(f"{len(odd)} adapters of {item.service} are not where requests for them are ({odd[0]})")
+    for name, rate in served.items():
+        asked = tenants[name].rate_rps
+        if abs(rate - asked) > TOLERANCE * asked:
+            _fail(f"{rate!r} req/s of {name} are served, and {asked!r} asked")
+
+
+def _check_replica(
+    problem: FleetProblem,
+    tenancy: Tenancy,
+    replica: AdapterReplica,
+    option: ServingOption,
+    tenants: Mapping[str, Tenant],
+    *,
+    name: str,
+) -> None:
+    """A replica holds no more adapters than it has slots, each fits its slot, and all together leave it in time."""
+    slots = option.slots
+    names = [hosted.adapter for hosted in replica.adapters]
+    if slots is None or len(names) > slots.count or len(set(names)) != len(names):
+        _fail(f"{name} holds {len(names)} adapters on {replica.option}")
+        return
+    load = 0.0
+    for hosted in replica.adapters:
+        tenant = tenants[hosted.adapter]
+        if slots.isolation is not Isolation.DEDICATED and tenant.memory_bytes > slots.bytes_each * (1 + TOLERANCE):
+            _fail(f"{hosted.adapter} takes {tenant.memory_bytes!r} bytes, and a slot has {slots.bytes_each!r}")
+        rate = float(option.usable_rps[tenant.bucket])
+        if rate <= 0:
+            _fail(f"{name} of {tenancy.service} cannot serve {hosted.adapter}")
+        part = hosted.rate_rps / rate
+        if part * _pressure(problem) > slots.largest_load * (1 + TOLERANCE):
+            _fail(f"{hosted.adapter} keeps {part!r} of {name} busy")
+        load += part
+    if load * _pressure(problem) > 1 + TOLERANCE:
+        _fail(f"{name} has {load!r} replicas' work")
+    mean = load * option.utilization_cap
+    if abs(mean - replica.utilization) > COST_TOLERANCE:
+        _fail(f"{name} is busy {mean!r} of the time, and it says {replica.utilization!r}")
+
+
+def _pressure(problem: FleetProblem) -> float:
+    return (1 + problem.headroom_fraction) / problem.utilization_cap
+
+
+def _check_counts(plan: Plan, item: AdapterPlan) -> None:
+    """The placement has the replicas that the plan allocates, and says so of each option."""
+    placed = Counter(replica.option for replica in item.placement)
+    allocated = {row.option: row.replicas for row in plan.allocation if row.service == item.service}
+    hosts = {host.option: host.replicas for host in item.hosts}
+    if placed != allocated or hosts != allocated:
+        _fail(f"it allocates {allocated} of {item.service}, has {hosts} hosts of adapters and fills {dict(placed)}")
+
+
+def _check_routes(problem: FleetProblem, plan: Plan, item: AdapterPlan, tenants: Mapping[str, Tenant]) -> None:
+    """The routes of every group are what its adapters' replicas serve."""
+    demand = next(demand for demand in problem.demands if demand.service == item.service)
+    served: dict[tuple[int, str], float] = defaultdict(float)
+    for replica in item.placement:
+        for hosted in replica.adapters:
+            served[tenants[hosted.adapter].bucket, replica.option] += hosted.rate_rps
+    routes = {(route.row, route.column): route for route in plan.routing if route.service == item.service}
+    for index, bucket in enumerate(demand.buckets):
+        weights = routes[bucket.row, bucket.column].weights
+        mine = {option: rate / bucket.rate_rps for (at, option), rate in served.items() if at == index}
+        if any(abs(weights.get(key, 0.0) - mine.get(key, 0.0)) > TOLERANCE for key in {*weights, *mine}):
+            _fail(f"group {index} of {item.service} is routed by {dict(weights)}, and its adapters serve {mine}")
+
+
+def _check_costs(plan: Plan, item: AdapterPlan) -> None:
+    """What the adapters cost is what their replicas cost."""
+    paid = sum(row.cost_usd_per_hour for row in plan.allocation if row.service == item.service)
+    stated = sum(share.usd_per_month for share in item.shares)
+    if abs(stated - (usd_per_month(paid) or 0.0)) > COST_TOLERANCE * max(stated, 1.0):
+        _fail(f"the adapters of {item.service} cost {stated!r} USD/month together, and their replicas {paid!r} USD/h")
+    copies = Counter(hosted.adapter for replica in item.placement for hosted in replica.adapters)
+    if {share.adapter: share.replicas for share in item.shares} != copies:
+        _fail(f"it miscounts the replicas that hold an adapter of {item.service}")

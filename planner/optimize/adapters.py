@@ -1,0 +1,307 @@
+"""`solve` where requests are for adapters: a programme over groups, and then a place for every adapter.
+
+The bound is that of the programme over groups, which no placement of whole adapters can beat
+(`planner.domain.adapter_groups`); the plan is what was placed, so its gap has in it what whole adapters cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from planner.domain.costs import usd_per_month
+from planner.domain.plan import (
+    AdapterAlternative,
+    AdapterHost,
+    AdapterPlan,
+    AdapterReplica,
+    AdapterShare,
+    HostedAdapter,
+    PlanStatus,
+)
+from planner.domain.provenance import Warning_
+from planner.errors import InputError, SolverLiedError
+from planner.optimize.arrays import fleet_arrays, replicas_per_instance
+from planner.optimize.assemble import assemble, empty_plan, relative_gap
+from planner.optimize.naming import option_keys
+from planner.optimize.placement import DUST, place
+from planner.optimize.plan_check import verify_plan
+from planner.optimize.search import search
+from planner.optimize.settings import Clock
+from planner.optimize.spread import cheapest
+from planner.optimize.termination import Termination
+from planner.optimize.unserved import unserved_conflicts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from planner.domain.adapters import Tenancy
+    from planner.domain.plan import Allocation, Plan
+    from planner.domain.problem import FleetProblem, ServingOption
+    from planner.optimize.arrays import FleetArrays
+    from planner.optimize.placement import Placed, Placement
+    from planner.optimize.search import SearchResult
+    from planner.optimize.settings import Assignment, SolverSettings
+
+MARGINS = (0.01, 0.03, 0.08)
+"""By how much larger all loads are made, one after the other, where what was placed is not what was found."""
+SEARCH_AGAIN_FRACTION = 0.15
+"""Of the time limit, for each search with larger loads."""
+
+
+NOT_PLACED = "W413"
+UNSETTLED = (
+    "Other fleets may cost the same and come first in the documented order (adapters are placed on its replicas); this "
+    "is the one that is found every time."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    plan: Plan
+    placed: Placed
+
+
+def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignment: Assignment) -> Plan:
+    """Return the cheapest verified plan that is found, in which every adapter has its places; or why there is none.
+
+    Raises
+    ------
+    InputError: for buckets in slices.
+    SolverError: if the solver fails or returns what does not satisfy the model.
+    """
+    if assignment.slice_factor is not None:
+        raise InputError(
+            "Adapters are whole already, and buckets of them are not cut into slices.",
+            hint="Leave --assignment sliced out.",
+        )
+    clock = Clock(settings)
+    fleet, result = cheapest(problem, settings, assignment)
+    if result.fleet is None:
+        return empty_plan(result, settings)
+    best: _Candidate | None = None
+    seconds, found = result.seconds, result
+    for margin in (*MARGINS, None):
+        best = _better(best, _candidate(problem, fleet, result, found, settings))
+        if margin is None or clock.is_over or (best is not None and _is_within(best.plan, settings)):
+            break
+        if result.termination is Termination.INTERRUPTED:
+            break
+        limit_s = min(clock.settings().time_limit_s, SEARCH_AGAIN_FRACTION * settings.time_limit_s)
+        found = search(fleet.with_margin(margin), replace(settings, time_limit_s=limit_s))
+        seconds += found.seconds
+        if found.fleet is None:
+            break
+    if best is None:
+        nothing = replace(result, fleet=None, seconds=seconds, termination=Termination.TIME_LIMIT)
+        return replace(empty_plan(nothing, settings), warnings=(_not_placed(result.fleet.cost_usd_per_hour),))
+    plan = replace(best.plan, solver=replace(best.plan.solver, seconds=seconds), assumptions=(UNSETTLED,))
+    if plan.status is PlanStatus.OPTIMAL and not _is_within(plan, settings):
+        plan = replace(plan, status=PlanStatus.FEASIBLE)
+    return plan
+
+
+def _not_placed(cost_usd_per_hour: float) -> Warning_:
+    return Warning_(
+        code=NOT_PLACED,
+        message=f"Groups of adapters fit the limits at {cost_usd_per_hour:.2f} USD/h, and no place was found in them "
+        "for every whole adapter.",
+        observed=cost_usd_per_hour,
+    )
+
+
+def _better(best: _Candidate | None, other: _Candidate | None) -> _Candidate | None:
+    if best is None or other is None:
+        return other if best is None else best
+    costs = (best.plan.cost_usd_per_hour or 0.0, other.plan.cost_usd_per_hour or 0.0)
+    return other if costs[1] < costs[0] else best
+
+
+def _is_within(plan: Plan, settings: SolverSettings) -> bool:
+    """Return whether the plan costs as little as was asked for."""
+    return plan.gap is not None and plan.gap <= settings.relative_gap + 1e-9
+
+
+def _candidate(
+    problem: FleetProblem, fleet: FleetArrays, first: SearchResult, found: SearchResult, settings: SolverSettings
+) -> _Candidate | None:
+    """Return the verified plan of what was `found`, with the bound of the `first` search; None if limits forbid it."""
+    if found.fleet is None:
+        return None
+    placed = place(problem, fleet, found.fleet)
+    # The programme's bound is for its own fleet; nothing stands beside the price of what is rented here.
+    plan = assemble(problem, fleet, placed.fleet, replace(first, fleet=placed.fleet), settings=settings)
+    plan = replace(plan, adapters=tuple(adapter_plans(problem, fleet, placed, plan)))
+    plan = replace(plan, gap=relative_gap(plan.cost_usd_per_hour, plan.bound_usd_per_hour))
+    try:
+        verify_plan(problem, plan)
+    except SolverLiedError:
+        if problem.limits or problem.rules or any(option.offer.available is not None for option in problem.options):
+            return None  # placing whole adapters does not look at them
+        raise
+    return _Candidate(plan=plan, placed=placed)
+
+
+def adapter_plans(problem: FleetProblem, fleet: FleetArrays, placed: Placed, plan: Plan) -> Iterator[AdapterPlan]:
+    """Yield which adapters of each service are where, and what each costs, in the order of the problem."""
+    names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
+    keys = [names[id(option)] for option in fleet.options]
+    placements = {placement.service: placement for placement in placed.placements}
+    for tenancy in problem.tenancies:
+        mine = {row.option: row for row in plan.allocation if row.service == tenancy.service}
+        yield _adapter_plan(problem, fleet, tenancy, placements[tenancy.service], keys=keys, allocation=mine)
+
+
+def _adapter_plan(
+    problem: FleetProblem,
+    fleet: FleetArrays,
+    tenancy: Tenancy,
+    placement: Placement,
+    *,
+    keys: list[str],
+    allocation: Mapping[str, Allocation],
+) -> AdapterPlan:
+    pressure = (1 + problem.headroom_fraction) / problem.utilization_cap
+    hosts = sorted(placement.hosts, key=lambda host: (keys[host.option], min(host.rates)))
+    paid: dict[str, float] = defaultdict(float)
+    copies: Counter[str] = Counter()
+    replicas = []
+    for host in hosts:
+        option, row = fleet.options[host.option], allocation[keys[host.option]]
+        price = row.cost_usd_per_hour / row.replicas
+        loads = _loads(option, tenancy, host.rates)
+        total = sum(loads.values())
+        for name, load in loads.items():
+            paid[name] += usd_per_month(price * load / total) or 0.0
+            copies[name] += 1
+        replicas.append(
+            AdapterReplica(
+                option=keys[host.option],
+                utilization=host.load * option.utilization_cap / pressure,
+                adapters=tuple(
+                    HostedAdapter(adapter=name, rate_rps=rate)
+                    for name, rate in sorted(host.rates.items(), key=lambda pair: (-pair[1], pair[0]))
+                ),
+            )
+        )
+    demand = next(demand for demand in problem.demands if demand.service == tenancy.service)
+    return AdapterPlan(
+        service=tenancy.service,
+        adapters=len(tenancy.tenants),
+        idle=tenancy.idle,
+        groups=len(demand.buckets),
+        added_replicas=placement.added_replicas,
+        hosts=tuple(_hosts(fleet, placement, keys)),
+        placement=tuple(replicas),
+        shares=tuple(
+            AdapterShare(
+                adapter=tenant.name,
+                rate_rps=tenant.rate_rps,
+                replicas=copies[tenant.name],
+                usd_per_month=paid[tenant.name],
+            )
+            for tenant in tenancy.tenants
+        ),
+    )
+
+
+def _loads(option: ServingOption, tenancy: Tenancy, rates: Mapping[str, float]) -> dict[str, float]:
+    bucket_of = {tenant.name: tenant.bucket for tenant in tenancy.tenants if tenant.name in rates}
+    return {name: rate / float(option.throughput_rps[bucket_of[name]]) for name, rate in rates.items()}
+
+
+def _hosts(fleet: FleetArrays, placement: Placement, keys: list[str]) -> Iterator[AdapterHost]:
+    counts = Counter(host.option for host in placement.hosts)
+    for option in sorted(counts, key=lambda j: keys[j]):
+        slots = fleet.options[option].slots
+        if slots is not None:
+            yield AdapterHost(
+                option=keys[option],
+                isolation=slots.isolation,
+                slots=slots.count,
+                slot_bytes=slots.bytes_each,
+                replicas=counts[option],
+                engine_flags=slots.engine_flags,
+            )
+
+
+DEDICATED = "dedicated"
+ONE_POOL = "one pool"
+
+
+def with_alternatives(problem: FleetProblem, plan: Plan, settings: SolverSettings, assignment: Assignment) -> Plan:
+    """Return `plan` with what the same adapters would cost in two other ways, planned alike.
+
+    All services with adapters are served the other way at once, so each of them is told the cost of the whole plan.
+    """
+    if plan.cost_usd_per_hour is None or not plan.adapters:
+        return plan
+    clock = Clock(settings)
+    ways = {DEDICATED: _dedicated(problem), ONE_POOL: _one_pool(problem)}
+    found = tuple(_alternative(way, other, clock, assignment) for way, other in ways.items())
+    adapters = tuple(replace(item, alternatives=found) for item in plan.adapters)
+    return replace(plan, adapters=adapters)
+
+
+def _alternative(way: str, problem: FleetProblem | None, clock: Clock, assignment: Assignment) -> AdapterAlternative:
+    def none(reason: str) -> AdapterAlternative:
+        return AdapterAlternative(way=way, cost_usd_per_hour=None, bound_usd_per_hour=None, reason=reason)
+
+    if problem is None:
+        return none("no replica that can be had holds more than one of these adapters")
+    if clock.is_over:
+        return none("not solved within the time limit")
+    if fleet_arrays(problem, assignment).unserved:
+        return none(unserved_conflicts(problem)[0].explanation)
+    plan = solve_with_adapters(problem, clock.settings(), assignment)
+    if plan.cost_usd_per_hour is None:
+        is_proven = plan.status is PlanStatus.INFEASIBLE
+        return none("the limits leave too little for it" if is_proven else "not solved within the time limit")
+    return AdapterAlternative(
+        way=way, cost_usd_per_hour=plan.cost_usd_per_hour, bound_usd_per_hour=plan.bound_usd_per_hour
+    )
+
+
+def _dedicated(problem: FleetProblem) -> FleetProblem:
+    """Return the problem in which every adapter has replicas of its own."""
+    options = (option for option in problem.options if option.slots is None or option.slots.count == 1)
+    return replace(problem, options=tuple(options))
+
+
+def _one_pool(problem: FleetProblem) -> FleetProblem | None:
+    """Return the problem in which all adapters of a service that may share do so on replicas of one kind.
+
+    The kind is the one whose whole instances cost least for load and slots together, the first of these. Adapters that
+    share nothing keep replicas of their own. None where a service has none that hold several.
+    """
+    pressure = (1 + problem.headroom_fraction) / problem.utilization_cap
+    kept: list[ServingOption] = [option for option in problem.options if option.slots is None]
+    for tenancy in problem.tenancies:
+        mine = [option for option in problem.options if option.service == tenancy.service]
+        sharing = [option for option in mine if option.slots is not None and option.slots.count > 1]
+        may_share = {
+            tenant.bucket for tenant in tenancy.tenants if any(o.throughput_rps[tenant.bucket] > 0 for o in sharing)
+        }
+        able = [option for option in sharing if all(option.throughput_rps[bucket] > 0 for bucket in may_share)]
+        if not able or not may_share:
+            return None
+        prices = [_pool_price(option, tenancy, may_share, pressure) for option in able]
+        best = able[prices.index(min(prices))]
+        kept.append(best)
+        for option in mine:
+            if option.slots is not None and option.slots.count == 1:
+                rates = option.throughput_rps.copy()
+                rates[sorted(may_share)] = 0.0
+                kept.append(replace(option, throughput_rps=rates))
+    return replace(problem, options=tuple(kept))
+
+
+def _pool_price(option: ServingOption, tenancy: Tenancy, buckets: set[int], pressure: float) -> float:
+    """Return what whole instances of `option` for these groups cost at least, in USD/h."""
+    members = [tenant for tenant in tenancy.tenants if tenant.bucket in buckets]
+    load = pressure * sum(tenant.rate_rps / float(option.usable_rps[tenant.bucket]) for tenant in members)
+    slots = 1 if option.slots is None else option.slots.count
+    replicas = math.ceil(max(load, len(members) / slots) - DUST)
+    return float(option.offer.price_usd_per_hour) * math.ceil(replicas / replicas_per_instance(option))

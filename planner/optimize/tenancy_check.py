@@ -1,0 +1,87 @@
+"""What a problem with adapters must be, and what adapters cannot be planned together with."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from planner.domain.problem import EnergyBudget, InstanceLoss, ReplicaLoss, Scenario, ShareCap, Survival
+from planner.errors import InputError
+from planner.optimize.energy import counts_energy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from planner.domain.adapters import Tenancy
+    from planner.domain.problem import FleetProblem
+    from planner.domain.workload import Demand
+
+TOLERANCE = 1e-9
+"""Relative, of sums of rates."""
+PLAIN = "Plan services with adapters in a request of their own, or leave this out."
+
+
+def check_tenancies(problem: FleetProblem) -> None:
+    """Refuse adapters that contradict the demand or the options, and what is not planned together with them.
+
+    Raises
+    ------
+    InputError: naming the first thing that is wrong.
+    """
+    demands = {demand.service: demand for demand in problem.demands}
+    named = [tenancy.service for tenancy in problem.tenancies]
+    if len(set(named)) != len(named) or not set(named) <= set(demands):
+        raise InputError(f"There are adapters of {named}, and demand for {list(demands)}.")
+    for option in problem.options:
+        if (option.slots is not None) != (option.service in named):
+            raise InputError(
+                f"The option of {option.service} on {option.offer.name} and its service do not agree on adapters."
+            )
+    if not problem.tenancies:
+        return
+    for what in _not_combined(problem):
+        raise InputError(f"Adapters are not planned together with {what}.", hint=PLAIN)
+    for tenancy in problem.tenancies:
+        _check_rates(tenancy, demands[tenancy.service])
+
+
+def _check_rates(tenancy: Tenancy, demand: Demand) -> None:
+    names = [tenant.name for tenant in tenancy.tenants]
+    if len(set(names)) != len(names):
+        raise InputError(f"Two adapters of {tenancy.service} have the same name.", hint="Give each its own.")
+    for bucket, asked in enumerate(demand.buckets):
+        rates = [tenant.rate_rps for tenant in tenancy.members(bucket)]
+        if not rates or not all(0 < rate < math.inf for rate in rates):
+            raise InputError(f"Group {bucket} of {tenancy.service} has an adapter without requests, or none at all.")
+        if abs(sum(rates) - asked.rate_rps) > TOLERANCE * asked.rate_rps:
+            raise InputError(
+                f"The adapters of group {bucket} of {tenancy.service} have {sum(rates)!r} req/s, and the group"
+                f" {asked.rate_rps!r}."
+            )
+    if any(not 0 <= tenant.bucket < len(demand.buckets) for tenant in tenancy.tenants):
+        raise InputError(f"An adapter of {tenancy.service} is in no group of its demand.")
+
+
+def _not_combined(problem: FleetProblem) -> Iterator[str]:
+    """Yield what the problem has that placing whole adapters does not keep."""
+    asked = {
+        "a horizon: where adapters are would have to change from period to period": problem.horizon,
+        "constraints.shed: which adapter would be left unserved?": problem.shed,
+        "objectives other than the cost": problem.goal,
+        "a plan that runs today: where its adapters are is not read from it": problem.change,
+        "the regions of users: which adapter is asked for where is not known": problem.egress,
+    }
+    yield from (what for what, part in asked.items() if part is not None)
+    if problem.jobs:
+        yield "deferrable work"
+    if counts_energy(problem):
+        yield "budgets and prices of energy and carbon"
+    if any(option.handover is not None for option in problem.options):
+        yield "disaggregation: what adapters cost a prefill replica is not modelled"
+    for rule in problem.rules:
+        if isinstance(rule, Survival | InstanceLoss | ReplicaLoss):
+            yield f"{rule.name}: what is lost could hold the only copy of an adapter"
+        if isinstance(rule, Scenario):
+            yield f"the scenario {rule.name}: what is asked of each adapter in it is not known"
+        if isinstance(rule, ShareCap | EnergyBudget):
+            yield f"the {rule.name}: whole adapters do not come in shares"

@@ -1,0 +1,387 @@
+"""The adapters of a service, with everything read that they name, and what replicas with room for them serve."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.adapter_groups import group_adapters
+from planner.domain.adapters import (
+    BYTES_PER_PARAMETER,
+    AdapterSlots,
+    Isolation,
+    Tenancy,
+    Tenant,
+    adapter_bytes,
+    adapter_params,
+)
+from planner.domain.provenance import ProvenanceKind
+from planner.domain.workload import Bucket, Demand
+from planner.errors import InputError
+from planner.files.adapters_csv import read_adapters
+from planner.planning.located import at, inside
+from planner.profilers.adapter_engines import adapter_flags, slot_rank
+from planner.profilers.adapters import AdapterRoom
+from planner.units import format_bytes
+from planner.workload.rates import mean_rate_rps
+from planner.workload.read import read_trace, resolve_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from planner.domain.adapter_groups import AdapterGroup
+    from planner.domain.adapters import Adapter
+    from planner.domain.model import ModelArchitecture
+    from planner.domain.problem import FleetProblem
+    from planner.domain.provenance import Provenance
+    from planner.domain.slo import Slo
+    from planner.files.request import PlanRequest
+    from planner.files.request.services import Service
+    from planner.profilers.options import OptionProfile
+
+ALONE = 16
+"""The busiest adapters, which are groups of their own: they decide how many replicas there are."""
+RATE_TOLERANCE = 1e-3
+"""Relative: how far a workload's rate may be from the sum of its adapters', which is often rounded."""
+CONTEXT_BYTES = 0.5e9
+"""Of one process on a GPU: CUDA context and workspace. Assumed, as in ServerlessLoRA's set-up (arXiv 2505.14468)."""
+FEWEST_SHARED = 2
+_WORST_FIRST = tuple(reversed(ProvenanceKind))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotKind:
+    """Slots of one service for adapters that share in one way."""
+
+    isolation: Isolation
+    adapters: int
+    """That may use them."""
+    rank: int
+    """That a slot is made for."""
+    bytes_each: float
+    engine: str
+    idle: int
+    """Adapters without requests, for which there is room in host memory."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of slots per replica that compete: 2, 4, 8, ... and as many as there are adapters."""
+        doubled = [2**power for power in range(1, max(self.adapters - 1, 1).bit_length())]
+        return tuple(dict.fromkeys([*(count for count in doubled if count < self.adapters), self.adapters]))
+
+    def slots(self, count: int) -> AdapterSlots:
+        """Return `count` slots per replica."""
+        held = count + self.idle
+        is_one_engine = self.isolation is Isolation.SHARED_PROCESS
+        return AdapterSlots(
+            count=count,
+            bytes_each=self.bytes_each,
+            isolation=self.isolation,
+            engine_flags=adapter_flags(self.engine, slots=count, rank=self.rank, held=held) if is_one_engine else "",
+        )
+
+    def room(self, count: int) -> AdapterRoom:
+        """Return what `count` slots take of a replica."""
+        return AdapterRoom(
+            count=count, bytes_each=self.bytes_each, isolation=self.isolation, context_bytes=CONTEXT_BYTES
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceAdapters:
+    """The adapters of a service, grouped, and what is asked of each group."""
+
+    groups: tuple[AdapterGroup, ...]
+    tenancy: Tenancy
+    demand: Demand
+    """A bucket for each group, in their order."""
+    sizes: Demand
+    """What the service's workload says: the sizes of the requests of every group."""
+    kinds: tuple[SlotKind, ...]
+    files: tuple[str, ...]
+    """Files that the adapters were read from, as the request names them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hosting:
+    """One configuration with one number of slots, for every group; arrays of shape (groups,)."""
+
+    slots: AdapterSlots
+    throughput_rps: NDArray[np.float64]
+    provenance: tuple[Provenance, ...]
+    limiting: tuple[str, ...]
+    profile: OptionProfile
+
+
+def check_adapter_request(request: PlanRequest) -> None:
+    """Refuse what a request asks for together with adapters and no plan can give.
+
+    Raises
+    ------
+    InputError: naming the part of the request.
+    """
+    for index, service in enumerate(request.services):
+        if service.adapters is None:
+            continue
+        asked = {
+            "horizon": (request.horizon is not None, "a horizon: where they are would have to change by the hour"),
+            "robust": (request.robust is not None, "scenarios: what is asked of each adapter in one is not known"),
+            "deferrable": (bool(request.deferrable), "deferrable work"),
+            f"services[{index}].disaggregate": (
+                service.disaggregate != "never",
+                "disaggregation: what they cost a prefill replica is not modelled",
+            ),
+            f"services[{index}].workload.peak": (
+                service.workload.peak is not None,
+                "a peak: their rates are means. Raise constraints.headroom",
+            ),
+        }
+        for field, (is_asked, what) in asked.items():
+            if is_asked:
+                raise InputError(
+                    f"{service.name} has adapters, which are not planned together with {what}.",
+                    hint="Plan this service in a request of its own, or leave one of the two out.",
+                    where=at(field),
+                )
+
+
+def refuse_adapters(problem: FleetProblem, what: str) -> None:
+    """Refuse a plan with adapters where they would be ignored; `what` says what it cannot be.
+
+    Raises
+    ------
+    InputError: naming the service.
+    """
+    for tenancy in problem.tenancies:
+        raise InputError(
+            f"{tenancy.service} has adapters, and plans with adapters cannot be {what} yet.",
+            hint="gpuplan plan prices them; leave the adapters out for everything else.",
+        )
+
+
+def read_service_adapters(service: Service, index: int, *, base_dir: Path) -> tuple[Adapter, ...]:
+    """Return the adapters of `service`, number `index` of the request, with the rates of their traces.
+
+    Raises
+    ------
+    InputError: if the list, or a trace that an adapter names, is missing or wrong.
+    """
+    choice = service.adapters
+    if choice is None:
+        return ()
+    with inside(f"services[{index}].adapters"):
+        listed = choice.listed()
+        if choice.file is not None:
+            listed = read_adapters(base_dir / choice.file, isolation=choice.isolation)
+        return tuple(_with_rate(adapter, base_dir) for adapter in listed)
+
+
+def _with_rate(adapter: Adapter, base_dir: Path) -> Adapter:
+    if adapter.trace is None:
+        return adapter
+    rate = mean_rate_rps(read_trace(resolve_trace(adapter.trace, base_dir=base_dir)))
+    if rate is None:
+        raise InputError(
+            f"The trace {adapter.trace} of adapter {adapter.name!r} has no duration, so no rate.", hint="Give a rate."
+        )
+    return replace(adapter, rate_rps=rate, trace=None)
+
+
+def with_sum_of_rates(service: Service, index: int, adapters: Sequence[Adapter]) -> Service:
+    """Return `service` with the sum of its adapters' rates for that of its workload.
+
+    Raises
+    ------
+    InputError: if the workload states another one, or nothing is asked of any adapter.
+    """
+    total = math.fsum(adapter.rate_rps or 0.0 for adapter in adapters)
+    stated = service.workload.rate
+    if total <= 0:
+        raise InputError(
+            f"Nothing is asked of any of the {len(adapters)} adapters of {service.name}.",
+            hint="Give one a rate above 0.",
+            where=at(f"services[{index}].adapters"),
+        )
+    if stated is not None and abs(stated - total) > RATE_TOLERANCE * total:
+        raise InputError(
+            f"The workload of {service.name} has {stated:g} req/s, and its adapters together {total:g} req/s.",
+            hint="Leave the workload's rate out: the adapters have it.",
+            where=at(f"services[{index}].workload.rate"),
+        )
+    return service.model_copy(update={"workload": service.workload.model_copy(update={"rate": total})})
+
+
+def prepare_adapters(
+    service: Service, model: ModelArchitecture, adapters: Sequence[Adapter], sizes: Demand
+) -> ServiceAdapters:
+    """Return the adapters in groups, with what they weigh and what is asked of them.
+
+    Raises
+    ------
+    InputError: if the model has not the modules that an adapter changes, or the engine no room for its rank.
+    """
+    asked = [adapter for adapter in adapters if adapter.rate_rps]
+    idle = tuple(adapter.name for adapter in adapters if not adapter.rate_rps)
+    groups = group_adapters(_alike_in_size(asked), n_alone=ALONE)
+    by_name = {adapter.name: adapter for adapter in asked}
+    tenants = tuple(
+        Tenant(
+            name=name,
+            rate_rps=by_name[name].rate_rps or 0.0,
+            memory_bytes=adapter_bytes(model, by_name[name]),
+            bucket=index,
+        )
+        for index, group in enumerate(groups)
+        for name in group.names
+    )
+    named = [adapter.trace for adapter in (service.adapters.listed() if service.adapters else ())]
+    files = [service.adapters.file if service.adapters else None, *named]
+    return ServiceAdapters(
+        groups=groups,
+        tenancy=Tenancy(service=service.name, tenants=tenants, idle=idle),
+        demand=_demand(groups, sizes),
+        sizes=sizes,
+        kinds=tuple(_kinds(service, model, asked, len(idle))),
+        files=tuple(name for name in files if name is not None and ":" not in name),
+    )
+
+
+def _alike_in_size(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Return the adapters as large as the largest of them: every slot has room for it, so sizes tell nobody apart."""
+    rank = max(adapter.rank for adapter in adapters)
+    modules = tuple(sorted({module for adapter in adapters for module in adapter.target_modules}))
+    return [replace(adapter, rank=rank, target_modules=modules) for adapter in adapters]
+
+
+def _kinds(service: Service, model: ModelArchitecture, adapters: Sequence[Adapter], idle: int) -> Iterator[SlotKind]:
+    """Yield the ways of sharing that several adapters may use; every slot has room for the largest of them."""
+    for isolation in (Isolation.SHARED_PROCESS, Isolation.SHARED_BACKBONE):
+        mine = [adapter for adapter in adapters if adapter.isolation is isolation]
+        if len(mine) < FEWEST_SHARED:
+            continue
+        largest = max(adapter.rank for adapter in mine)
+        rank = slot_rank(service.engine.name, largest) if isolation is Isolation.SHARED_PROCESS else largest
+        modules = {module for adapter in mine for module in adapter.target_modules}
+        size = BYTES_PER_PARAMETER * adapter_params(model, rank=rank, target_modules=modules)
+        yield SlotKind(
+            isolation=isolation,
+            adapters=len(mine),
+            rank=rank,
+            bytes_each=size,
+            engine=service.engine.name,
+            idle=idle,
+        )
+
+
+def _demand(groups: Sequence[AdapterGroup], sizes: Demand) -> Demand:
+    """Return a bucket for each group, whose mean sizes are the workload's."""
+    total = sizes.total_rate_rps
+
+    def mean(of: Callable[[Bucket], float | None]) -> float | None:
+        values = [(bucket.rate_rps, of(bucket)) for bucket in sizes.buckets]
+        return None if any(value is None for _, value in values) else sum(r * (v or 0.0) for r, v in values) / total
+
+    buckets = tuple(
+        Bucket(
+            row=index,
+            column=0,
+            rate_rps=group.total_rate_rps,
+            input_tokens=mean(lambda bucket: bucket.input_tokens),
+            output_tokens=mean(lambda bucket: bucket.output_tokens),
+        )
+        for index, group in enumerate(groups)
+    )
+    count = sum(group.count for group in groups)
+    basis = f"{count} adapters in {len(groups)} groups, sizes: {sizes.basis}" if sizes.basis else f"{count} adapters"
+    return Demand(service=sizes.service, buckets=buckets, basis=basis, warnings=sizes.warnings)
+
+
+def hostings(
+    adapters: ServiceAdapters,
+    slos: Sequence[Slo],
+    profile_of: Callable[..., OptionProfile],
+) -> Iterator[Hosting]:
+    """Yield one adapter per replica, and every number of slots that leaves room to serve anybody.
+
+    An adapter's requests come to its replicas whatever their sizes, in the mix of the workload: with the part p[b] of
+    them in size bucket b, a replica serves 1 / sum_b p[b] / X[b] of them.
+
+    Parameters
+    ----------
+    profile_of : objectives, and optionally the room for adapters -> the profile of a configuration for every size.
+    """
+    merged = AdapterSlots(count=1, bytes_each=0.0, isolation=Isolation.DEDICATED)
+    alone = _hosting(adapters, merged, slos, profile_of, None)
+    yield alone
+    if not alone.throughput_rps.any():
+        return
+    for kind in adapters.kinds:
+        for count in kind.counts:
+            with_room = partial(profile_of, room=kind.room(count))
+            found = _hosting(adapters, kind.slots(count), slos, with_room, kind.isolation)
+            if not found.throughput_rps.any():
+                break  # more of them leave even less room
+            yield found
+
+
+def _hosting(
+    adapters: ServiceAdapters,
+    slots: AdapterSlots,
+    slos: Sequence[Slo],
+    profile_of: Callable[[Sequence[Slo]], OptionProfile],
+    isolation: Isolation | None,
+) -> Hosting:
+    """Return what `slots` serve of each group; groups that share in another way than `isolation` get nothing."""
+    rates = np.array([bucket.rate_rps for bucket in adapters.sizes.buckets])
+    parts = rates / rates.sum()
+    profiles: dict[tuple[Slo, ...], OptionProfile] = {}
+    throughput = np.zeros(len(adapters.groups))
+    provenance: list[Provenance] = []
+    limiting: list[str] = []
+    for index, group in enumerate(adapters.groups):
+        met = group.slos or tuple(slos)
+        if met not in profiles:
+            profiles[met] = profile_of(met)
+        profile = profiles[met]
+        able = bool(np.all(profile.throughput_rps > 0))
+        if able and isolation in {None, group.isolation}:
+            throughput[index] = 1.0 / float(np.sum(parts / profile.throughput_rps))
+        provenance.append(min(profile.provenance, key=lambda origin: _WORST_FIRST.index(origin.kind)))
+        limiting.append(profile.limiting[int(np.argmin(profile.throughput_rps))])
+    return Hosting(
+        slots=slots,
+        throughput_rps=throughput,
+        provenance=tuple(provenance),
+        limiting=tuple(limiting),
+        profile=next(iter(profiles.values())),
+    )
+
+
+def adapter_assumptions(name: str, adapters: ServiceAdapters) -> Iterator[str]:
+    """Yield what a plan takes for granted of a service's adapters."""
+    yield (
+        f"{name}: an adapter's requests go to the replicas that hold it, whatever their sizes, which are the "
+        "workload's for every adapter. An adapter alone on a replica is merged into its weights."
+    )
+    for kind in adapters.kinds:
+        size = format_bytes(kind.bytes_each)
+        if kind.isolation is Isolation.SHARED_PROCESS:
+            yield (
+                f"{name}: a replica with slots keeps {size} for each, reads in every step those that its batch is for, "
+                "as if all were asked for alike, and never loads an adapter while it serves."
+            )
+        else:
+            yield (
+                f"{name}: processes on one copy of the weights keep {size} for their adapter and "
+                f"{format_bytes(CONTEXT_BYTES)} for a context each (assumed), and are all taken to be busy at once: "
+                "each has its part of the replica's time and of its KV cache."
+            )
+    if adapters.tenancy.idle:
+        yield f"{name}: {len(adapters.tenancy.idle)} adapters without requests are held in host memory at most."

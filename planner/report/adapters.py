@@ -1,0 +1,83 @@
+"""Adapters in words: where they live, what each costs, and what other ways to serve them would cost."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING
+
+from planner.domain.adapters import Isolation
+from planner.report.wording import clean, plural, usd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from planner.domain.plan import AdapterAlternative, AdapterHost, AdapterPlan, Plan
+
+MAX_FLAGS = 2
+"""Kinds of replicas whose flags a report shows; plan.json has all."""
+
+
+def adapter_texts(plan: Plan) -> Iterator[str]:
+    """Yield a paragraph for each service with adapters."""
+    for item in plan.adapters:
+        parts = [f"{_where_text(item)}.", _cost_text(item), _flags_text(item)]
+        yield " ".join(part for part in parts if part)
+
+
+def comparison_text(plan: Plan) -> str:
+    """Return what other ways to serve the same adapters would cost; empty where there are none."""
+    if not plan.adapters or plan.cost_usd_per_hour is None:
+        return ""
+    ways = [_way_text(other, plan.cost_usd_per_hour) for other in plan.adapters[0].alternatives]
+    return f"this plan {usd(plan.cost_usd_per_hour)} USD/h; {'; '.join(ways)}." if ways else ""
+
+
+def _way_text(other: AdapterAlternative, cost: float) -> str:
+    name = {"dedicated": "replicas of its own for every adapter", "one pool": "one pool of equal replicas"}[other.way]
+    if other.cost_usd_per_hour is None:
+        return f"{name}: {clean(other.reason)}"
+    times = other.cost_usd_per_hour / cost if cost > 0 else 1.0
+    more = f", {times:.3g} times as much" if abs(times - 1) >= SAME else ", the same"
+    return f"{name} {usd(other.cost_usd_per_hour)} USD/h{more}"
+
+
+SAME = 5e-3
+"""Relative: differences that are not told."""
+
+
+def _where_text(item: AdapterPlan) -> str:
+    shared = [host for host in item.hosts if host.isolation is not Isolation.DEDICATED]
+    alone = sum(host.replicas for host in item.hosts if host.isolation is Isolation.DEDICATED)
+    places = [f"{plural(host.replicas, 'replica')} with {host.slots} slots" for host in sorted(shared, key=_by_slots)]
+    if alone:
+        places.append(f"{plural(alone, 'replica')} of one merged adapter each")
+    text = f"{clean(item.service)} has {plural(item.adapters, 'adapter')} on {', '.join(places)}"
+    several = sum(share.replicas > 1 for share in item.shares)
+    if several:
+        text += f"; {several} of them on several"
+    if item.idle:
+        text += f"; {plural(len(item.idle), 'adapter')} without requests on none"
+    if item.added_replicas:
+        more = plural(item.added_replicas, "replica")
+        text += f"; {more} more than the bound's programme has, since adapters are whole"
+    return text
+
+
+def _by_slots(host: AdapterHost) -> tuple[int, str]:
+    return (-host.slots, host.option)
+
+
+def _cost_text(item: AdapterPlan) -> str:
+    costs = [share.usd_per_month for share in item.shares]
+    return (
+        f"An adapter costs {usd(median(costs))} USD a month in the median, {usd(min(costs))} to {usd(max(costs))}, by"
+        " its part of its replicas' load."
+    )
+
+
+def _flags_text(item: AdapterPlan) -> str:
+    flags = list(dict.fromkeys(host.engine_flags for host in item.hosts if host.engine_flags))
+    if not flags:
+        return ""
+    more = f" (and {len(flags) - MAX_FLAGS} more)" if len(flags) > MAX_FLAGS else ""
+    return f"Start with {' or '.join(clean(each) for each in flags[:MAX_FLAGS])}{more}."

@@ -1,0 +1,219 @@
+"""Services with adapters, from the request to the plan: what is read, what it costs, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import date
+
+import numpy as np
+import pytest
+from tests_support import REPO
+
+import planner
+from planner.catalog.gpus import load_gpus
+from planner.catalog.models import load_model
+from planner.domain.adapters import Isolation, adapter_params
+from planner.domain.hardware import EngineConfig
+from planner.errors import InputError
+from planner.files.documents import parse_document
+from planner.files.plan_document import plan_to_document
+from planner.files.plan_schema import plan_from_document
+from planner.profilers.adapters import AdapterRoom
+from planner.profilers.capacity import estimate_buckets
+from planner.profilers.efficiency import default_params
+from planner.profilers.roofline import kv_bytes_per_gpu, replica_memory
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+TODAY = "2026-11-29"
+CONSTANT = {"input_tokens": 800, "output_tokens": 200}
+
+
+def adapter(name, rate="0.2 req/s", **given):
+    return {"name": name, "rank": 16, "target_modules": "q k v o", "rate": rate} | given
+
+
+def request(adapters, *, service=None, **given):
+    asked = {
+        "name": "chat",
+        "model": MODEL,
+        "adapters": adapters,
+        "parallelism": {"tp": 1},
+        "workload": {"constant": CONSTANT},
+        "slo": ["ttft p99 <= 2s", "tpot mean <= 60ms"],
+    }
+    return {
+        "schema_version": "1",
+        "kind": "PlanRequest",
+        "services": [asked | (service or {})],
+        "catalog": {"providers": ["gcp"], "regions": ["us-central1"], "gpus": {"include": ["A100-40GB"]}},
+    } | given
+
+
+def planned(adapters, **given):
+    return planner.plan(request(adapters, **given), today=date.fromisoformat(TODAY))
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Two adapters that share an engine, one that must not, one that nobody asks for."""
+    each = [adapter("a"), adapter("b", rank=20), adapter("own", isolation="dedicated"), adapter("idle", "0 req/s")]
+    return planned({"each": each})
+
+
+def test_adapters_share_replicas_unless_they_must_not(mixed):
+    (item,) = mixed.plan.adapters
+    together = {frozenset(held.adapter for held in replica.adapters) for replica in item.placement}
+    assert together == {frozenset({"a", "b"}), frozenset({"own"})}
+    assert item.idle == ("idle",)
+    assert mixed.plan.rate_rps == pytest.approx(0.6)
+    assert mixed.plan.gap == pytest.approx(0)
+
+
+def test_slots_have_the_largest_rank_that_the_engine_knows(mixed):
+    (host,) = (host for host in mixed.plan.adapters[0].hosts if host.isolation is Isolation.SHARED_PROCESS)
+    modules = ["q", "k", "v", "o"]
+    assert host.slot_bytes == 2 * adapter_params(load_model(MODEL), rank=32, target_modules=modules)
+    assert host.engine_flags == "--enable-lora --max-loras 2 --max-lora-rank 32 --max-cpu-loras 3"
+    rows = [row for row in mixed.plan.allocation if row.option == host.option]
+    assert rows[0].engine_flags == host.engine_flags
+
+
+def test_the_other_ways_cost_no_less(mixed):
+    (item,) = mixed.plan.adapters
+    costs = {other.way: other.cost_usd_per_hour for other in item.alternatives}
+    assert costs["dedicated"] == pytest.approx(1.5 * mixed.plan.cost_usd_per_hour)
+    assert costs["one pool"] >= mixed.plan.cost_usd_per_hour - 1e-9
+
+
+def test_the_document_is_read_back_as_it_was_written(mixed):
+    again = plan_from_document(parse_document(mixed.to_json().encode(), name="plan.json"))
+    assert again.adapters[0].hosts == mixed.plan.adapters[0].hosts
+    assert planner_json(again) == mixed.to_json()
+
+
+def planner_json(plan):
+    return json.dumps(plan_to_document(plan), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def test_reports_say_where_adapters_are_and_what_they_cost(mixed):
+    text = mixed.to_markdown()
+    assert "3 adapters on 1 replica with 2 slots, 1 replica of one merged adapter each" in text
+    assert "1 adapter without requests on none" in text
+    assert "replicas of its own for every adapter" in text
+    assert "3 adapters on" in mixed.to_html()
+    rows = list(csv.DictReader(io.StringIO(mixed.to_adapters_csv())))
+    assert {row["adapter"] for row in rows} == {"a", "b", "own"}
+    paid = sum({row["adapter"]: float(row["adapter_usd_per_month"]) for row in rows}.values())
+    assert paid == pytest.approx(730 * mixed.plan.cost_usd_per_hour)
+
+
+def test_plans_without_adapters_have_no_key_for_them():
+    document = planner.plan(REPO / "examples" / "melange.json", verify=False).to_document()
+    assert "adapters" not in document
+
+
+def test_processes_on_one_backbone_are_few_and_slow():
+    each = [adapter(f"a{i}", "0.01 req/s") for i in range(12)]
+    shared = planned({"each": each, "isolation": "shared-backbone"}).plan
+    one_engine = planned({"each": each}).plan
+    assert len(one_engine.adapters[0].placement) == 1
+    assert len(shared.adapters[0].placement) > 1
+    assert {host.isolation for host in shared.adapters[0].hosts} == {Isolation.SHARED_BACKBONE}
+
+
+def test_an_objective_of_its_own_is_kept_by_its_replicas():
+    each = [adapter("a"), adapter("fast", slo=["ttft p99 <= 300ms", "tpot mean <= 14ms"])]
+    found = planned({"each": each}, catalog={"providers": ["gcp"], "gpus": {"include": ["A100-40GB", "H100-80GB"]}})
+    problem_gpu = {row.option: row.gpu for row in found.plan.allocation}
+    place = {held.adapter: problem_gpu[r.option] for r in found.plan.adapters[0].placement for held in r.adapters}
+    assert place["fast"] == "H100-80GB"
+
+
+def test_a_trace_gives_an_adapter_its_rate(tmp_path):
+    rows = "".join(f"{second}.0,100,10\n" for second in range(0, 101, 2))
+    (tmp_path / "t.csv").write_text(f"arrival_s,input_tokens,output_tokens\n{rows}", encoding="utf-8")
+    traced = {"name": "t", "rank": 8, "target_modules": "q v", "trace": "t.csv"}
+    found = planner.plan(request({"each": [traced, adapter("a")]}), base_dir=tmp_path)
+    rates = {share.adapter: share.rate_rps for share in found.plan.adapters[0].shares}
+    assert rates["t"] == pytest.approx(51 / 100)
+    assert "t.csv" in found.plan.inputs["files"]
+
+
+@pytest.mark.parametrize(
+    ("service", "given", "what", "field"),
+    [
+        (
+            {"workload": {"constant": {"input_tokens": 8, "output_tokens": 2}, "rate": "9 req/s"}},
+            {},
+            "together 0.2",
+            "rate",
+        ),
+        ({"disaggregate": "allowed"}, {}, "disaggregation", "disaggregate"),
+        ({}, {"horizon": {"periods": "24h", "step": "1h"}}, "a horizon", "horizon"),
+        ({}, {"robust": {"scenarios": [{"name": "launch", "demand": 2}]}}, "scenarios", "robust"),
+        ({}, {"constraints": {"shed": "allowed"}}, "shed", None),
+        ({}, {"constraints": {"spare_replicas": 1}}, "spare", None),
+        ({}, {"objective": "power"}, "objectives other than the cost", None),
+    ],
+)
+def test_what_does_not_combine_is_refused(service, given, what, field):
+    with pytest.raises(InputError, match=what) as raised:
+        planned({"each": [adapter("a")]}, service=service, **given)
+    if field is not None:
+        assert field in str(raised.value.where)
+
+
+def test_a_rank_beyond_the_engine_and_a_module_that_is_not_there_are_refused():
+    with pytest.raises(InputError, match="ranks up to 512"):
+        planned({"each": [adapter("a"), adapter("b", rank=1024)]})
+    with pytest.raises(InputError, match="no module 'x_proj'"):
+        planned({"each": [adapter("a", target_modules=["x_proj"])]})
+    with pytest.raises(InputError, match="Nothing is asked"):
+        planned({"each": [adapter("a", "0 req/s")]})
+
+
+def test_a_workload_without_adapters_still_needs_its_rate():
+    with pytest.raises(InputError, match="says nothing of time"):
+        planner.plan(request(None))
+
+
+def test_a_plan_with_adapters_is_not_proven_explained_or_simulated(tmp_path, gpuplan):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(request({"each": [adapter("a"), adapter("b")]})), encoding="utf-8")
+    assert gpuplan("plan", path, "--verify").code == 2
+    assert gpuplan("plan", path, "--assignment", "sliced").code == 2
+    assert gpuplan("plan", path, "-o", tmp_path / "plan.json").code == 0
+    for command in (("explain", tmp_path / "plan.json"), ("simulate", tmp_path / "plan.json")):
+        ran = gpuplan(*command)
+        assert ran.code == 2
+        assert "adapters" in ran.err
+    assert gpuplan("sweep", path, "--pareto", "cost,power").code == 2
+
+
+SIZES = {"input_tokens": np.array([800.0]), "output_tokens": np.array([200.0]), "slos": ()}
+
+
+@pytest.mark.parametrize("isolation", [Isolation.SHARED_PROCESS, Isolation.SHARED_BACKBONE])
+def test_more_room_for_adapters_serves_no_more(isolation):
+    model, gpu, config = load_model(MODEL), load_gpus().get("A100-40GB"), EngineConfig()
+    rates = []
+    for count in (2, 4, 8, 16):
+        room = AdapterRoom(count=count, bytes_each=1e8, isolation=isolation, context_bytes=0.5e9)
+        found = estimate_buckets(model, gpu, config, params=default_params(), adapters=room, **SIZES)
+        rates.append(float(found.rate_rps[0]))
+    bare = float(estimate_buckets(model, gpu, config, params=default_params(), **SIZES).rate_rps[0])
+    assert all(a >= b for a, b in zip([bare, *rates], rates, strict=False))
+
+
+def test_slots_and_a_request_fit_the_memory_wherever_anything_is_served():
+    model, gpu, config, params = load_model(MODEL), load_gpus().get("A100-40GB"), EngineConfig(), default_params()
+    memory = replica_memory(model, gpu, config, params)
+    sequence = float(kv_bytes_per_gpu(model, config, np.array([1000.0]), is_read=False)[0])
+    most = int((memory.kv_bytes - sequence) // 1e8)
+    for count, is_served in ((most, True), (most + 1, False)):
+        room = AdapterRoom(count=count, bytes_each=1e8, isolation=Isolation.SHARED_PROCESS)
+        found = estimate_buckets(model, gpu, config, params=params, adapters=room, **SIZES)
+        assert bool(found.rate_rps[0] > 0) is is_served
+    assert "adapters" in found.limiting[0]
