@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +23,15 @@ if TYPE_CHECKING:
 _REASONS_SHOWN = 3
 
 
+ADAPTERS_NAMED = 3
+"""Of those that nothing serves."""
+
+
 def unserved_conflicts(problem: FleetProblem) -> tuple[Conflict, ...]:
-    """Return one conflict for every bucket that no option serves, and every job that none does, in their order."""
+    """Return one conflict for every bucket that no option serves, and every job that none does, in their order.
+
+    Groups of adapters that nothing serves for the same reason are one conflict.
+    """
     cases = [("", problem)]
     cases += [
         (f"in the scenario {each.name}, ", in_scenario(problem, each))
@@ -31,12 +39,28 @@ def unserved_conflicts(problem: FleetProblem) -> tuple[Conflict, ...]:
         if each.bound > 0
     ]
     buckets = tuple(
-        _conflict(when, demand, index, [option for option in then.options if option.service == demand.service])
-        for when, then in cases
-        for demand in then.demands
-        for index in unserved_positions(demand, then)
+        conflict for when, then in cases for demand in then.demands for conflict in _of_demand(when, demand, then)
     )
     return buckets + tuple(_undone(job, problem) for job in problem.jobs if not _can_be_done(job, problem))
+
+
+def _of_demand(when: str, demand: Demand, then: FleetProblem) -> list[Conflict]:
+    """Return the conflicts of one service's buckets, or of its adapters."""
+    options = [option for option in then.options if option.service == demand.service]
+    found = {index: _conflict(when, demand, index, options) for index in unserved_positions(demand, then)}
+    tenancy = next((each for each in then.tenancies if each.service == demand.service), None)
+    if tenancy is None:
+        return list(found.values())
+    alike: dict[str, list[int]] = {}
+    for index, conflict in found.items():
+        alike.setdefault(conflict.explanation, []).append(index)
+    merged = []
+    for groups in alike.values():
+        names = [tenant.name for group in groups for tenant in tenancy.members(group)]
+        more = f" and {len(names) - ADAPTERS_NAMED} more" if len(names) > ADAPTERS_NAMED else ""
+        what = f"{demand.service}: adapters {', '.join(names[:ADAPTERS_NAMED])}{more}"
+        merged.append(replace(found[groups[0]], requirement=what))
+    return merged
 
 
 def _can_be_done(job: Job, problem: FleetProblem) -> bool:

@@ -76,8 +76,9 @@ def _cost_text(item: AdapterPlan) -> str:
 
 
 def _flags_text(item: AdapterPlan) -> str:
-    flags = list(dict.fromkeys(host.engine_flags for host in item.hosts if host.engine_flags))
+    hosts = sorted(item.hosts, key=_by_slots)
+    flags = list(dict.fromkeys(host.engine_flags for host in hosts if host.engine_flags))
     if not flags:
         return ""
     more = f" (and {len(flags) - MAX_FLAGS} more)" if len(flags) > MAX_FLAGS else ""
-    return f"Start with {' or '.join(clean(each) for each in flags[:MAX_FLAGS])}{more}."
+    return f"Start them with {', and '.join(clean(each) for each in flags[:MAX_FLAGS])}{more}, by their slots."

@@ -249,6 +249,12 @@ def test_what_does_not_combine_is_refused(parts, what):
         solved(problem)
 
 
+def test_adapters_that_nothing_serves_are_named_together():
+    plan = solved(problem_of([5.0, 4.0, 3.0, 2.0, 1.0], [("A", 1.0, 0.0, 2)]))
+    assert plan.status is PlanStatus.INFEASIBLE
+    assert [conflict.requirement for conflict in plan.conflicts] == ["s: adapters a0, a1, a2 and 2 more"]
+
+
 def test_slices_are_refused():
     with pytest.raises(InputError, match="slices"):
         solve(problem_of([1.0], [("A", 1.0, 2.0, 1)]), settings=SETTINGS, assignment=Assignment.sliced(2))
