@@ -279,6 +279,20 @@ def test_offloading_fits_more_and_costs_time():
     assert one(**small, offload_fraction="2").status == "bad_value"
 
 
+def test_sparse_weights_save_bytes_everywhere_and_arithmetic_on_sparse_tensor_cores():
+    few, many = {"load_kind": "static_batch", "concurrency_or_rate": "1"}, {"load_kind": "offline_max"}
+    for gpu, gain in (("A100-80GB", 1.3), ("T4", 1.0)):
+        size = {"gpu": gpu, "model": "Llama-3.2-1B", "input_tokens": "4000", "output_tokens": "2"}
+        dense, sparse = (one(precision=name, **size, **many) for name in ("int8", "int8-2:4"))
+        assert 1.0 <= sparse.estimate.rate_rps / dense.estimate.rate_rps <= gain + 0.02
+        assert (sparse.estimate.rate_rps > 1.05 * dense.estimate.rate_rps) == (gain > 1.0)
+        size["output_tokens"] = "200"
+        dense, sparse = (one(precision=name, **size, **few) for name in ("int8", "int8-2:4"))
+        assert sparse.estimate.tpot_s["mean"] < 0.95 * dense.estimate.tpot_s["mean"]
+        assert "must be measured" in sparse.note
+        assert ("saves bytes and no arithmetic" in sparse.note) == (gain == 1.0)
+
+
 def test_drafted_tokens_shorten_small_batches():
     small = {"load_kind": "static_batch", "concurrency_or_rate": "1"}
     plain = one(**small).estimate
