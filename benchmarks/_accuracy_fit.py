@@ -48,7 +48,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
         "output_reserve_fraction",
     ),
     "s-lora": ("gemm_factor", "bandwidth_factor", "step_overhead_s", "sequence_overhead_s", "adapter_overhead_s"),
-    "lmdeploy": ("turnover_wait", "request_overhead_s"),
+    "lmdeploy": ("request_overhead_s",),
 }
 """What is fitted of each engine's releases; TensorRT-LLM 0.x is what the GPUs' own parameters were fitted with."""
 

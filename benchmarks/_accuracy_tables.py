@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 METRICS = ("throughput", "ttft", "tpot")
 TPOT_BOUNDS_S = (0.02, 0.04, 0.1)
 NOISE = 0.1
-"""Gaps below this are within the spread between engine versions."""
+"""Gaps below this are hardly more than the spread between engine versions."""
 LEFT_OUT = ("in-sample", "GPU left out", "model left out")
 
 
@@ -253,24 +253,80 @@ def _stub(row: Row) -> Estimate:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two GPUs that did the same work, by tokens per dollar."""
+
+    engine: str
+    gpus: tuple[str, str]
+    measured: tuple[float, float]
+    estimated: tuple[float, float]
+
+    @property
+    def is_right(self) -> bool:
+        return (self.measured[0] > self.measured[1]) == (self.estimated[0] > self.estimated[1])
+
+    @property
+    def gap(self) -> float:
+        """By what part the better one is better."""
+        return max(self.measured) / min(self.measured) - 1.0
+
+    @property
+    def lost(self) -> float:
+        """Part of the better one's tokens per dollar that who goes by the estimates does not get."""
+        return 1.0 - self.measured[int(self.estimated[1] > self.estimated[0])] / max(self.measured)
+
+
 def ordering(errors: Errors) -> list[str]:
-    """Return how often the GPU with more tokens per dollar is named right, from estimates with the GPU left out."""
-    prices = _prices()
+    """Return how often the GPU with more tokens per dollar is named right, and what the wrong ones cost."""
+    prices, (_, floor) = _prices(), noise_floor(errors.rows)
     lines = [
-        "| objective | pairs of GPUs | right, in-sample | GPU left out | model left out "
-        "| pairs more than 10% apart | right, in-sample | GPU left out | model left out |",
+        f"| objective | left out | pairs of GPUs: right | at measured batches | more than {floor:.0%} apart "
+        f"| at measured batches | more than {NOISE:.0%} apart | tokens per dollar lost: mean | most |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for bound_s in (None, *TPOT_BOUNDS_S):
-        counts = {name: np.array(_pairs(errors, name, bound_s, prices)) for name in LEFT_OUT}
-        if len(counts["in-sample"]):
-            text = "none: largest throughput" if bound_s is None else f"time per token <= {bound_s * 1e3:g} ms"
-            apart = {name: found[found[:, 1] > NOISE] for name, found in counts.items()}
+        text = "none: largest throughput" if bound_s is None else f"time per token <= {bound_s * 1e3:g} ms"
+        for name in LEFT_OUT:
+            read, at_batches = (_pairs(errors, name, bound_s, prices, is_read_off=off) for off in (True, False))
+            lost = [pair.lost for pair in read]
             cells = [
-                f"{len(part['in-sample'])} | {' | '.join(f'{part[name][:, 0].mean():.0%}' for name in LEFT_OUT)}"
-                for part in (counts, apart)
+                text,
+                name.replace("in-sample", "nothing").removesuffix(" left out"),
+                _share_right(read, 0.0),
+                _share_right(at_batches, 0.0),
+                _share_right(read, floor),
+                _share_right(at_batches, floor),
+                _share_right(read, NOISE),
+                f"{np.mean(lost):.1%}",
+                f"{max(lost):.0%}",
             ]
-            lines.append(f"| {text} | {' | '.join(cells)} |")
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _share_right(pairs: list[Pair], least_gap: float) -> str:
+    right = [pair.is_right for pair in pairs if pair.gap > least_gap]
+    return f"{np.mean(right):.0%} of {len(right)}" if right else "-"
+
+
+def misordered(errors: Errors) -> list[str]:
+    """Return where the wrong pairs under a bound on the time per token are: engines, GPUs, and how far apart."""
+    prices = _prices()
+    lines = [
+        "| time per token | engine | GPUs | pairs | wrong | their gaps: median | largest |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for bound_s in TPOT_BOUNDS_S:
+        groups: dict[tuple[str, tuple[str, str]], list[Pair]] = {}
+        for pair in _pairs(errors, "GPU left out", bound_s, prices, is_read_off=True):
+            groups.setdefault((pair.engine, pair.gpus), []).append(pair)
+        for (engine, gpus), pairs in sorted(groups.items()):
+            gaps = [pair.gap for pair in pairs if not pair.is_right]
+            if gaps:
+                ends = f"{np.median(gaps):.0%} | {max(gaps):.0%}"
+                names = " and ".join(gpus)
+                lines.append(f"| <= {bound_s * 1e3:g} ms | {engine} | {names} | {len(pairs)} | {len(gaps)} | {ends} |")
     return lines
 
 
@@ -283,9 +339,14 @@ def _prices() -> dict[str, float]:
     return prices
 
 
-def _pairs(errors: Errors, name: str, bound_s: float | None, prices: dict[str, float]) -> list[tuple[bool, float]]:
-    """Return for pairs of GPUs with the same work whether the better one per dollar is named right, and by how much
-    it is better."""
+def _pairs(
+    errors: Errors, name: str, bound_s: float | None, prices: dict[str, float], *, is_read_off: bool
+) -> list[Pair]:
+    """Return the pairs of GPUs that were measured with the same work, both within the bound.
+
+    `is_read_off`: the rate at the bound is read off between the batches of a sweep; else the best measured batch within
+    the bound counts, and of the estimates the best one of the same batches.
+    """
     sweeps: dict[tuple, dict[str, list[tuple[float, float, float, float]]]] = {}
     for row, ratios in zip(errors.rows, errors.ratios[name], strict=True):
         question, ratio = row.measurement.question, ratios[0]
@@ -296,18 +357,23 @@ def _pairs(errors: Errors, name: str, bound_s: float | None, prices: dict[str, f
         work = (row.model, row.era, question.input_tokens, question.output_tokens)
         place = sweeps.setdefault(work, {}).setdefault(question.gpu.name, [])
         place.append((n_gpus * prices[question.gpu.name], question.load, row.measurement.throughput, ratio))
-    right = []
-    for found in sweeps.values():
-        values = [(_per_dollar(rows, bound_s, 0), _per_dollar(rows, bound_s, 1)) for rows in found.values()]
-        for one, other in combinations(values, 2):
-            if one[0] > 0 and other[0] > 0:
-                gap = max(one[0], other[0]) / min(one[0], other[0]) - 1.0
-                right.append((bool((one[0] > other[0]) == (one[1] > other[1])), gap))
-    return right
+    found = []
+    for (_, era, *_), by_gpu in sweeps.items():
+        values = {
+            gpu: [_per_dollar(rows, bound_s, is_estimate=each, is_read_off=is_read_off) for each in (False, True)]
+            for gpu, rows in by_gpu.items()
+        }
+        for one, other in combinations(sorted(values), 2):
+            measured, estimated = zip(values[one], values[other], strict=True)
+            if min(measured) > 0:
+                found.append(Pair(era, (one, other), measured, estimated))
+    return found
 
 
-def _per_dollar(sweep: list[tuple[float, float, float, float]], bound_s: float | None, is_estimate: int) -> float:
-    """Return the most tokens per dollar within the bound, read off between the batches of each price's sweep."""
+def _per_dollar(
+    sweep: list[tuple[float, float, float, float]], bound_s: float | None, *, is_estimate: bool, is_read_off: bool
+) -> float:
+    """Return the most tokens per dollar within the bound, over the sweeps of each price."""
     best = 0.0
     for price in {row[0] for row in sweep}:
         rows = sorted((load, tps * (ratio if is_estimate else 1.0)) for own, load, tps, ratio in sweep if own == price)
@@ -315,7 +381,11 @@ def _per_dollar(sweep: list[tuple[float, float, float, float]], bound_s: float |
         if bound_s is None:
             best = max(best, rates.max() / price)
             continue
-        pace = np.maximum.accumulate(np.array([max(load, 1.0) for load, _ in rows]) / rates)
+        pace = np.array([max(load, 1.0) for load, _ in rows]) / rates
+        if not is_read_off:
+            best = max(best, float(np.where(pace <= bound_s, rates, 0.0).max()) / price)
+            continue
+        pace = np.maximum.accumulate(pace)
         if pace[0] <= bound_s:
             best = max(best, float(np.interp(np.log(bound_s), np.log(pace), np.maximum.accumulate(rates))) / price)
     return best

@@ -22,14 +22,20 @@ BYTES_PER_PARAMETER: Mapping[str, float] = MappingProxyType(
         "int4": 0.5 + (2.0 + 0.5) / 128,
         "nvfp4": 0.5 + 1 / 16,
         "mxfp4": 0.5 + 1 / 32,
+        "int8-2:4": (2 * 8 + 2 * 2) / 4 / 8,
+        "int4-2:4": (2 * 4 + 2) / 4 / 8,
     }
 )
 """Bytes per quantised parameter, scales included.
 
 int4: a 16-bit scale and a 4-bit zero point per group of 128 weights (AWQ, GPTQ). nvfp4: one 8-bit scale per 16 weights.
 mxfp4: one 8-bit scale per 32 weights (OCP microscaling formats, 2023). fp8 and int8: scales per block of 128 x 128, row
-or tensor are below 0.1% and left out.
+or tensor are below 0.1% and left out. 2:4 sparsity keeps two of four weights: int8 stores 2 bits of place for each of
+them (cuSPARSELt), int4 keeps pairs and stores 2 bits for both (GPUSQ-ViT, CVPR 2023); scales per row are left out.
 """
+
+SPARSE: frozenset[str] = frozenset({"int8-2:4", "int4-2:4"})
+"""Formats with two zeros among every four weights, which sparse tensor cores skip."""
 
 KV_BYTES_PER_ELEMENT: Mapping[str, float] = MappingProxyType(
     {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0}

@@ -16,7 +16,7 @@ from planner.catalog.models import list_models, load_model
 from planner.domain.adapters import adapter_params
 from planner.domain.hardware import EngineConfig
 from planner.domain.model import MixerKind
-from planner.domain.precision import BYTES_PER_PARAMETER, weight_bytes
+from planner.domain.precision import BYTES_PER_PARAMETER, SPARSE, weight_bytes
 from planner.errors import PlannerError
 from planner.files.bundled import bundled
 from planner.files.slo import parse_slo
@@ -53,6 +53,8 @@ FIXED_WORDS = ("fixed", "constant", "static")
 """Words in length_dist that say that all requests are alike."""
 
 WORDS_OF_PRECISION = (
+    ("int8-2:4", "int8-2:4"),
+    ("int4-2:4", "int4-2:4"),
     ("nvfp4", "nvfp4"),
     ("mxfp4", "mxfp4"),
     ("fp4", "nvfp4"),
@@ -198,6 +200,8 @@ def read_question(row: Mapping[str, str], params: EstimatorParams) -> Question:
         drafting=_drafting(cells, notes),
     )
     question = _spread(question, cells, params, notes)
+    if precision in SPARSE:
+        notes.append(_sparsity_note(gpu, params))
     if _shares_caches(question, cells):
         question = replace(question, config=replace(question.config, is_attention_data_parallel=True))
         notes.append("data-parallel attention assumed: each GPU keeps the latent caches of its own requests")
@@ -396,6 +400,12 @@ def _precision(cells: Mapping[str, str], model: ModelArchitecture, gpu: GpuSpec,
         found = found if found in BYTES_PER_PARAMETER and found != "fp32" else "bf16"
         notes.append(f"precision not told: {found} assumed")
     return found
+
+
+def _sparsity_note(gpu: GpuSpec, params: EstimatorParams) -> str:
+    factor = params.value("sparse_factor", gpu.name, gpu.architecture, gpu.vendor)
+    gain = f"products {factor:g} times as fast" if factor > 1.0 else f"{gpu.name} saves bytes and no arithmetic by it"
+    return f"two of every four weights are 0: {gain}; what that does to the answers must be measured"
 
 
 def _kv_precision(engine: str, precision: str, gpu: GpuSpec) -> str:

@@ -145,8 +145,12 @@ class Efficiency:
     """In a closed loop: how many completions of other requests a new one waits for before its prefill."""
     burst_share: float
     """In a closed loop: part of the requests that arrive all at once, as at the start of a published run."""
+    keeps_step: float
+    """1 = prefills all that waits before it decodes on: equal requests of a closed loop stay in step; else 0."""
     split_fraction: float
     """Of the ideal speed-up of tensor parallelism; 0 = layers are dealt out and one GPU works at a time."""
+    sparse_factor: float
+    """Rate of the linear layers with 2:4 sparse weights over that with dense ones; 1 = only bytes are saved."""
     own_formats: frozenset[str] = frozenset()
     """Number formats whose `gemm_fraction` was measured on this very GPU: no other measurement of it caps them."""
 
@@ -231,7 +235,9 @@ class EstimatorParams:
             adapter_overhead_s=of_engine("adapter_overhead_s"),
             turnover_wait=of_engine("turnover_wait"),
             burst_share=of_engine("burst_share"),
+            keeps_step=of_engine("keeps_step"),
             split_fraction=of_engine("split_fraction"),
+            sparse_factor=of_gpu("sparse_factor"),
             own_formats=self.own_formats(gpu),
         )
 

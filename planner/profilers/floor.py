@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from planner.domain.precision import BYTES_PER_PARAMETER, KV_BYTES_PER_ELEMENT
+from planner.domain.precision import BYTES_PER_PARAMETER, KV_BYTES_PER_ELEMENT, SPARSE
 from planner.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,11 +28,15 @@ _MATH_BY_PRECISION = {
 }
 """Fastest arithmetic that weights of a precision can use; anything else is held against the fastest there is."""
 
+SPARSE_GAIN = 2.0
+"""Sparse tensor cores skip two of every four weights: at most twice the dense rate (arXiv 2104.08378)."""
+
 
 def peak_flops(gpu: GpuSpec, precision: str) -> float:
-    """Return the largest dense rate that weights of `precision` could reach on one GPU, in FLOP/s."""
+    """Return the largest rate that weights of `precision` could reach on one GPU, in FLOP/s of the dense product."""
+    gain = SPARSE_GAIN if precision in SPARSE else 1.0
     formats = _MATH_BY_PRECISION.get(precision, tuple(gpu.peak_flops))
-    return max((gpu.peak_flops[name] for name in formats if name in gpu.peak_flops), default=float("inf"))
+    return gain * max((gpu.peak_flops[name] for name in formats if name in gpu.peak_flops), default=float("inf"))
 
 
 def request_flops(model: ModelArchitecture, input_tokens: float, output_tokens: float) -> float:

@@ -70,6 +70,7 @@ class Habits:
     request_overhead_s: Array
     turnover_wait: Array
     burst_share: Array
+    keeps_step: Array
 
 
 def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Replica, Habits]:
@@ -127,6 +128,7 @@ def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Repl
         request_overhead_s=np.repeat([habit.request_overhead_s for habit in habits], counts)[order],
         turnover_wait=np.repeat([habit.turnover_wait for habit in habits], counts)[order],
         burst_share=np.repeat([habit.burst_share for habit in habits], counts)[order],
+        keeps_step=np.repeat([habit.keeps_step for habit in habits], counts)[order],
     )
 
 
@@ -257,6 +259,25 @@ def closed_loops(
     return Points(
         rate_rps=rate, ttft_s=ttft, tpot_s=load.mean_step_s, batch=load.batch, step_s=load.mean_step_s, load=load
     )
+
+
+def loops_in_step(replica: Replica, concurrency: Array) -> Points:
+    """Return the points of closed loops whose requests are alike, on engines that prefill all before they decode on.
+
+    All clients start at once, are prefilled together, end together and start again: one static batch after the other.
+    TTFT is what Little's law leaves; beyond the slots that is mostly waiting for the batches ahead.
+    """
+    batches = static_batches(replica, concurrency)
+    return replace(batches, ttft_s=concurrency / batches.rate_rps - replica.decode_steps * batches.tpot_s)
+
+
+def chosen(is_first: NDArray[np.bool_], first: Points, other: Points) -> Points:
+    """Return the points of `first` where `is_first`, else of `other`, whose steady states come along."""
+    picked = {
+        name: np.where(is_first, getattr(first, name), getattr(other, name))
+        for name in ("rate_rps", "ttft_s", "tpot_s", "batch", "step_s")
+    }
+    return replace(other, **picked)
 
 
 def open_loops(replica: Replica, rate_rps: Array) -> tuple[Points, NDArray[np.bool_]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.domain.precision import KV_BYTES_PER_ELEMENT, UNQUANTIZED_BYTES, bytes_per_parameter, weight_bytes
+from planner.domain.precision import KV_BYTES_PER_ELEMENT, SPARSE, UNQUANTIZED_BYTES, bytes_per_parameter, weight_bytes
 from planner.profilers.support import unsupported
 from planner.units import format_bytes
 
@@ -38,6 +38,8 @@ MATH_FORMATS = {
     "int4": ("bf16",),
     "nvfp4": ("fp4", "bf16"),
     "mxfp4": ("fp4", "bf16"),
+    "int8-2:4": ("bf16",),
+    "int4-2:4": ("bf16",),
 }
 """Number formats of the arithmetic, best first, by precision of the weights. What the GPU lacks falls back to
 weight-only quantisation: weights are expanded to bf16 on the fly, which saves bytes but no FLOPs."""
@@ -409,8 +411,9 @@ def step_model(model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, par
     tp = config.tensor_parallel
     efficiency = engine_efficiency(gpu, config, params)
     ranks = 1.0 + (tp - 1.0) * efficiency.split_fraction
-    flops = ranks * _gemm_flops(gpu, name, efficiency)
-    head_flops = ranks * _gemm_flops(gpu, "bf16", efficiency) if "bf16" in gpu.peak_flops else flops
+    dense_flops = ranks * _gemm_flops(gpu, name, efficiency)
+    flops = dense_flops * (efficiency.sparse_factor if config.precision in SPARSE else 1.0)
+    head_flops = ranks * _gemm_flops(gpu, "bf16", efficiency) if "bf16" in gpu.peak_flops else dense_flops
     attention_flops = ranks * gpu.peak_flops.get("bf16", gpu.peak_flops[name])
     bandwidth = gpu.bandwidth_bytes_per_s * efficiency.bandwidth_fraction
     kv_rate = gpu.bandwidth_bytes_per_s * efficiency.kv_bandwidth_fraction * ranks / tp

@@ -334,7 +334,9 @@ def test_nothing_that_cannot_run_raises():
     assert all("do not fit" in text for text in found.limiting)
     assert len(found.provenance) == 2
     odd = profile((128, 128), config=EngineConfig(precision="int3"))
-    assert odd.limiting == ("precision int3 is not known (known: bf16, fp16, fp8, int8, int4, nvfp4, mxfp4)",)
+    assert odd.limiting == (
+        "precision int3 is not known (known: bf16, fp16, fp8, int8, int4, nvfp4, mxfp4, int8-2:4, int4-2:4)",
+    )
     assert profile(config=EngineConfig()).throughput_rps.shape == (0,)
 
 

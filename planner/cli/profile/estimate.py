@@ -26,7 +26,9 @@ def command(
     gpu: Annotated[str | None, typer.Option(metavar="NAME", help="A GPU of the catalog.")] = None,
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks.")] = 1,
     pp: Annotated[int, typer.Option(min=1, help="Pipeline stages.")] = 1,
-    precision: Annotated[str, typer.Option(metavar="NAME", help="bf16, fp16, fp8, int8, int4, nvfp4 or mxfp4.")] = "",
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="bf16, fp16, fp8, int8, int4, nvfp4, mxfp4, int8-2:4 or int4-2:4.")
+    ] = "",
     engine: Annotated[str, typer.Option(metavar="NAME", help="vllm, tensorrt-llm, sglang, ...")] = "vllm",
     engine_version: Annotated[str, typer.Option(metavar="VERSION", help="Its release; default: today's.")] = "",
     input_tokens: Annotated[float | None, typer.Option("--input", metavar="N", help="Prompt tokens.")] = None,
