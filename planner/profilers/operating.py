@@ -230,6 +230,10 @@ def saturated(replica: Replica) -> Points:
     return _points(load, tpot_s=load.mean_step_s)
 
 
+TURNOVER_CLIENTS = 8.0
+"""Fewest clients with which `turnover_wait` was measured; with fewer it is taken to fall to nothing at one client."""
+
+
 def closed_loops(
     replica: Replica, concurrency: Array, *, turnover_wait: Array, burst_share: Array, is_random: Array
 ) -> Points:
@@ -253,7 +257,8 @@ def closed_loops(
     load = _largest(replica, lambda at: at.occupancy + at.rate_rps * meeting_s(at) <= wanted)
     queued = np.maximum(concurrency / load.rate_rps - replica.decode_steps * load.mean_step_s, 0.0)
     burst = static_batches(replica, wanted).ttft_s / 2
-    ttft = queued + turnover_wait * np.where(wanted > 1.0, 1.0 / load.rate_rps, 0.0)
+    onset = np.clip((wanted - 1.0) / (TURNOVER_CLIENTS - 1.0), 0.0, 1.0)
+    ttft = queued + turnover_wait * onset / load.rate_rps
     ttft = ttft + burst_share * np.maximum(burst - queued, 0.0)
     rate = concurrency / (ttft + replica.decode_steps * load.mean_step_s)
     return Points(

@@ -553,3 +553,14 @@ def test_impossible_points_and_fits_that_explain_nothing_are_refused(gpuplan, tm
     assert ran.code == 2
     assert "read more bytes than the memory delivers" in ran.err
     assert not (tmp_path / "params.csv").exists()
+
+
+@pytest.mark.parametrize("engine", ["vllm", "tensorrt-llm", "sglang", "lmdeploy"])
+@pytest.mark.parametrize("length_dist", ["fixed", "varied"])
+def test_few_clients_have_no_cliff(engine, length_dist):
+    loop = {"engine": engine, "engine_version": "1.0", "load_kind": "concurrency", "length_dist": length_dist}
+    clients = (1, 2, 3, 4, 6, 8, 12, 16)
+    rates = [figure("throughput_req_s", **loop, concurrency_or_rate=str(n)) for n in clients]
+    firsts = [figure("ttft_mean_ms", **loop, concurrency_or_rate=str(n)) for n in clients]
+    assert rates == sorted(rates)
+    assert firsts[1] < 8 * firsts[0]
