@@ -8,7 +8,7 @@ TORCH_READY := $(TORCH_VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-kernels check docs format bench bench-optimizer bench-loop bench-faults bench-engine bench-endpoint clean
+.PHONY: help setup demo test test-slow test-kernels check docs format bench bench-optimizer bench-loop bench-faults bench-engine clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -58,7 +58,7 @@ format: $(READY) ## rewrite the code in house style
 bench: $(READY) ## measure, and write the tables of docs/benchmarks.md (all but those of a real engine)
 	@for script in $(filter-out benchmarks/real_engine.py benchmarks/endpoint_profiler.py benchmarks/fit_adapter_traffic.py,$(sort $(wildcard benchmarks/[a-z]*.py))); do \
 		echo "== $$script"; $(BIN)/python $$script || exit 1; done
-	@echo "left out: those that install vLLM (3.5 GB); run them by 'make bench-engine' and 'make bench-endpoint'"
+	@echo "left out: those that install vLLM (3.5 GB); run them by 'make bench-engine'"
 	@echo "left out: benchmarks/fit_adapter_traffic.py needs a trace that does not ship; it names it"
 
 bench-faults: $(READY) ## measure what redundancy is worth: a zone lost, spot lost, twice the load
@@ -73,10 +73,8 @@ bench-optimizer: $(READY) ## measure the optimiser alone: small requests, large 
 bench-loop: $(READY) ## measure planning until the replay holds: what it costs, and whether it lasts
 	$(BIN)/python benchmarks/closing_loop.py
 
-bench-engine: $(READY) ## the simulator against a real vLLM on one CPU core: installs it into .venv-engine, ~25 minutes
+bench-engine: $(READY) ## simulator and endpoint profiler against a real vLLM on one CPU core: installs it into .venv-engine; ~90 minutes
 	$(BIN)/python benchmarks/real_engine.py
-
-bench-endpoint: $(READY) ## gpuplan profile endpoint on a real vLLM on one CPU core: agreement, found rates, kills; hours
 	$(BIN)/python benchmarks/endpoint_profiler.py
 
 clean: ## remove what the targets above made

@@ -11,7 +11,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 HEADER = """# Benchmarks
 
 Each section is written by the script that it names; `make bench` runs them all but those that need a real engine,
-which `make bench-engine` and `make bench-endpoint` run.
+which `make bench-engine` runs.
 """
 
 
