@@ -283,7 +283,7 @@ def report(found: dict[str, Any]) -> str:
         "## Measuring a live server",
         "",
         f"`benchmarks/endpoint_profiler.py`: {found['engine']} with a small Llama of random weights on one core, the"
-        f" client on another; {found['machine']}, {found['measured']}.",
+        f" client on another; {found['machine']}, {found['measured']}. {found.get('circumstances', '')}".rstrip(),
     ]
     for part, write in (("agreement", _agreement_lines), ("search", _search_lines), ("kills", _kill_lines)):
         if part in found:
