@@ -47,8 +47,11 @@ def request_flops(model: ModelArchitecture, input_tokens: float, output_tokens: 
 
 
 def step_bytes(model: ModelArchitecture, precision: str) -> float:
-    """Return the bytes that one decode step reads at least: what one token's path through the layers weighs."""
-    smallest = min(BYTES_PER_PARAMETER.values())
+    """Return the bytes that one decode step reads at least: what one token's path through the layers weighs.
+
+    Weights of a precision that is not stated are held to the smallest dense one.
+    """
+    smallest = min(size for name, size in BYTES_PER_PARAMETER.items() if name not in SPARSE)
     layers = sum(group.count * (group.mixer_params + group.mlp_active_params) for group in model.layers)
     return layers * BYTES_PER_PARAMETER.get(precision, smallest)
 
