@@ -94,6 +94,7 @@ def test_todays_fleet_is_its_own_start_where_nothing_changed(make, seed):
     assert float(milp.cost @ start) == pytest.approx(plan.cost_usd_per_hour)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000), factor=st.sampled_from([0.6, 1.0, 1.5]))
 def test_the_optimum_is_the_same_with_and_without(make, seed, factor):
     problem, _ = today_and_later(make, seed, factor=factor)

@@ -215,7 +215,8 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def test_the_command_compares_the_example(gpuplan, repo):
+def test_the_command_compares_the_example(gpuplan, repo, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     ran = gpuplan("adapters", "compare", repo / "examples/tenants.csv", *OPTIONS)
     assert ran.code == 0
     assert [line.split()[0] for line in ran.out.splitlines()[1:5]] == [way.value for way in Way]
