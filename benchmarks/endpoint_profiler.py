@@ -222,7 +222,8 @@ def kills(server: Server, n_kills: int) -> dict[str, Any]:
     rows = read_profile_file(output) if ran.returncode == 0 else ()
     sizes = sorted({row.size for row in rows if row.load_kind == "poisson_max_under_slo"})
     print(f"  killed {n_done} times, lost {n_lost}, exit {ran.returncode}, sizes {sizes}", flush=True)
-    return {"killed": n_done, "lost": n_lost, "exit": ran.returncode, "sizes": sizes, "stderr": ran.stderr.replace(f"{ROOT}/", "")[-500:]}
+    told = ran.stderr.replace(f"{ROOT}/", "")[-500:]
+    return {"killed": n_done, "lost": n_lost, "exit": ran.returncode, "sizes": sizes, "stderr": told}
 
 
 def _agreement_lines(found: dict[str, list[dict[str, float]]]) -> list[str]:
