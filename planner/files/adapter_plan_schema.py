@@ -1,8 +1,8 @@
 """The part of plan.json's schema that tells which adapters live where."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from planner.domain.adapters import Isolation
 from planner.domain.plan import (
@@ -13,23 +13,17 @@ from planner.domain.plan import (
     AdapterShare,
     HostedAdapter,
 )
-
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
+from planner.files.parts import Count, NonNegative, Part
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class HostedAdapterDocument(_Part):
+class HostedAdapterDocument(Part):
     """An adapter on a replica."""
 
     adapter: str = Field(description="Its name, which requests give.")
     rate_rps: NonNegative = Field(description="What this replica serves of its requests.")
 
 
-class AdapterReplicaDocument(_Part):
+class AdapterReplicaDocument(Part):
     """One replica and the adapters that it holds."""
 
     option: str = Field(description="As `option` of the plan's `allocation`.")
@@ -42,7 +36,7 @@ class AdapterReplicaDocument(_Part):
         return AdapterReplica(option=self.option, utilization=self.utilization, adapters=held)
 
 
-class AdapterHostDocument(_Part):
+class AdapterHostDocument(Part):
     """Replicas of one option, and the room that each has for adapters."""
 
     option: str = Field(description="As `option` of the plan's `allocation`.")
@@ -57,7 +51,7 @@ class AdapterHostDocument(_Part):
     engine_flags: str = Field("", description="How the engine is started for its adapters; empty = nothing to say.")
 
 
-class AdapterShareDocument(_Part):
+class AdapterShareDocument(Part):
     """What one adapter costs."""
 
     adapter: str = Field(description="Its name.")
@@ -66,7 +60,7 @@ class AdapterShareDocument(_Part):
     usd_per_month: NonNegative = Field(description="Its part of what these replicas cost, by load.")
 
 
-class AdapterAlternativeDocument(_Part):
+class AdapterAlternativeDocument(Part):
     """What another way to serve the same adapters would cost, planned alike."""
 
     way: str = Field(
@@ -80,7 +74,7 @@ class AdapterAlternativeDocument(_Part):
     reason: str = Field("", description="Why there is no cost.")
 
 
-class AdapterPlanDocument(_Part):
+class AdapterPlanDocument(Part):
     """Which adapters of a service live where."""
 
     service: str = Field(description="The service whose requests are for adapters.")

@@ -6,7 +6,7 @@ Units stand in the names; a null means "not known", never "failed".
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from planner.domain.disaggregation import Role
 from planner.domain.plan import (
@@ -36,6 +36,7 @@ from planner.domain.provenance import ProvenanceKind, Warning_
 from planner.errors import InputError, UnsupportedFormatError
 from planner.files.adapter_plan_schema import AdapterPlanDocument
 from planner.files.documents import Document, load_document, validation_error
+from planner.files.parts import Count, NonNegative, Part
 from planner.files.plan_document import DERIVED, KIND, SCHEMA_VERSION
 from planner.files.proof_schema import ProofDocument
 from planner.files.robustness_schema import RobustnessDocument
@@ -47,18 +48,10 @@ WEIGHT_TOLERANCE = 1e-6
 """How far a route's weights may sum from 1; rounding to 12 digits moves them by far less."""
 
 Weight = Annotated[float, Field(ge=0, le=1 + WEIGHT_TOLERANCE)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
 TokenRange = Annotated[tuple[Count, Count], Field(description="[from, to) in tokens: from is inside, to is not.")]
 
 
-class _Part(BaseModel):
-    """Unknown keys are errors, and NaN and infinity are no numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class SolverDocument(_Part):
+class SolverDocument(Part):
     """Which solver said so, and how it ended."""
 
     name: str = Field(description="Name of the back end: highs, cbc, scip, cp-sat.")
@@ -71,7 +64,7 @@ class SolverDocument(_Part):
     threads: int = Field(1, ge=0, description="Threads that the solver was given.")
 
 
-class AllocationDocument(_Part):
+class AllocationDocument(Part):
     """Replicas of one serving option: a service on an offer with one engine configuration."""
 
     service: str = Field(description='The service that these replicas serve; "default" if the request names none.')
@@ -127,7 +120,7 @@ class AllocationDocument(_Part):
     )
 
 
-class RentalDocument(_Part):
+class RentalDocument(Part):
     """Instances of one offer to rent."""
 
     offer: str = Field(description='Unique name, "provider/instance_type/region/market", or the user\'s own.')
@@ -147,7 +140,7 @@ class RentalDocument(_Part):
     zone: str = Field("", description="The offer's zone, or the number of one of its region's; empty = any.")
 
 
-class RouteDocument(_Part):
+class RouteDocument(Part):
     """Where the requests of one bucket go."""
 
     service: str = Field(description="The service whose requests these are.")
@@ -179,7 +172,7 @@ class RouteDocument(_Part):
         return self
 
 
-class UnservedDocument(_Part):
+class UnservedDocument(Part):
     """Requests of one bucket that the plan leaves unserved, because the limits do not hold all demand."""
 
     service: str = Field(description="The service whose requests these are.")
@@ -194,7 +187,7 @@ class UnservedDocument(_Part):
     priority: int = Field(1, ge=1, description="Of the service; 1 = most important.")
 
 
-class ObjectiveValueDocument(_Part):
+class ObjectiveValueDocument(Part):
     """What a plan comes to in one of the objectives that it was made for."""
 
     minimise: str = Field(
@@ -207,7 +200,7 @@ class ObjectiveValueDocument(_Part):
     unit: str = Field("", description='Unit of `value` and `bound`; "" for a weighted sum.')
 
 
-class BaselineDocument(_Part):
+class BaselineDocument(Part):
     """The best plan that uses a single GPU type, for comparison."""
 
     offer: str = Field(description="The GPU type's name.")
@@ -218,7 +211,7 @@ class BaselineDocument(_Part):
     bound_usd_per_hour: NonNegative | None = Field(None, description="Proven lower bound of the baseline's own cost.")
 
 
-class ConflictDocument(_Part):
+class ConflictDocument(Part):
     """One requirement that stands in the way of a plan."""
 
     requirement: str = Field(description='E.g. "chat: ttft p99 <= 200 ms".')
@@ -232,7 +225,7 @@ class ConflictDocument(_Part):
     suggestion: str = Field("", description="The change in words.")
 
 
-class RolloutStepDocument(_Part):
+class RolloutStepDocument(Part):
     """One step from the current plan to this one: everything starts, then traffic moves, then the rest stops."""
 
     action: RolloutAction = Field(description="start, route (send requests as `routing` says) or stop.")
@@ -245,7 +238,7 @@ class RolloutStepDocument(_Part):
     )
 
 
-class WarningDocument(_Part):
+class WarningDocument(Part):
     """Something to know about the result; docs/reference/warnings.md lists the codes."""
 
     code: str = Field(pattern=r"^W\d{3}$", description="Stable code.")
@@ -254,7 +247,7 @@ class WarningDocument(_Part):
     threshold: int | float | str | None = Field(None, description="The value that it was compared with.")
 
 
-class PeriodAllocationDocument(_Part):
+class PeriodAllocationDocument(Part):
     """Replicas of one serving option in one period."""
 
     service: str = Field(description="The service that these replicas serve.")
@@ -265,7 +258,7 @@ class PeriodAllocationDocument(_Part):
     work_utilization: NonNegative = Field(0.0, description="Mean load of work with a deadline per replica, on top.")
 
 
-class PeriodRentalDocument(_Part):
+class PeriodRentalDocument(Part):
     """Instances of one offer in one period."""
 
     offer: str = Field(description="The offer's name, as in `rentals`.")
@@ -273,7 +266,7 @@ class PeriodRentalDocument(_Part):
     starting: Count = Field(0, description="How many of them were started for it, the start-up time before it begins.")
 
 
-class PeriodRouteDocument(_Part):
+class PeriodRouteDocument(Part):
     """Where the requests of one bucket go in one period."""
 
     service: str = Field(description="The service whose requests these are.")
@@ -286,7 +279,7 @@ class PeriodRouteDocument(_Part):
     )
 
 
-class PeriodUnservedDocument(_Part):
+class PeriodUnservedDocument(Part):
     """Requests of one bucket that one period leaves unserved."""
 
     service: str = Field(description="The service whose requests these are.")
@@ -295,7 +288,7 @@ class PeriodUnservedDocument(_Part):
     rate_rps: NonNegative = Field(description="Requests per second that are not served in this period.")
 
 
-class PeriodDocument(_Part):
+class PeriodDocument(Part):
     """One period of the schedule."""
 
     start_s: NonNegative = Field(description="Seconds from the horizon's begin to this period's.")
@@ -324,7 +317,7 @@ class PeriodDocument(_Part):
         return Period(**(dict(self) | parts))
 
 
-class CommitmentDocument(_Part):
+class CommitmentDocument(Part):
     """Instances to reserve: paid in every period."""
 
     offer: str = Field(description="The offer's name, as in `rentals`.")
@@ -334,7 +327,7 @@ class CommitmentDocument(_Part):
     cost_usd_per_hour: NonNegative = Field(description="Price of all these instances.")
 
 
-class RedundancyPriceDocument(_Part):
+class RedundancyPriceDocument(Part):
     """What it costs to be able to lose something."""
 
     requirement: str = Field(description="The rule, e.g. `survive zone`; or all of them together.")
@@ -347,7 +340,7 @@ class RedundancyPriceDocument(_Part):
     )
 
 
-class JobRunDocument(_Part):
+class JobRunDocument(Part):
     """What one option does of a job, in one period or in a steady state."""
 
     period: Count | None = Field(description="Position in `schedule`, from 0; null in a steady state.")
@@ -359,7 +352,7 @@ class JobRunDocument(_Part):
     busy_replicas: NonNegative = Field(description="Replicas that it takes up on average while the job may run.")
 
 
-class JobPlanDocument(_Part):
+class JobPlanDocument(Part):
     """When and where work with a deadline is done."""
 
     job: str = Field(description="Name of the job.")
@@ -384,7 +377,7 @@ class JobPlanDocument(_Part):
         return JobPlan(**(dict(self) | {"runs": tuple(JobRun(**dict(run)) for run in self.runs)}))
 
 
-class PlanDocument(_Part):
+class PlanDocument(Part):
     """A plan as gpuplan writes it: what to rent, what serves which requests, what it costs and how sure that is."""
 
     model_config = ConfigDict(title="gpuplan Plan")

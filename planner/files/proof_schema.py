@@ -1,8 +1,8 @@
 """The `proof` of plan.json: field for field the dataclasses of `planner.domain.proof`."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from planner.domain.proof import (
     PeriodMiss,
@@ -15,18 +15,10 @@ from planner.domain.proof import (
     SimulatedSlo,
     UtilizationCap,
 )
-
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
+from planner.files.parts import Count, Fraction, NonNegative, Part, Positive
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class SimulatedSloDocument(_Part):
+class SimulatedSloDocument(Part):
     """One objective of one service, simulated."""
 
     service: str = Field(description="The service that the objective is of.")
@@ -40,7 +32,7 @@ class SimulatedSloDocument(_Part):
     sure: bool = Field(description="Whether the whole 95% interval says the same.")
 
 
-class RoundServiceDocument(_Part):
+class RoundServiceDocument(Part):
     """How one service fared in one round."""
 
     service: str = Field(description="Name of the service.")
@@ -53,7 +45,7 @@ class RoundServiceDocument(_Part):
     sure: bool = Field(description="Whether the whole 95% interval says the same.")
 
 
-class ProofRoundDocument(_Part):
+class ProofRoundDocument(Part):
     """One fleet that was simulated."""
 
     step: ProofStep = Field(
@@ -70,7 +62,7 @@ class ProofRoundDocument(_Part):
         return ProofRound(**(dict(self) | {"services": tuple(RoundService(**dict(row)) for row in self.services)}))
 
 
-class UtilizationCapDocument(_Part):
+class UtilizationCapDocument(Part):
     """How full replicas of one kind may be: of one GPU and engine configuration, on whatever offer."""
 
     service: str = Field(description="The service that they serve.")
@@ -80,7 +72,7 @@ class UtilizationCapDocument(_Part):
     )
 
 
-class ServiceProofDocument(_Part):
+class ServiceProofDocument(Part):
     """What was replayed of one service, and what it says of the headroom that it needs."""
 
     service: str = Field(description="Name of the service.")
@@ -93,14 +85,14 @@ class ServiceProofDocument(_Part):
     )
 
 
-class PeriodMissDocument(_Part):
+class PeriodMissDocument(Part):
     """A period of a schedule in which a service by itself misses an objective that it keeps over all of them."""
 
     period: Count = Field(description="Number of the period, counted from 0.")
     service: str = Field(description="Name of the service.")
 
 
-class ProofDocument(_Part):
+class ProofDocument(Part):
     """Whether the plan holds its objectives request by request, and how it was found."""
 
     holds: bool = Field(description="Whether every objective holds in the replay.")

@@ -2,18 +2,13 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from planner.domain.robustness import FleetOutcomes, FleetReplicas, Outcome, Robustness, ScenarioCase
-
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from planner.files.parts import NonNegative, Part
 
 
-class FleetReplicasDocument(_Part):
+class FleetReplicasDocument(Part):
     """Replicas of one serving option in a fleet of the regret table."""
 
     service: str = Field(description="The service that these replicas serve.")
@@ -24,7 +19,7 @@ class FleetReplicasDocument(_Part):
     )
 
 
-class OutcomeDocument(_Part):
+class OutcomeDocument(Part):
     """How a fleet fares when one scenario comes true."""
 
     scenario: str = Field(description="Name of the scenario, as in `scenarios`.")
@@ -37,7 +32,7 @@ class OutcomeDocument(_Part):
     )
 
 
-class FleetOutcomesDocument(_Part):
+class FleetOutcomesDocument(Part):
     """A row of the regret table: one fleet through all scenarios."""
 
     fleet: str = Field(description="plain, robust (this plan), or the scenario that it is the cheapest fleet for.")
@@ -49,7 +44,7 @@ class FleetOutcomesDocument(_Part):
     )
 
 
-class ScenarioCaseDocument(_Part):
+class ScenarioCaseDocument(Part):
     """A column of the regret table."""
 
     name: str = Field(description="planned, or the scenario's name.")
@@ -61,7 +56,7 @@ class ScenarioCaseDocument(_Part):
     probability: NonNegative | None = Field(None, description="As the request states it.")
 
 
-class RobustnessDocument(_Part):
+class RobustnessDocument(Part):
     """The price of the scenarios that the plan survives, and the regret table."""
 
     price_usd_per_hour: float | None = Field(

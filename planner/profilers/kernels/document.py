@@ -6,12 +6,13 @@ Units stand in the names; a null means "not known", never "failed".
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from planner.errors import InputError, UnsupportedFormatError, Where
 from planner.files.documents import load_document, validation_error
+from planner.files.parts import Count, NonNegative, Part, Positive
 from planner.profilers.kernels.run import Outcome
 from planner.profilers.kernels.sampling import Timing
 from planner.profilers.kernels.shapes import Kernel, KernelKind
@@ -23,18 +24,8 @@ SCHEMA_VERSION: Final = "1"
 KIND: Final = "StepTimes"
 MAX_BYTES = 50_000_000
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
 
-
-class _Part(BaseModel):
-    """Unknown keys are errors, and NaN and infinity are no numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class SettingsDocument(_Part):
+class SettingsDocument(Part):
     """What was to be timed."""
 
     model: str = Field(description="Canonical name of the model, or the path of its config.json.")
@@ -46,7 +37,7 @@ class SettingsDocument(_Part):
     reduce_over: tuple[int, ...] = Field(default=(), description="Numbers of GPUs that all-reduces were timed over.")
 
 
-class MachineDocument(_Part):
+class MachineDocument(Part):
     """What it was timed on."""
 
     device: Literal["cuda", "cpu"] = Field(description="cuda: a GPU, AMD's under ROCm included; cpu: a processor.")
@@ -68,7 +59,7 @@ class MachineDocument(_Part):
     slowdowns: tuple[str, ...] = Field(default=(), description="What held clocks down at any time that was looked.")
 
 
-class ProvenanceDocument(_Part):
+class ProvenanceDocument(Part):
     """How and when."""
 
     tool: str = Field(default="gpuplan profile kernels", description="What measured.")
@@ -78,7 +69,7 @@ class ProvenanceDocument(_Part):
     budget_s: Positive = Field(description="Time that the run was given.")
 
 
-class KernelDocument(_Part):
+class KernelDocument(Part):
     """One shape: its timing, or why it has none."""
 
     kind: KernelKind = Field(description="Kind of kernel.")
@@ -125,7 +116,7 @@ class KernelDocument(_Part):
         return Outcome(kernel=kernel, timing=timing)
 
 
-class RatesDocument(_Part):
+class RatesDocument(Part):
     """What the GPU reached, fitted to the timings in the form of the step-time model."""
 
     launch_s: Positive | None = Field(default=None, description="Shortest time between two kernels.")
@@ -140,7 +131,7 @@ class RatesDocument(_Part):
     untold: tuple[str, ...] = Field(default=(), description="What the timings do not tell, and why.")
 
 
-class LeftOutErrorDocument(_Part):
+class LeftOutErrorDocument(Part):
     """How far off the table and the fitted rates are at the shapes that were held back, as parts of the time."""
 
     part: str = Field(description="Part of a step.")
@@ -151,7 +142,7 @@ class LeftOutErrorDocument(_Part):
     roofline_worst: NonNegative | None = Field(description="Largest error of the fitted rates.")
 
 
-class StepDocument(_Part):
+class StepDocument(Part):
     """One step of the whole model, without an engine's own overhead."""
 
     phase: Literal["decode", "prefill"] = Field(description="What the step does.")
@@ -162,7 +153,7 @@ class StepDocument(_Part):
     roofline_s: Positive | None = Field(description="From the fitted rates; null where they lack one.")
 
 
-class EfficiencyRowDocument(_Part):
+class EfficiencyRowDocument(Part):
     """A row in the form of profiles/efficiency.csv, for this very GPU."""
 
     parameter: str = Field(description="As there.")
@@ -173,7 +164,7 @@ class EfficiencyRowDocument(_Part):
     reason: str = Field(description="What it was fitted to.")
 
 
-class NoticeDocument(_Part):
+class NoticeDocument(Part):
     """Something to know before relying on the figures; docs/reference/warnings.md lists the codes."""
 
     code: str = Field(pattern=r"^W\d{3}$", description="Stable code.")
@@ -182,7 +173,7 @@ class NoticeDocument(_Part):
     threshold: int | float | str | None = Field(default=None, description="The value that it was compared with.")
 
 
-class StepTimesDocument(_Part):
+class StepTimesDocument(Part):
     """Times of a model's own kernels on one kind of GPU, and what they imply."""
 
     model_config = ConfigDict(title="gpuplan StepTimes")
