@@ -230,9 +230,9 @@ def provenance_text(plan: Plan) -> str:
     if not errors or not text:
         return text
     worst = percent(max(errors))
-    return (
-        f"{text} They may be up to {worst} too high, one case in ten excepted; robust.throughput_error plans for that."
-    )
+    # Plans with adapters do not combine with `robust`.
+    way_out = "constraints.headroom leaves room" if plan.adapters else "robust.throughput_error plans"
+    return f"{text} They may be up to {worst} too high, one case in ten excepted; {way_out} for that."
 
 
 def _origins_text(plan: Plan) -> str:

@@ -184,7 +184,9 @@ def test_a_plan_with_adapters_is_not_proven_explained_or_simulated(tmp_path, gpu
     path.write_text(json.dumps(request({"each": [adapter("a"), adapter("b")]})), encoding="utf-8")
     assert gpuplan("plan", path, "--verify").code == 2
     assert gpuplan("plan", path, "--assignment", "sliced").code == 2
-    assert gpuplan("plan", path, "-o", tmp_path / "plan.json").code == 0
+    made = gpuplan("plan", path, "-o", tmp_path / "plan.json")
+    assert made.code == 0
+    assert "throughput_error" not in made.out  # what does not combine is no way out
     for command in (("explain", tmp_path / "plan.json"), ("simulate", tmp_path / "plan.json")):
         ran = gpuplan(*command)
         assert ran.code == 2
