@@ -22,25 +22,55 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).resolve().parent / "data" / "measured.csv.gz"
 
-RECIPES: dict[str, tuple[str, ...]] = {
-    "vllm@unstated": ENGINE_RECIPE,
-    "tensorrt-llm@unstated": ENGINE_RECIPE,
-    "deepspeed-mii@unstated": ENGINE_RECIPE,
-    # CUDA graphs launch whole steps: what is left per step is the scheduler's own loop.
-    "vllm@2024": tuple(name for name in ENGINE_RECIPE if name != "layer_overhead_s"),
-    # After 2024's, whose parameters it starts from.
-    "vllm@2023": ENGINE_RECIPE,
-    "tensorrt-llm@pytorch": (
+Recipe = tuple[tuple[str, str], ...]
+"""(parameter, scope) pairs that are fitted together."""
+
+BASE_ERA = "tensorrt-llm@0.x"
+"""TensorRT-LLM 0.x was measured on all three architectures, so the GPUs' own parameters are fitted to its rows."""
+
+VISIBLE = ("ampere", "hopper", "ada")
+GPU_STARTS = {
+    "gemm_fraction_bf16": 0.65,
+    "gemm_fraction_fp8": 0.6,
+    "bandwidth_fraction": 0.75,
+    "kv_bandwidth_fraction": 0.85,
+    "attention_fraction": 0.5,
+}
+"""Where the fit of a GPU's parameters starts: near what kernel benchmarks reach, the same for all (see
+docs/explanation/throughput.md)."""
+
+BASE_STARTS: dict[tuple[str, str], float] = {
+    **{(name, gpu): value for gpu in VISIBLE for name, value in GPU_STARTS.items()},
+    ("link_fraction", "default"): 0.5,
+    ("allreduce_latency_factor", BASE_ERA): 5.0,
+    ("link_factor", BASE_ERA): 1.0,
+    ("step_overhead_s", BASE_ERA): 1e-3,
+    ("sequence_overhead_s", BASE_ERA): 1e-5,
+    ("kv_heads_exponent", BASE_ERA): 0.2,
+}
+BASE_RECIPE: Recipe = tuple(key for key in BASE_STARTS if key != ("gemm_fraction_fp8", "ampere"))
+"""What is fitted first. Ampere has no fp8."""
+
+ENGINE_RECIPES: dict[str, tuple[str, ...]] = {
+    "vllm": ("step_overhead_s", "sequence_overhead_s"),
+    "tensorrt-llm": (
         "step_overhead_s",
         "sequence_overhead_s",
         "allreduce_latency_factor",
         "link_factor",
         "gemm_factor",
+        "kv_heads_exponent",
         "attention_factor",
         "request_overhead_s",
         "turnover_wait",
         "burst_share",
     ),
+    "vllm@unstated": ENGINE_RECIPE,
+    "tensorrt-llm@unstated": ENGINE_RECIPE,
+    "deepspeed-mii@unstated": ENGINE_RECIPE,
+    # CUDA graphs launch whole steps: what is left per step is the scheduler's own loop.
+    "vllm@2024": tuple(name for name in ENGINE_RECIPE if name != "layer_overhead_s"),
+    "vllm@2023": ENGINE_RECIPE,
     "tensorrt-llm@mlperf": (
         "gemm_factor",
         "sequence_overhead_s",
@@ -50,16 +80,17 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "s-lora": ("gemm_factor", "bandwidth_factor", "step_overhead_s", "sequence_overhead_s", "adapter_overhead_s"),
     "lmdeploy": ("request_overhead_s",),
 }
-"""What is fitted of each engine's releases; TensorRT-LLM 0.x is what the GPUs' own parameters were fitted with."""
+"""What is fitted of each engine's releases, after the GPUs; newer ones first, as older ones start from them."""
 
-GPU_PARAMETERS = (
-    "gemm_fraction_bf16",
-    "gemm_fraction_fp8",
-    "bandwidth_fraction",
-    "kv_bandwidth_fraction",
-    "attention_fraction",
+PER_ARCHITECTURE = (
+    "gemm_factor",
+    "bandwidth_factor",
+    "kv_bandwidth_factor",
+    "step_overhead_s",
+    "sequence_overhead_s",
 )
-VISIBLE = ("ampere", "hopper", "ada")
+"""Of these, what an engine reaches on one architecture is fitted last, where its rows are of several: kernels are
+written for one generation before they are for another, and hosts differ with their GPUs."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +107,10 @@ class Row:
             engine_family(config.engine), config.engine_version, self.measurement.question.gpu.vendor
         )
         return scopes[1]
+
+    @property
+    def architecture(self) -> str:
+        return self.measurement.question.gpu.architecture.lower()
 
     @property
     def gpu(self) -> str:
@@ -152,39 +187,63 @@ def load_rows(params: EstimatorParams) -> list[Row]:
     return [Row(row, measurement) for row, measurement in zip(kept, found, strict=True)]
 
 
+def fit_all(rows: list[Row], params: EstimatorParams) -> tuple[EstimatorParams, dict[tuple[str, str], float]]:
+    """Return the parameters with those of GPUs, links and engines fitted to the rows, and the fitted values.
+
+    An architecture without rows of `BASE_ERA` gets the means of the others' parameters.
+    """
+    params, base = fit_base(rows, params)
+    params, engines = fit_engines(rows, params)
+    return params, base | engines
+
+
+def fit_base(rows: list[Row], params: EstimatorParams) -> tuple[EstimatorParams, dict[tuple[str, str], float]]:
+    """Return the parameters with those of GPUs and links fitted to the rows of `BASE_ERA`."""
+    base = [row for row in rows if row.era == BASE_ERA]
+    seen = {row.architecture for row in base}
+    recipe = [key for key in BASE_RECIPE if key[1] not in VISIBLE or key[1] in seen]
+    found = calibration.fit([row.measurement for row in base], recipe, params)
+    means = {
+        (name, gpu): float(np.mean([found.values[name, other] for other in seen if (name, other) in found.values]))
+        for gpu in VISIBLE
+        if gpu not in seen
+        for name in GPU_STARTS
+    }
+    return replace(found.params, table={**found.params.table, **means}), {**found.values, **means}
+
+
 def fit_engines(rows: Iterable[Row], params: EstimatorParams) -> tuple[EstimatorParams, dict[tuple[str, str], float]]:
     """Return the parameters with every engine's factors fitted to the rows, and the fitted values."""
-    by_era: dict[str, list[Measurement]] = {}
+    by_era: dict[str, list[Row]] = {}
     for row in rows:
-        by_era.setdefault(row.era, []).append(row.measurement)
+        by_era.setdefault(row.era, []).append(row)
     values: dict[tuple[str, str], float] = {}
-    for era, names in RECIPES.items():
-        if era in by_era:
-            found = calibration.fit(by_era[era], [(name, era) for name in names], params)
+    for era, names in ENGINE_RECIPES.items():
+        own = by_era.get(era, [])
+        parts = {gpu: [row for row in own if row.architecture == gpu] for gpu in {row.architecture for row in own}}
+        apart = [name for name in names if name in PER_ARCHITECTURE] if len(parts) > 1 else []
+        stages = [(own, [(name, era) for name in names])] if own else []
+        stages += [(part, [(name, f"{era}/{gpu}") for name in apart]) for gpu, part in sorted(parts.items()) if apart]
+        for part, recipe in stages:
+            found = calibration.fit([row.measurement for row in part], recipe, params)
             values, params = values | dict(found.values), found.params
     return params, values
 
 
 def bare(params: EstimatorParams) -> EstimatorParams:
-    """Return the parameters without any engine's fitted factors."""
+    """Return the parameters as before any fit: GPUs where their fit starts, engines without factors of their own."""
     table = {key: value for key, value in params.table.items() if not is_fitted_here(*key)}
-    return replace(params, table=table)
+    return replace(params, table={**table, **BASE_STARTS})
 
 
 def is_fitted_here(parameter: str, scope: str) -> bool:
-    """Return whether a parameter is one that `fit_engines` sets, or set when its recipe was another."""
-    return scope in RECIPES and ("@" in scope or parameter in RECIPES[scope])
-
-
-def without_architecture(params: EstimatorParams, architecture: str) -> EstimatorParams:
-    """Return the parameters with an architecture's own replaced by the mean of the other measured ones."""
-    left_out = architecture.lower()
-    kept = {key: value for key, value in params.table.items() if key[1] != left_out or key[0] not in GPU_PARAMETERS}
-    for name in GPU_PARAMETERS:
-        known = [params.table[name, other] for other in VISIBLE if other != left_out and (name, other) in params.table]
-        if known:
-            kept[name, left_out] = float(np.mean(known))
-    return replace(params, table=kept)
+    """Return whether a parameter is one that `fit_all` sets, or set when its recipe was another."""
+    era = scope.partition("/")[0]
+    if (parameter, scope) in BASE_RECIPE:
+        return True
+    if era not in ENGINE_RECIPES or scope.endswith("/amd"):
+        return False
+    return "@" in scope or "/" in scope or parameter in ENGINE_RECIPES[era]
 
 
 def power_features(rows: list[Row], params: EstimatorParams) -> np.ndarray:
@@ -227,19 +286,21 @@ def fit_power(rows: list[Row], params: EstimatorParams) -> np.ndarray:
     return solution
 
 
-def leave_out(rows: list[Row], key: Callable[[Row], str], base: Callable[[str], EstimatorParams]) -> np.ndarray:
+def leave_out(rows: list[Row], key: Callable[[Row], str], params: EstimatorParams) -> np.ndarray:
     """Return the estimates (rows, 3) of every row by parameters fitted without the rows that share its key."""
     found = np.full((len(rows), 3), np.nan)
     keys = [key(row) for row in rows]
-    whole: dict[int, dict[tuple[str, str], float]] = {}
+    base, _ = fit_base(rows, params)
+    _, whole = fit_engines(rows, base)
     for left_out in sorted(set(keys)):
-        start = base(left_out)
+        others = [row for row, own in zip(rows, keys, strict=True) if own != left_out]
         touched = {row.era for row, own in zip(rows, keys, strict=True) if own == left_out}
-        others = [row for row, own in zip(rows, keys, strict=True) if own != left_out and row.era in touched]
-        if id(start) not in whole:
-            whole[id(start)] = fit_engines(rows, start)[1]
-        untouched = {at: value for at, value in whole[id(start)].items() if at[1] not in touched}
-        fitted, _ = fit_engines(others, replace(start, table={**start.table, **untouched}))
+        if BASE_ERA in touched:
+            fitted, _ = fit_all(others, params)
+        else:
+            untouched = {at: value for at, value in whole.items() if at[1].partition("/")[0] not in touched}
+            start = replace(base, table={**base.table, **untouched})
+            fitted, _ = fit_engines([row for row in others if row.era in touched], start)
         indices = [index for index, own in enumerate(keys) if own == left_out]
         found[indices] = calibration.estimates([rows[i].measurement.question for i in indices], fitted)
     return found

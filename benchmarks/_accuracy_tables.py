@@ -8,15 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from _accuracy_fit import (
-    bare,
-    fit_engines,
-    fit_power,
-    leave_out,
-    lora_cells,
-    power_features,
-    without_architecture,
-)
+from _accuracy_fit import bare, fit_all, fit_base, fit_power, leave_out, lora_cells, power_features
 
 from planner.catalog.offers import load_offers
 from planner.domain.hardware import Market
@@ -54,14 +46,11 @@ def measure(rows: list[Row], params: EstimatorParams) -> Errors:
     measured = np.array([row.measurement.values for row in rows])
     questions = [row.measurement.question for row in rows]
     plain = bare(params)
-    whole, _ = fit_engines(rows, plain)
-    architectures = {row.gpu: row.measurement.question.gpu.architecture for row in rows}
-    shared = {gpu: list(architectures.values()).count(own) > 1 for gpu, own in architectures.items()}
-    bases = {gpu: plain if shared[gpu] else without_architecture(plain, own) for gpu, own in architectures.items()}
+    whole, _ = fit_all(rows, plain)
     found = {
         "in-sample": calibration.estimates(questions, whole),
-        "GPU left out": leave_out(rows, lambda row: row.gpu, bases.__getitem__),
-        "model left out": leave_out(rows, lambda row: row.model, lambda _: plain),
+        "GPU left out": leave_out(rows, lambda row: row.gpu, plain),
+        "model left out": leave_out(rows, lambda row: row.model, plain),
     }
     return Errors(
         rows=rows,
@@ -72,7 +61,7 @@ def measure(rows: list[Row], params: EstimatorParams) -> Errors:
             "GPU left out": _has_others(rows, [row.gpu for row in rows]),
             "model left out": _has_others(rows, [row.model for row in rows]),
         },
-        no_engine=calibration.estimates(questions, plain) / measured,
+        no_engine=calibration.estimates(questions, fit_base(rows, plain)[0]) / measured,
     )
 
 
@@ -144,16 +133,22 @@ def aims(errors: Errors) -> list[str]:
         ("power", None, np.ones(len(kinds), dtype=bool), 0.20),
     )
     lines = [
-        "| metric | aim: median below | GPU left out: median | 90% below | model left out: median | 90% below |",
-        "|---|---|---|---|---|---|",
+        "| metric | aim: median below | the engine | points | GPU left out: median | 90% below "
+        "| points | model left out: median | 90% below |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, column, chosen, aim in cases:
-        parts = [
-            (errors.power[left_out] if column is None else errors.ratios[left_out][:, column])[chosen]
-            for left_out in LEFT_OUT[1:]
-        ]
         bound = "" if aim is None else f"{aim:.0%}"
-        lines.append(f"| {name} | {bound} | {' | '.join(summary(part) for part in parts)} |")
+        for is_known, words in ((True, "known"), (False, "new as well")):
+            cells = []
+            for left_out in LEFT_OUT[1:]:
+                if column is None:
+                    picked = errors.power[left_out]
+                else:
+                    picked = errors.ratios[left_out][chosen & (errors.is_known[left_out] == is_known), column]
+                cells.append(f"{np.isfinite(picked).sum()} | {summary(picked)}")
+            if column is not None or is_known:
+                lines.append(f"| {name} | {bound} | {words} | {' | '.join(cells)} |")
     return lines
 
 
@@ -404,11 +399,7 @@ def recalibrated(errors: Errors, params: EstimatorParams) -> list[str]:
     for (gpu, era), indices in sorted(groups.items()):
         if len(indices) < LEAST_CASES:
             continue
-        others = [row for row in errors.rows if row.gpu != gpu]
-        architecture = errors.rows[indices[0]].measurement.question.gpu.architecture
-        is_shared = any(row.measurement.question.gpu.architecture == architecture for row in others)
-        start = bare(params) if is_shared else without_architecture(bare(params), architecture)
-        base, _ = fit_engines(others, start)
+        base, _ = fit_all([row for row in errors.rows if row.gpu != gpu], bare(params))
         picked = [indices[round(place * (len(indices) - 1))] for place in (0.2, 0.5, 0.8)]
         three = [errors.rows[i].measurement for i in picked]
         fitted = calibration.fit_own(three, base)

@@ -2,7 +2,7 @@
 
 Run: python benchmarks/accuracy.py            prints the tables and writes them into docs/benchmarks.md
      python benchmarks/accuracy.py --dry-run  prints only
-     python benchmarks/accuracy.py --fit      fits the parameters and writes them into profiles/
+     python benchmarks/accuracy.py --fit      fits the parameters first and writes them into profiles/
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from typing import TYPE_CHECKING
 
 import _accuracy_tables as tables
-from _accuracy_fit import Row, bare, fit_engines, fit_power, is_fitted_here, load_rows, lora_rows
+from _accuracy_fit import BASE_ERA, Row, bare, fit_all, fit_power, is_fitted_here, load_rows, lora_rows
 from _report import machine, write_section
 
 from planner.profilers.efficiency import default_params
@@ -26,7 +26,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 PROFILES = Path(__file__).resolve().parents[1] / "profiles"
-UNITS = {"_s": "s", "_factor": "of the GPU's own fraction", "_fraction": "of the output", "_wait": "completions"}
+UNITS = {
+    "bandwidth_fraction": "of data-sheet rate",
+    "link_fraction": "of link rate",
+    "attention_fraction": "of dense bf16 peak",
+    "_bf16": "of dense peak",
+    "_fp8": "of dense peak",
+    "allreduce_latency_s": "s per all-reduce x log2(tp)",
+    "_s": "s",
+    "_factor": "of the GPU's own fraction",
+    "_fraction": "of the output",
+    "_wait": "completions",
+    "_exponent": "exponent of KV heads / 32",
+}
 
 
 def write_rows(
@@ -51,8 +63,11 @@ def parameter_rows(values: Mapping[tuple[str, str], float], rows: list[Row]) -> 
     counts: dict[str, int] = {}
     origins: dict[str, set[str]] = {}
     for row in rows:
-        counts[row.era] = counts.get(row.era, 0) + 1
-        origins.setdefault(row.era, set()).add(row.cells["source"])
+        gpu = row.architecture
+        base = [gpu, "default", "nvlink"] if row.era == BASE_ERA else []
+        for scope in (row.era, f"{row.era}/{gpu}", *base):
+            counts[scope] = counts.get(scope, 0) + 1
+            origins.setdefault(scope, set()).add(row.cells["source"])
     today = datetime.now(tz=UTC).strftime("%Y-%m")
     return [
         {
@@ -93,25 +108,28 @@ def power_rows(rows: list[Row]) -> list[dict[str, str]]:
     return found
 
 
-def fit() -> None:
-    """Fit everything and write it: factors of the engines, power, and the errors of what was left out."""
+def fit() -> tables.Errors:
+    """Fit everything and write it: GPUs, links, engines, power, and the errors of what was left out."""
     params = default_params()
     rows = load_rows(params)
-    _, values = fit_engines([*rows, *lora_rows(params)], bare(params))
+    _, values = fit_all([*rows, *lora_rows(params)], bare(params))
     write_rows(
         "efficiency.csv",
         ("parameter", "scope"),
         parameter_rows(values, [*rows, *lora_rows(params)]),
         is_stale=is_fitted_here,
     )
+    errors = tables.measure(rows, params)
     write_rows("power.csv", ("parameter", "scope"), power_rows(rows))
-    write_rows("estimate_error.csv", ("metric", "case"), tables.error_rows(tables.measure(rows, params)))
+    write_rows("estimate_error.csv", ("metric", "case"), tables.error_rows(errors))
+    default_params.cache_clear()
+    return errors
 
 
-def report() -> str:
+def report(errors: tables.Errors | None = None) -> str:
     params = default_params()
     rows = load_rows(params)
-    errors = tables.measure(rows, params)
+    errors = errors or tables.measure(rows, params)
     n_versions, gap = tables.noise_floor(rows)
     seconds = min(tables.seconds_per_thousand(rows, params) for _ in range(3))
     lines = [
@@ -119,12 +137,8 @@ def report() -> str:
         "",
         f"`python benchmarks/accuracy.py`: {len(rows)} published operating points",
         "(`benchmarks/data/SOURCES.md`) against `gpuplan profile estimate`. Errors are |estimate / measured - 1|.",
-        "A GPU or a model left out: every engine's factors fitted without its rows; if no other of its architecture",
-        "is left, the architecture's own parameters are the means of the others'. The GPUs' parameters themselves",
-        "(`profiles/efficiency.csv`, fitted on TensorRT-LLM's tables) are not refitted when a model is left out.",
-        "What that means: the rows of TensorRT-LLM's own tables, most of the largest throughputs, are in-sample but "
-        "for the GPU's",
-        "architecture; the other sources' rows had no part in the factors that they are judged by.",
+        "A GPU or a model left out: everything fitted anew without its rows, the parameters of GPUs and links as well",
+        "as every engine's factors; an architecture of which nothing is left gets the means of the others' parameters.",
         "",
         *tables.aims(errors),
         "",
@@ -165,10 +179,7 @@ def report() -> str:
 
 
 if __name__ == "__main__":
-    if "--fit" in sys.argv:
-        fit()
-    else:
-        text = report()
-        print(text)
-        if "--dry-run" not in sys.argv:
-            write_section("accuracy", text)
+    text = report(fit() if "--fit" in sys.argv else None)
+    print(text)
+    if "--dry-run" not in sys.argv:
+        write_section("accuracy", text)

@@ -44,7 +44,7 @@ PRIOR_SD: Mapping[str, float] = {
     "step_overhead_s": 1.0,
     "sequence_overhead_s": 1.0,
     "layer_overhead_s": 1.0,
-    "allreduce_latency_factor": 0.7,
+    "allreduce_latency_factor": 0.4,
     "link_factor": 0.4,
     "request_overhead_s": 0.7,
     "output_reserve_fraction": 0.1,
@@ -54,6 +54,9 @@ PRIOR_SD: Mapping[str, float] = {
     "bandwidth_fraction": 0.15,
     "kv_bandwidth_fraction": 0.3,
     "attention_fraction": 0.4,
+    "kv_heads_exponent": 0.4,
+    "allreduce_latency_s": 0.7,
+    "link_fraction": 0.4,
 }
 """How far the logarithm of a parameter is believed to lie from where the fit starts."""
 MATRIX_SD = 0.4
@@ -73,6 +76,7 @@ ENGINE_RECIPE = (
     "link_factor",
     "request_overhead_s",
     "output_reserve_fraction",
+    "kv_heads_exponent",
 )
 """What is fitted of an engine's releases."""
 
@@ -260,7 +264,7 @@ def fit_own(measurements: Sequence[Measurement], params: EstimatorParams) -> Fit
     """Return the parameters fitted to a user's own few measurements.
 
     Of every GPU its matrix rates, bandwidths and attention, under the GPU's own name; of every engine its overheads, on
-    the vendor's GPUs. Everything else stays as it is. A GPU that is slower than believed is mostly so in all respects:
+    GPUs of the same architecture. Everything else stays as it is. A GPU that is slower than believed is mostly so in all respects:
     first all of these are scaled by one factor, the median of measured / estimated speed, drawn towards 1 as if one
     more measurement said so; then each of them is fitted.
 
@@ -295,7 +299,7 @@ def _own_starts(measurements: Sequence[Measurement], params: EstimatorParams) ->
         arithmetic = f"gemm_fraction_{math_format(config.precision, gpu)}"
         for parameter in (arithmetic, "bandwidth_fraction", "kv_bandwidth_fraction", "attention_fraction"):
             starts[parameter, gpu.name.lower()] = params.value(parameter, gpu.name, gpu.architecture, gpu.vendor)
-        scopes = engine_scopes(engine_family(config.engine), config.engine_version, gpu.vendor)
+        scopes = engine_scopes(engine_family(config.engine), config.engine_version, gpu.vendor, gpu.architecture)
         for parameter in ("step_overhead_s", "sequence_overhead_s"):
             starts[parameter, scopes[0]] = params.value(parameter, *scopes)
     return starts

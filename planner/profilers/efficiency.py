@@ -113,8 +113,8 @@ class Efficiency:
     """Of the data-sheet bandwidth while weights are read."""
     kv_bandwidth_fraction: float
     """Of the data-sheet bandwidth while the KV cache is read in decoding, on one GPU."""
-    kv_shard_exponent: float
-    """Decode attention over tp ranks reaches tp^-exponent of that: fewer KV heads on each keep it less busy."""
+    kv_heads_exponent: float
+    """With few KV heads on each GPU decode attention reaches (heads / 32)^exponent of that (`kv_occupancy`)."""
     attention_fraction: float
     """Of the dense bf16 peak in the attention of prefills."""
     step_overhead_s: float
@@ -204,9 +204,10 @@ class EstimatorParams:
         """Return the parameters of `engine` on `gpu` with its GPUs joined by `link_kind`.
 
         Parameters of the GPU are looked up by its name, then its architecture, then its vendor; those of the engine by
-        its era and family (`engine_scopes`). What an engine makes of a GPU is the product of both.
+        its era and family on the GPU's architecture, on its vendor's GPUs and on any (`engine_scopes`). What an engine
+        makes of a GPU is the product of both.
         """
-        scopes = engine_scopes(engine_family(engine), version, gpu.vendor)
+        scopes = engine_scopes(engine_family(engine), version, gpu.vendor, gpu.architecture)
 
         def of_gpu(parameter: str) -> float:
             return self.value(parameter, gpu.name, gpu.architecture, gpu.vendor)
@@ -219,7 +220,7 @@ class EstimatorParams:
             gemm_fraction={name: of_gpu(f"gemm_fraction_{name}") * matrix for name in MATH_NAMES},
             bandwidth_fraction=of_gpu("bandwidth_fraction") * of_engine("bandwidth_factor"),
             kv_bandwidth_fraction=of_gpu("kv_bandwidth_fraction") * of_engine("kv_bandwidth_factor"),
-            kv_shard_exponent=of_gpu("kv_shard_exponent"),
+            kv_heads_exponent=of_engine("kv_heads_exponent"),
             attention_fraction=of_gpu("attention_fraction") * of_engine("attention_factor"),
             step_overhead_s=of_engine("step_overhead_s"),
             sequence_overhead_s=of_engine("sequence_overhead_s"),

@@ -47,32 +47,39 @@ def version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
-def engine_scopes(family: str, version: str, vendor: str) -> tuple[str, ...]:
+def engine_scopes(family: str, version: str, vendor: str, architecture: str = "") -> tuple[str, ...]:
     """Return the scopes of an engine's parameters, the narrowest first: its era's, those of newer eras, the family's.
 
     A version without a number ("unstated", "mlperf") is an era of its own. What was never measured of an era is taken
-    from the next newer one. Each scope comes first for GPUs of `vendor` alone.
+    from the next newer one. Each scope comes first for GPUs of `architecture` alone, then for those of `vendor`.
 
     Examples
     --------
     >>> engine_scopes("vllm", "0.6.3", "NVIDIA")
     ('vllm@v0/nvidia', 'vllm@v0', 'vllm/nvidia', 'vllm')
+    >>> engine_scopes("vllm", "", "NVIDIA", "Ampere")
+    ('vllm/ampere', 'vllm/nvidia', 'vllm')
     """
     key = version_key(version)
     eras = [f"{family}@{version.strip().lower()}"] if version and not key else []
     eras += [f"{family}@{era.name}" for era in load_eras().get(family, ()) if key and era.first <= key < era.before]
-    return tuple(scope for name in (*eras, family) for scope in (f"{name}/{vendor.lower()}", name))
+    groups = [f"/{group.lower()}" for group in (architecture, vendor) if group]
+    return tuple(f"{name}{group}" for name in (*eras, family) for group in (*groups, ""))
 
 
 def newer_scopes(scope: str) -> tuple[str, ...]:
-    """Return where the parameters of an engine's era are taken from that it has none of: newer eras, the family.
+    """Return where an engine's parameters are taken from that `scope` has none of: all GPUs, newer eras, the family.
 
     Examples
     --------
     >>> newer_scopes("vllm@2024"), newer_scopes("vllm")
     (('vllm@v0', 'vllm'), ('vllm',))
+    >>> newer_scopes("vllm@2024/ampere")
+    ('vllm@2024', 'vllm@v0', 'vllm')
     """
-    family, _, name = scope.partition("@")
+    engine, _, group = scope.partition("/")
+    family, _, name = engine.partition("@")
     names = [era.name for era in load_eras().get(family, ())]
     newer = names[names.index(name) + 1 :] if name in names else []
-    return (*(f"{family}@{each}" for each in newer), family)
+    own = (engine,) if group else ()
+    return tuple(dict.fromkeys((*own, *(f"{family}@{each}" for each in newer), family)))

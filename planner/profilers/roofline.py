@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.domain.model import MixerKind
 from planner.domain.precision import KV_BYTES_PER_ELEMENT, SPARSE, UNQUANTIZED_BYTES, bytes_per_parameter, weight_bytes
 from planner.profilers.support import unsupported
 from planner.units import format_bytes
@@ -124,6 +125,30 @@ def kv_bytes_per_gpu(model: ModelArchitecture, config: EngineConfig, context_tok
         per_layer = group.kv_elements_per_token * tokens * element_bytes / shards
         total += group.count * (per_layer + group.state_bytes_per_sequence / config.tensor_parallel)
     return total / config.pipeline_parallel
+
+
+FULL_KV_HEADS = 32
+"""KV heads on one GPU with which decode attention reads the cache as fast as it ever does: those of the smallest model
+with a KV head for every query head (Llama-2-7B) whose measurements the exponents are fitted to."""
+
+
+def kv_occupancy(model: ModelArchitecture, config: EngineConfig) -> float:
+    """Return the KV heads that each GPU reads over `FULL_KV_HEADS`, 1 at most; the mean over what is cached.
+
+    Kernels deal out sequences and KV heads to a GPU's processors: with few heads they keep its memory less busy. A
+    latent vector (MLA) has no heads of its own; there the query heads are dealt out.
+    """
+    ranks = 1 if config.is_attention_data_parallel else config.tensor_parallel
+    cached = [(group.count * group.kv_elements_per_token, group) for group in model.layers]
+    total = sum(size for size, _ in cached)
+    if not total:
+        return 1.0
+    return sum(size * min(1.0, _dealt_heads(group, ranks) / FULL_KV_HEADS) for size, group in cached) / total
+
+
+def _dealt_heads(group: LayerGroup, ranks: int) -> float:
+    heads = group.n_query_heads if group.mixer is MixerKind.LATENT_ATTENTION else group.n_kv_heads
+    return max(1.0, heads / ranks)
 
 
 def kv_transfer_bytes(model: ModelArchitecture, config: EngineConfig, input_tokens: Array) -> Array:
@@ -433,7 +458,7 @@ def step_model(model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, par
         overhead_s_per_sequence=efficiency.sequence_overhead_s,
         prefill_flops_per_s=attention_flops * efficiency.attention_fraction,
         decode_flops_per_s=attention_flops * efficiency.attention_fraction,
-        kv_bytes_per_s=kv_rate * tp**-efficiency.kv_shard_exponent,
+        kv_bytes_per_s=kv_rate * kv_occupancy(model, config) ** efficiency.kv_heads_exponent,
         stages=config.pipeline_parallel,
         lone_prefill_factor=efficiency.lone_prefill_factor,
     )

@@ -33,7 +33,7 @@ def ideal():
         gemm_fraction_fp8=1.0,
         bandwidth_fraction=1.0,
         kv_bandwidth_fraction=1.0,
-        kv_shard_exponent=0.0,
+        kv_heads_exponent=0.0,
         attention_fraction=1.0,
         step_overhead_s=0.0,
         sequence_overhead_s=0.0,
