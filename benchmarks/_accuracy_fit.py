@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from _accuracy_habits import learn_habits
 
 from planner.planning import calibration
 from planner.planning.calibration import ENGINE_RECIPE, Measurement
@@ -227,9 +228,15 @@ def fit_power(rows: list[Row], params: EstimatorParams) -> np.ndarray:
     return solution
 
 
-def leave_out(rows: list[Row], key: Callable[[Row], str], base: Callable[[str], EstimatorParams]) -> np.ndarray:
-    """Return the estimates (rows, 3) of every row by parameters fitted without the rows that share its key."""
-    found = np.full((len(rows), 3), np.nan)
+def leave_out(
+    rows: list[Row], key: Callable[[Row], str], base: Callable[[str], EstimatorParams]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the estimates (rows, 3) of every row by parameters fitted without the rows that share its key.
+
+    Second the same, but where nothing is left of an engine then, its habits are learnt from its runs at other degrees
+    of tensor parallelism (`learn_habits`).
+    """
+    found, learnt = np.full((2, len(rows), 3), np.nan)
     keys = [key(row) for row in rows]
     whole: dict[int, dict[tuple[str, str], float]] = {}
     for left_out in sorted(set(keys)):
@@ -242,4 +249,8 @@ def leave_out(rows: list[Row], key: Callable[[Row], str], base: Callable[[str], 
         fitted, _ = fit_engines(others, replace(start, table={**start.table, **untouched}))
         indices = [index for index, own in enumerate(keys) if own == left_out]
         found[indices] = calibration.estimates([rows[i].measurement.question for i in indices], fitted)
-    return found
+        learnt[indices] = found[indices]
+        for era in touched.difference(row.era for row in others):
+            own = [index for index in indices if rows[index].era == era]
+            learnt[own] = learn_habits([rows[i] for i in own], RECIPES.get(era, ()), fitted, found[own])
+    return found, learnt

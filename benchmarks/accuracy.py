@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from typing import TYPE_CHECKING
 
+import _accuracy_intervals as intervals
 import _accuracy_tables as tables
 from _accuracy_fit import Row, bare, fit_engines, fit_power, is_fitted_here, load_rows, lora_rows
 from _report import machine, write_section
@@ -105,7 +106,7 @@ def fit() -> None:
         is_stale=is_fitted_here,
     )
     write_rows("power.csv", ("parameter", "scope"), power_rows(rows))
-    write_rows("estimate_error.csv", ("metric", "case"), tables.error_rows(tables.measure(rows, params)))
+    write_rows("estimate_error.csv", ("metric", "case"), intervals.error_rows(tables.measure(rows, params)))
 
 
 def report() -> str:
@@ -136,7 +137,7 @@ def report() -> str:
         "Coverage of the 80% intervals (`profiles/estimate_error.csv`), on rows that were left out of the fit; the",
         "intervals were set by these same rows:",
         "",
-        *tables.coverage(errors, params),
+        *intervals.coverage(errors),
         "",
         "Tokens per dollar: which of two GPUs gives more for the same model, engine and request size, at the",
         "cheapest on-demand prices of the bundled catalog. Static batches: the rate at the bound is read off between",
