@@ -9,7 +9,7 @@ beside that, a GPU's architecture or an engine's release, widens it in quadratur
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 SHARE = 0.8
 """Part of the measurements that an interval is to hold."""
 
-LEAST_CASES = 30
-"""Fewer cases of a load kind set no interval of their own."""
+LEAST_CASES, LEAST_GROUPS = 30, 2
+"""A load kind with fewer cases, or with cases of fewer GPUs, models and so on, sets no interval of its own."""
 
 SMALLEST_END = 0.03
 """Logarithm that an interval's ends are at least away from the estimate: no measurement is better than that."""
@@ -43,7 +43,9 @@ class Cases:
     """Left-out errors of one metric; arrays of shape (cases,)."""
 
     logs: np.ndarray
-    """log(measured / estimate)."""
+    """log(measured / estimate); the habits of an engine that nothing is left of are learnt from its other runs."""
+    unaided: np.ndarray
+    """The same with nothing known of such an engine."""
     kind: np.ndarray
     left_out: np.ndarray
     """Which of GPU, model and parallelism the fit was made without."""
@@ -93,15 +95,16 @@ def quantiles(cases: Cases, chosen: np.ndarray) -> dict[str, tuple[float, float]
     """Return the ends between which `SHARE` of the chosen cases lie, by load kind and of any."""
     found = {}
     for kind in ("any", *sorted(set(cases.kind[chosen]))):
-        logs = cases.logs[chosen & ((cases.kind == kind) | (kind == "any"))]
-        if len(logs) >= LEAST_CASES or kind == "any":
-            low, high = np.quantile(logs, ((1 - SHARE) / 2, (1 + SHARE) / 2))
+        own = chosen & ((cases.kind == kind) | (kind == "any"))
+        n_groups = sum(1 for _ in cases.groups(own))
+        if kind == "any" or (own.sum() >= LEAST_CASES and n_groups >= LEAST_GROUPS):
+            low, high = np.quantile(cases.logs[own], ((1 - SHARE) / 2, (1 + SHARE) / 2))
             found[kind] = (min(low, -SMALLEST_END), max(high, SMALLEST_END))
     return found
 
 
-def set_bands(cases: Cases, chosen: np.ndarray) -> Bands:
-    """Return the intervals that the chosen cases set."""
+def set_bands(cases: Cases, chosen: np.ndarray, *, has_least: bool = True) -> Bands:
+    """Return the intervals that the chosen cases set; `has_least`: with the least widenings that are assumed."""
     base = chosen & ~cases.is_new_gpu & ~cases.is_borrowed
     needed = [np.ones(1)]
     for own, others in cases.groups(base):
@@ -111,9 +114,12 @@ def set_bands(cases: Cases, chosen: np.ndarray) -> Bands:
     ends = {kind: (low * stretch, high * stretch) for kind, (low, high) in quantiles(cases, base).items()}
     counts = {kind: int((base & ((cases.kind == kind) | (kind == "any"))).sum()) for kind in ends}
 
+    unaided = replace(cases, logs=cases.unaided)
+
     def widening(new: np.ndarray, least: float) -> float:
-        needed = lacks(cases, chosen & new, ends)
-        return max(float(np.quantile(needed, SHARE)) if len(needed) else 0.0, float(np.log(least)))
+        needed = lacks(unaided, chosen & new, ends)
+        own = float(np.quantile(needed, SHARE)) if len(needed) else 0.0
+        return max(own, float(np.log(least))) if has_least else own
 
     return Bands(
         ends=ends,
@@ -140,17 +146,20 @@ def cases_of(errors: Errors, metric: str) -> Cases:
     for name in own:
         if name == PARALLELISM and is_power:
             continue
-        ratios = errors.power[name] if is_power else errors.unaided[name][:, column]
-        usable = np.isfinite(ratios)
+        both = (
+            [errors.power[name]] * 2 if is_power else [errors.ratios[name][:, column], errors.unaided[name][:, column]]
+        )
+        usable = np.isfinite(both[0])
         if name == PARALLELISM:
             usable &= is_known[name] & ~is_known[GPU] & ~is_known[MODEL]
         indices = np.flatnonzero(usable)
-        picked.append((indices, -np.log(ratios[indices])))
+        picked.append((indices, -np.log(np.stack(both)[:, indices])))
         left_out += [name] * len(indices)
     index = np.concatenate([indices for indices, _ in picked])
-    names = np.array(left_out)
+    names, logs = np.array(left_out), np.concatenate([both for _, both in picked], axis=1)
     return Cases(
-        logs=np.concatenate([logs for _, logs in picked]),
+        logs=logs[0],
+        unaided=logs[1],
         kind=np.array([rows[i].measurement.question.load_kind for i in index]),
         left_out=names,
         labels={name: labels[index] for name, labels in own.items()},
@@ -187,9 +196,8 @@ def _without_engines(errors: Errors, column: int, bands: Bands) -> float:
     known = np.isfinite(ratios)
     kind = np.array([row.measurement.question.load_kind for row in errors.rows])[known]
     nothing = np.zeros(len(kind), dtype=bool)
-    cases = Cases(
-        logs=-np.log(ratios[known]), kind=kind, left_out=kind, labels={}, is_new_gpu=nothing, is_borrowed=nothing
-    )
+    logs = -np.log(ratios[known])
+    cases = Cases(logs=logs, unaided=logs, kind=kind, left_out=kind, labels={}, is_new_gpu=nothing, is_borrowed=nothing)
     return float(np.quantile(lacks(cases, ~nothing, bands.ends), SHARE))
 
 
@@ -206,18 +214,17 @@ def _new(metric: str, case: str, log_factor: float, reason: str) -> dict[str, st
 def coverage(errors: Errors) -> list[str]:
     """Return how many cases lie inside intervals that their own group had no part in."""
     names = (GPU, MODEL, PARALLELISM)
-    lines = [
-        f"| metric | {' | '.join(f'{name}: cases | inside' for name in names)} |",
-        f"|---|{'---|---|' * len(names)}",
-    ]
+    heads = " | ".join(f"{name}: cases | inside | without the assumed least" for name in names)
+    lines = [f"| metric | {heads} |", f"|---|{'---|---|---|' * len(names)}"]
     for metric in METRICS:
         cases = cases_of(errors, metric)
-        inside: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        inside: dict[str, list[np.ndarray]] = {name: [np.zeros((2, 0))] for name in names}
         for own, others in cases.groups(np.ones(len(cases.logs), dtype=bool)):
-            inside[cases.left_out[own][0]].append(set_bands(cases, others).holds(cases, own))
+            both = [set_bands(cases, others, has_least=least).holds(cases, own) for least in (True, False)]
+            inside[cases.left_out[own][0]].append(np.stack(both))
         cells = []
         for name in names:
-            held = np.concatenate(inside[name]) if inside[name] else np.zeros(0)
-            cells.append(f"{len(held)} | {held.mean():.0%}" if len(held) else "0 | -")
+            held = np.concatenate(inside[name], axis=1)
+            cells.append(f"{held.shape[1]} | {held[0].mean():.0%} | {held[1].mean():.0%}" if held.size else "0 | - | -")
         lines.append(f"| {metric} | {' | '.join(cells)} |")
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -333,6 +333,33 @@ def recalibrated(errors: Errors, params: EstimatorParams) -> list[str]:
         measured = np.array([errors.rows[i].measurement.throughput for i in rest])
         before, after = (calibration.estimates(questions, used)[:, 0] / measured for used in (base, fitted.params))
         lines.append(f"| {gpu} | {era} | {len(rest)} | {summary(before)} | {summary(after)} |")
+    return lines
+
+
+LITTLE = (0.0, 0.6, 0.85, np.inf)
+"""Bounds between classes of closed loops, by the share of the clients that throughput and TPOT account for."""
+
+
+def contradictions(errors: Errors) -> list[str]:
+    """Return the errors of closed loops by the share of their clients that is decoding by their own figures.
+
+    By Little's law throughput times TPOT is the mean number of requests that decode. With lengths as these, nearly all
+    clients' requests do, in a steady state.
+    """
+    values = np.array([row.measurement.values for row in errors.rows])
+    questions = [row.measurement.question for row in errors.rows]
+    is_loop = np.array([question.load_kind == "concurrency" for question in questions])
+    clients = np.array([max(question.load, 1.0) for question in questions])
+    share = np.where(is_loop, values[:, 0] * values[:, 2] / 1e3 / clients, np.nan)
+    lines = [
+        "| throughput x TPOT / clients | points | throughput: median | 90% below | TPOT: median | 90% below |",
+        "|---|---|---|---|---|---|",
+    ]
+    for low, high in pairwise(LITTLE):
+        chosen = (share >= low) & (share < high)
+        cells = [summary(errors.ratios[MODEL][chosen, column]) for column in (0, 2)]
+        name = f"{low:g} to {high:g}" if np.isfinite(high) else f"above {low:g}"
+        lines.append(f"| {name} | {chosen.sum()} | {' | '.join(cells)} |")
     return lines
 
 

@@ -31,6 +31,7 @@ def cases(intervals, rng, *, n_groups, n_each=60, between=0.2, new=0.0, borrowed
     shift = rng.normal(0.0, between, n_groups)[group] + rng.choice([-1.0, 1.0], len(group)) * extra
     return intervals.Cases(
         logs=shift + spread,
+        unaided=shift + spread,
         kind=KINDS[np.arange(len(group)) % 2],
         left_out=np.full(len(group), intervals.MODEL),
         labels={intervals.MODEL: np.array([f"model {i}" for i in group])},
