@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from _accuracy_habits import learn_habits
 
 from planner.planning import calibration
 from planner.planning.calibration import ENGINE_RECIPE, Measurement
@@ -286,9 +287,15 @@ def fit_power(rows: list[Row], params: EstimatorParams) -> np.ndarray:
     return solution
 
 
-def leave_out(rows: list[Row], key: Callable[[Row], str], params: EstimatorParams) -> np.ndarray:
-    """Return the estimates (rows, 3) of every row by parameters fitted without the rows that share its key."""
-    found = np.full((len(rows), 3), np.nan)
+def leave_out(
+    rows: list[Row], key: Callable[[Row], str], params: EstimatorParams
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the estimates (rows, 3) of every row by parameters fitted without the rows that share its key.
+
+    Second the same, but where nothing is left of an engine then, its habits are learnt from its runs at other degrees
+    of tensor parallelism (`learn_habits`).
+    """
+    found, learnt = np.full((2, len(rows), 3), np.nan)
     keys = [key(row) for row in rows]
     base, _ = fit_base(rows, params)
     _, whole = fit_engines(rows, base)
@@ -303,4 +310,8 @@ def leave_out(rows: list[Row], key: Callable[[Row], str], params: EstimatorParam
             fitted, _ = fit_engines([row for row in others if row.era in touched], start)
         indices = [index for index, own in enumerate(keys) if own == left_out]
         found[indices] = calibration.estimates([rows[i].measurement.question for i in indices], fitted)
-    return found
+        learnt[indices] = found[indices]
+        for era in touched.difference(row.era for row in others):
+            own = [index for index in indices if rows[index].era == era]
+            learnt[own] = learn_habits([rows[i] for i in own], ENGINE_RECIPES.get(era, ()), fitted, found[own])
+    return found, learnt

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 from _accuracy_fit import bare, fit_all, fit_base, fit_power, leave_out, lora_cells, power_features
+from _accuracy_habits import parallelism
+from _accuracy_intervals import GPU, MODEL, PARALLELISM
 
 from planner.catalog.offers import load_offers
 from planner.domain.hardware import Market
 from planner.planning import calibration
-from planner.planning.estimate import Estimate, estimate_rows
-from planner.planning.estimate_table import bounds_of
+from planner.planning.estimate import estimate_rows
 
 if TYPE_CHECKING:
     from _accuracy_fit import Row
@@ -25,7 +26,9 @@ METRICS = ("throughput", "ttft", "tpot")
 TPOT_BOUNDS_S = (0.02, 0.04, 0.1)
 NOISE = 0.1
 """Gaps below this are hardly more than the spread between engine versions."""
-LEFT_OUT = ("in-sample", "GPU left out", "model left out")
+LEAST_CASES = 30
+"""Fewer points of a GPU and an engine are no test of `gpuplan profile calibrate`."""
+LEFT_OUT = ("in-sample", GPU, MODEL)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Errors:
 
     rows: list[Row]
     ratios: dict[str, np.ndarray]
+    unaided: dict[str, np.ndarray]
+    """The same, but engines that nothing is left of without the row's key have no habits either (`learn_habits`)."""
     power: dict[str, np.ndarray]
     """The same of the power, shape (rows,)."""
     is_known: dict[str, np.ndarray]
@@ -48,18 +53,20 @@ def measure(rows: list[Row], params: EstimatorParams) -> Errors:
     plain = bare(params)
     whole, _ = fit_all(rows, plain)
     found = {
-        "in-sample": calibration.estimates(questions, whole),
-        "GPU left out": leave_out(rows, lambda row: row.gpu, plain),
-        "model left out": leave_out(rows, lambda row: row.model, plain),
+        GPU: leave_out(rows, lambda row: row.gpu, plain),
+        MODEL: leave_out(rows, lambda row: row.model, plain),
+        PARALLELISM: leave_out(rows, parallelism, plain),
     }
+    learnt = {"in-sample": calibration.estimates(questions, whole)} | {name: pair[1] for name, pair in found.items()}
     return Errors(
         rows=rows,
-        ratios={name: estimates / measured for name, estimates in found.items()},
+        ratios={name: estimates / measured for name, estimates in learnt.items()},
+        unaided={name: pair[0] / measured for name, pair in found.items()},
         power={name: _power_ratios(rows, whole, name) for name in LEFT_OUT},
         is_known={
-            "in-sample": np.ones(len(rows), dtype=bool),
-            "GPU left out": _has_others(rows, [row.gpu for row in rows]),
-            "model left out": _has_others(rows, [row.model for row in rows]),
+            GPU: _has_others(rows, [row.gpu for row in rows]),
+            MODEL: _has_others(rows, [row.model for row in rows]),
+            PARALLELISM: _has_others(rows, [parallelism(row) for row in rows]),
         },
         no_engine=calibration.estimates(questions, fit_base(rows, plain)[0]) / measured,
     )
@@ -127,6 +134,7 @@ def aims(errors: Errors) -> list[str]:
         ("offline-max throughput", 0, kinds == "offline_max", 0.20),
         ("static-batch throughput", 0, kinds == "static_batch", None),
         ("closed-loop TPOT", 2, kinds == "concurrency", 0.15),
+        ("the same, where throughput agrees with it", 2, _decoding_share(errors.rows) >= LITTLE[-2], 0.15),
         ("TTFT of a lone request", 1, (kinds == "static_batch") & alone, 0.20),
         ("TTFT in a closed loop", 1, kinds == "concurrency", None),
         ("largest rate under objectives", 0, kinds == "poisson_max_under_slo", None),
@@ -149,103 +157,13 @@ def aims(errors: Errors) -> list[str]:
                 cells.append(f"{np.isfinite(picked).sum()} | {summary(picked)}")
             if column is not None or is_known:
                 lines.append(f"| {name} | {bound} | {words} | {' | '.join(cells)} |")
+    parts = [
+        np.where(errors.is_known[name], np.nan, errors.unaided[name][:, 1])[kinds == "concurrency"]
+        for name in LEFT_OUT[1:]
+    ]
+    cells = [f"{np.isfinite(part).sum()} | {summary(part)}" for part in parts]
+    lines.append(f"| the same, and nothing known of how it lets requests in |  | new as well | {' | '.join(cells)} |")
     return lines
-
-
-def error_rows(errors: Errors) -> list[dict[str, str]]:
-    """Return profiles/estimate_error.csv: bands of measured / estimate on what was left out of the fit."""
-    kinds = np.array([row.measurement.question.load_kind for row in errors.rows])
-    found: list[dict[str, str]] = []
-    for column, metric in enumerate((*METRICS, "power")):
-        picked = {
-            name: 1.0 / (errors.power[name] if metric == "power" else errors.ratios[name][:, column])
-            for name in LEFT_OUT
-        }
-        for kind in (None, *sorted(set(kinds))):
-            values, reason = _pool(errors, picked, np.ones(len(kinds), dtype=bool) if kind is None else kinds == kind)
-            if len(values) >= LEAST_CASES:
-                low, high = np.quantile(values, (0.1, 0.9))
-                found.append(_band(metric, kind or "any", low, high, len(values), reason))
-        known = errors.is_known["GPU left out"]
-        picked["GPU left out"] = np.where(known, picked["GPU left out"], np.nan)
-        picked["in-sample"] = np.where(known, picked["in-sample"], np.nan)
-        near, far = _half_width(picked["in-sample"]), _half_width(picked["GPU left out"])
-        new_gpu = max(float(np.exp(np.sqrt(max(far**2 - near**2, 0.0)))), LEAST_NEW_GPU)
-        found.append(
-            _new(metric, "new_gpu", new_gpu, "how much wider it gets with a GPU left out, at least 1.25 (assumed)")
-        )
-        apart = 1.0 / errors.no_engine[:, column] if metric != "power" else picked["GPU left out"]
-        new_engine = float(np.exp(np.sqrt(max(_half_width(apart) ** 2 - near**2, 0.0))))
-        found.append(_new(metric, "new_engine", new_engine, "the same without any engine's own factors"))
-        found.append(_new(metric, "borrowed_engine", BORROWED, "assumed: engines that take another's overheads"))
-        found.append(_new(metric, "new_kind_of_model", NEW_KIND, "assumed: mixture-of-experts and state-space models"))
-        found.append(_new(metric, "new_parallelism", NEW_PARALLELISM, "assumed: pipelines and more than 8 GPUs"))
-    return found
-
-
-def _pool(errors: Errors, picked: dict[str, np.ndarray], chosen: np.ndarray) -> tuple[np.ndarray, str]:
-    """Return measured / estimate where the engine was known, and which these are.
-
-    Where every row of an engine shares its GPU or model, nothing can be left out: then the fit's own rows stand in.
-    """
-    parts = [picked[name][chosen & errors.is_known[name]] for name in LEFT_OUT[1:]]
-    values = np.concatenate(parts)
-    values = values[np.isfinite(values)]
-    if len(values) >= LEAST_CASES:
-        return values, "a GPU or a model left out of the fit"
-    values = picked["in-sample"][chosen]
-    values = values[np.isfinite(values)]
-    centre = np.median(values) if len(values) else 1.0
-    return centre * (values / centre) ** IN_SAMPLE_STRETCH, "the fit's own rows; logarithms times 1.3 (assumed)"
-
-
-IN_SAMPLE_STRETCH = 1.3
-LEAST_CASES = 30
-LEAST_NEW_GPU = 1.25
-BORROWED = 1.25
-NEW_KIND = 1.3
-NEW_PARALLELISM = 1.2
-
-
-def _half_width(values: np.ndarray) -> float:
-    return float(np.quantile(np.abs(np.log(values[np.isfinite(values)])), 0.8))
-
-
-def _band(metric: str, case: str, low: float, high: float, n_cases: int, reason: str) -> dict[str, str]:
-    ends = {"low": f"{min(low, 1.0):.3f}", "high": f"{max(high, 1.0):.3f}"}
-    source = "benchmarks/accuracy.py --fit"
-    return {"metric": metric, "case": case, **ends, "cases": str(n_cases), "source": source, "reason": reason}
-
-
-def _new(metric: str, case: str, factor: float, reason: str) -> dict[str, str]:
-    source = "assumed" if reason.startswith("assumed") else "benchmarks/accuracy.py --fit"
-    ends = {"low": f"{1.0 / factor:.3f}", "high": f"{factor:.3f}"}
-    return {"metric": metric, "case": case, **ends, "cases": "", "source": source, "reason": reason}
-
-
-def coverage(errors: Errors, params: EstimatorParams) -> list[str]:
-    """Return how many measured values of left-out rows lie inside the 80% interval."""
-    lines = ["| metric | measured values | inside, GPU left out | inside, model left out |", "|---|---|---|---|"]
-    columns = ("throughput_output_tok_s", "ttft_mean_ms", "tpot_mean_ms", "power_w_per_gpu")
-    for column, name in enumerate(columns):
-        shares = []
-        for left_out in LEFT_OUT[1:]:
-            ratios = errors.power[left_out] if column == len(METRICS) else errors.ratios[left_out][:, column]
-            inside = []
-            for row, ratio in zip(errors.rows, ratios, strict=True):
-                if np.isfinite(ratio):
-                    band = bounds_of(name, _stub(row), params)
-                    inside.append(band.low <= 1.0 / ratio <= band.high)
-            shares.append(f"{np.mean(inside):.0%}")
-        lines.append(f"| {name} | {len(inside)} | {' | '.join(shares)} |")
-    return lines
-
-
-def _stub(row: Row) -> Estimate:
-    return Estimate(
-        ttft_s={}, tpot_s={}, rate_rps=None, output_tps=None, power_w=None, energy_j=None,
-        question=row.measurement.question,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -408,6 +326,38 @@ def recalibrated(errors: Errors, params: EstimatorParams) -> list[str]:
         measured = np.array([errors.rows[i].measurement.throughput for i in rest])
         before, after = (calibration.estimates(questions, used)[:, 0] / measured for used in (base, fitted.params))
         lines.append(f"| {gpu} | {era} | {len(rest)} | {summary(before)} | {summary(after)} |")
+    return lines
+
+
+LITTLE = (0.0, 0.6, 0.85, np.inf)
+"""Bounds between classes of closed loops, by the share of the clients that throughput and TPOT account for."""
+
+
+def _decoding_share(rows: list[Row]) -> np.ndarray:
+    """Return throughput x TPOT over the clients of closed loops, shape (rows,); NaN elsewhere."""
+    values = np.array([row.measurement.values for row in rows])
+    questions = [row.measurement.question for row in rows]
+    is_loop = np.array([question.load_kind == "concurrency" for question in questions])
+    clients = np.array([max(question.load, 1.0) for question in questions])
+    return np.where(is_loop, values[:, 0] * values[:, 2] / 1e3 / clients, np.nan)
+
+
+def contradictions(errors: Errors) -> list[str]:
+    """Return the errors of closed loops by the share of their clients that is decoding by their own figures.
+
+    By Little's law throughput times TPOT is the mean number of requests that decode. With lengths as these, nearly all
+    clients' requests do, in a steady state.
+    """
+    share = _decoding_share(errors.rows)
+    lines = [
+        "| throughput x TPOT / clients | points | throughput: median | 90% below | TPOT: median | 90% below |",
+        "|---|---|---|---|---|---|",
+    ]
+    for low, high in pairwise(LITTLE):
+        chosen = (share >= low) & (share < high)
+        cells = [summary(errors.ratios[MODEL][chosen, column]) for column in (0, 2)]
+        name = f"{low:g} to {high:g}" if np.isfinite(high) else f"above {low:g}"
+        lines.append(f"| {name} | {chosen.sum()} | {' | '.join(cells)} |")
     return lines
 
 

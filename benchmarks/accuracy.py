@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from typing import TYPE_CHECKING
 
+import _accuracy_intervals as intervals
 import _accuracy_tables as tables
 from _accuracy_fit import BASE_ERA, Row, bare, fit_all, fit_power, is_fitted_here, load_rows, lora_rows
 from _report import machine, write_section
@@ -121,7 +122,7 @@ def fit() -> tables.Errors:
     )
     errors = tables.measure(rows, params)
     write_rows("power.csv", ("parameter", "scope"), power_rows(rows))
-    write_rows("estimate_error.csv", ("metric", "case"), tables.error_rows(errors))
+    write_rows("estimate_error.csv", ("metric", "case"), intervals.error_rows(errors), is_stale=lambda *_: True)
     default_params.cache_clear()
     return errors
 
@@ -147,10 +148,23 @@ def report(errors: tables.Errors | None = None) -> str:
         f"Noise floor: {n_versions} configurations were published with two versions of TensorRT-LLM; the two differ by",
         f"{gap:.0%} in the median. No estimate that does not know the version can be better than about half of that.",
         "",
-        "Coverage of the 80% intervals (`profiles/estimate_error.csv`), on rows that were left out of the fit; the",
-        "intervals were set by these same rows:",
+        "Where every row of an engine's release is of one GPU or one model, nothing is left of the engine: its step",
+        "times are then those of the next newer release or of any engine. Its habits, how requests are let in, are no",
+        "property of a GPU; they are learnt from its runs at other degrees of tensor parallelism. What it is without",
+        "them has a line of its own. Those of TensorRT-LLM 1.0 cannot be foreseen: with equal requests one waits for",
+        "the end of another.",
         "",
-        *tables.coverage(errors, params),
+        "Closed loops whose throughput and TPOT contradict each other, with the model left out. By Little's law their",
+        "product is the number of requests that decode; in ML.ENERGY's published runs with many clients and short",
+        "answers (2024) it is as little as a third of the clients. Their files do not tell where the others were, so",
+        "that an estimate meets one of the two figures at most:",
+        "",
+        *tables.contradictions(errors),
+        "",
+        "Coverage of the 80% intervals (`profiles/estimate_error.csv`), on rows that had no part in the fit that",
+        "estimates them, nor their GPU, model or degree of parallelism in the errors that set the interval:",
+        "",
+        *intervals.coverage(errors),
         "",
         "Tokens per dollar: which of two GPUs gives more for the same model, engine and request size, at the",
         "cheapest on-demand prices of the bundled catalog. Static batches: the rate at the bound is read off between",

@@ -114,7 +114,7 @@ def solve(kind: str, questions: Sequence[Question], params: EstimatorParams) -> 
             burst_share=habits.burst_share,
             is_random=1.0 - in_turn,
         )
-        in_step = operating.loops_in_step(replica, np.maximum(loads, 1.0))
+        in_step = operating.loops_in_step(replica, np.maximum(loads, 1.0), habits.starts)
         points = operating.chosen(habits.keeps_step * in_turn > 0, in_step, points)
     elif kind == "request_rate":
         points, is_over = operating.open_loops(replica, loads)

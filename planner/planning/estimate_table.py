@@ -133,6 +133,8 @@ def novelties_of(estimate: Estimate, params: EstimatorParams) -> tuple[str, ...]
     if not params.is_engine_fitted(question.config.engine):
         known = engine_family(question.config.engine) in ENGINES
         found.append("borrowed_engine" if known else "new_engine")
+    elif not params.is_release_fitted(question.config.engine, question.config.engine_version):
+        found.append("borrowed_engine")
     if any(group.n_experts or group.state_bytes_per_sequence for group in question.model.layers):
         found.append("new_kind_of_model")
     if question.config.gpus_per_replica > LARGEST_FITTED_REPLICA or question.config.pipeline_parallel > 1:

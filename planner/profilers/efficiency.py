@@ -139,6 +139,8 @@ class Efficiency:
     """Per request before its prefill: HTTP, tokenising, scheduling."""
     output_reserve_fraction: float
     """Of a request's output: the part that the KV cache must have room for when it starts."""
+    start_reserve_fraction: float
+    """The same for its prefill alone: an engine that sets requests aside when room runs out starts more of them."""
     adapter_overhead_s: float
     """Per engine step and layer: the small products of LoRA adapters, where there are any."""
     turnover_wait: float
@@ -169,6 +171,8 @@ class EstimatorParams:
     """GPU architectures, in lower case, with a matrix rate that was fitted to measurements of them."""
     fitted_engines: frozenset[str] = frozenset()
     """Engine families with a step overhead that was fitted to measurements of them."""
+    fitted_releases: frozenset[str] = frozenset()
+    """Scopes of engines' eras with any parameter that was fitted to measurements of them, as in "vllm@2024"."""
     is_context_enforced: bool = True
     """Refuse requests longer than the model's context; off only to compare with benchmarks that ignore it."""
 
@@ -199,6 +203,11 @@ class EstimatorParams:
     def is_engine_fitted(self, engine: str) -> bool:
         """Return whether any measurement of this engine went into these parameters."""
         return engine_family(engine) in self.fitted_engines
+
+    def is_release_fitted(self, engine: str, version: str) -> bool:
+        """Return whether any measurement of this engine's era went into these parameters; today's counts as fitted."""
+        eras = [scope for scope in engine_scopes(engine_family(engine), version, "") if "@" in scope]
+        return not eras or any(scope in self.fitted_releases for scope in eras)
 
     def efficiency(self, gpu: GpuSpec, engine: str, *, link_kind: str, version: str = "") -> Efficiency:
         """Return the parameters of `engine` on `gpu` with its GPUs joined by `link_kind`.
@@ -233,6 +242,7 @@ class EstimatorParams:
             routing_overhead_s=of_engine("routing_overhead_s"),
             request_overhead_s=of_engine("request_overhead_s"),
             output_reserve_fraction=of_engine("output_reserve_fraction"),
+            start_reserve_fraction=of_engine("start_reserve_fraction"),
             adapter_overhead_s=of_engine("adapter_overhead_s"),
             turnover_wait=of_engine("turnover_wait"),
             burst_share=of_engine("burst_share"),
@@ -268,10 +278,12 @@ def default_params() -> EstimatorParams:
         for row in rows
         if row["parameter"] in ENGINE_PARAMETERS and row["source"].startswith("fit of")
     }
+    releases = {row["scope"].lower() for row in rows if "@" in row["scope"] and row["source"].startswith("fit of")}
     return EstimatorParams(
         table=table,
         arrival_scv=table["arrival_scv", DEFAULT_SCOPE],
         service_scv=table["service_scv", DEFAULT_SCOPE],
         fitted_architectures=frozenset(fitted - {DEFAULT_SCOPE}),
         fitted_engines=frozenset(engines - {DEFAULT_SCOPE}) | {DEFAULT_ENGINE},
+        fitted_releases=frozenset(releases),
     )

@@ -1,8 +1,9 @@
 """The 80% interval of an estimate: how far measurements lay from it where they had no part in the fit.
 
 profiles/estimate_error.csv holds, by metric and load kind, between which multiples of the estimate eight in ten
-measurements lay when their own model was left out of the fit, and how much wider that gets on a GPU architecture, with
-an engine or with a kind of model that no measurement was fitted on. benchmarks/accuracy.py recomputes it.
+measurements lie whose GPU or model set neither the fit nor the band, and how much wider that gets on a GPU
+architecture, with an engine or with a kind of model that no measurement was fitted on. benchmarks/accuracy.py
+recomputes it.
 """
 
 from __future__ import annotations

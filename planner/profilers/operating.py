@@ -71,6 +71,8 @@ class Habits:
     turnover_wait: Array
     burst_share: Array
     keeps_step: Array
+    starts: Array
+    """Sequences whose prefill need not wait for the end of another: at least the replica's slots."""
 
 
 def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Replica, Habits]:
@@ -87,6 +89,7 @@ def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Repl
     parts: list[Replica] = []
     steps: list[StepModel] = []
     habits: list[Efficiency] = []
+    starts: list[Array] = []
     for indices in groups.values():
         first = cases[indices[0]]
         sizes = np.array([[cases[i].input_tokens, cases[i].output_tokens] for i in indices])
@@ -101,9 +104,11 @@ def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Repl
         if first.drafting is not None:
             own = drafted_steps(own, first.drafting)
             made = replace(made, decode_steps=made.decode_steps / first.drafting.tokens_per_step)
+        efficiency = engine_efficiency(first.gpu, first.config, params)
         parts.append(made)
         steps.append(own)
-        habits.append(engine_efficiency(first.gpu, first.config, params))
+        habits.append(efficiency)
+        starts.append(_starts(made, sizes, first, efficiency))
     counts = [len(indices) for indices in groups.values()]
     order = np.argsort(np.concatenate([np.array(indices) for indices in groups.values()]), kind="stable")
     sorted_steps = stack_steps(steps, counts)
@@ -129,7 +134,24 @@ def stack_replicas(cases: Sequence[Case], params: EstimatorParams) -> tuple[Repl
         turnover_wait=np.repeat([habit.turnover_wait for habit in habits], counts)[order],
         burst_share=np.repeat([habit.burst_share for habit in habits], counts)[order],
         keeps_step=np.repeat([habit.keeps_step for habit in habits], counts)[order],
+        starts=np.concatenate(starts)[order],
     )
+
+
+def _starts(replica: Replica, sizes: Array, case: Case, efficiency: Efficiency) -> Array:
+    """Return how many sequences the cache takes in at once, each with `start_reserve_fraction` of its answer.
+
+    sizes : input and output tokens, shape (cases, 2).
+    """
+
+    def kept(fraction: float) -> Array:
+        tokens = sizes[:, 0] + np.maximum(sizes[:, 1] * fraction, 1.0)
+        return kv_bytes_per_gpu(case.model, case.config, tokens, is_read=False)
+
+    whole, first = kept(efficiency.output_reserve_fraction), kept(efficiency.start_reserve_fraction)
+    more = np.divide(whole, first, out=np.ones_like(whole), where=first > 0)
+    starts: Array = np.maximum(np.minimum(replica.slots * more, case.config.max_num_seqs), replica.slots)
+    return starts
 
 
 def _with_offload(replica: Replica, steps: StepModel, case: Case, params: EstimatorParams) -> tuple[Replica, StepModel]:
@@ -266,14 +288,18 @@ def closed_loops(
     )
 
 
-def loops_in_step(replica: Replica, concurrency: Array) -> Points:
+def loops_in_step(replica: Replica, concurrency: Array, starts: Array) -> Points:
     """Return the points of closed loops whose requests are alike, on engines that prefill all before they decode on.
 
     All clients start at once, are prefilled together, end together and start again: one static batch after the other.
-    TTFT is what Little's law leaves; beyond the slots that is mostly waiting for the batches ahead.
+    Who is not among the `starts` waits in front of the engine, by Little's law for that share of the whole time. Those
+    among them whom the cache does not hold to the end are set aside while they decode, which is no part of either time.
     """
     batches = static_batches(replica, concurrency)
-    return replace(batches, ttft_s=concurrency / batches.rate_rps - replica.decode_steps * batches.tpot_s)
+    inside = np.minimum(concurrency, np.maximum(starts, replica.slots))
+    waiting = np.maximum(concurrency - inside, 0.0) / batches.rate_rps
+    lone = np.where(inside <= 1.0, replica.steps.lone_prefill_factor, 1.0)
+    return replace(batches, ttft_s=waiting + first_tokens_s(replica, inside) * lone)
 
 
 def chosen(is_first: NDArray[np.bool_], first: Points, other: Points) -> Points:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -289,8 +290,23 @@ def test_equal_requests_on_lmdeploy_stay_in_step():
         assert loop.ttft_s["mean"] == pytest.approx(0.13, rel=0.15)
     varied = one(output_tokens="128", **{**equal, "length_dist": "ShareGPT"}).estimate
     assert varied.ttft_s["mean"] < loops[0].ttft_s["mean"]
-    crowd = one(output_tokens="2048", concurrency_or_rate="128", **equal).estimate
-    assert crowd.ttft_s["mean"] > 10 * loops[1].ttft_s["mean"]
+
+
+def test_lmdeploy_starts_more_than_its_cache_holds_to_the_end():
+    """Measured with 64 clients and answers of 2048 tokens: 0.535 s to the first token, 39 s with prompts of 2048."""
+    equal = {"gpu": "A100-80GB", "model": "Llama-2-7B", "engine": "lmdeploy", "engine_version": "0.2.0"}
+    equal |= {"length_dist": "fixed", "output_tokens": "2048", "concurrency_or_rate": "64"}
+    short, long = (one(input_tokens=tokens, **equal).estimate for tokens in ("128", "2048"))
+    assert short.ttft_s["mean"] == pytest.approx(0.535, rel=0.15)
+    assert 15 < long.ttft_s["mean"] < 60
+    assert long.rate_rps * 2048 == pytest.approx(756, rel=0.1)
+    whole = replace(PARAMS, table={**PARAMS.table, ("start_reserve_fraction", "lmdeploy"): 1.0})
+    for tokens, started in (("128", short), ("2048", long)):
+        (reserving,) = (answer.estimate for answer in estimate_rows([{**ROW, **equal, "input_tokens": tokens}], whole))
+        assert reserving.rate_rps == pytest.approx(started.rate_rps, rel=0.01)
+        under_way = reserving.rate_rps * (reserving.ttft_s["mean"] + 2047 * reserving.tpot_s["mean"])
+        assert under_way == pytest.approx(64, rel=1e-6)  # Little's law: nobody is set aside
+        assert reserving.ttft_s["mean"] > 2 * started.ttft_s["mean"]
 
 
 def test_sparse_weights_save_bytes_everywhere_and_arithmetic_on_sparse_tensor_cores():
@@ -521,10 +537,11 @@ def test_power_stays_within_what_the_board_draws():
     [
         {"gpu": "Gaudi3"},
         {"engine": "my-own-engine"},
+        {"engine_version": "0.7.0"},
         {"model": "mistralai/Mixtral-8x7B-v0.1", "tp": "2", "gpu_count": "2"},
         {"tp": "1", "pp": "2", "gpu_count": "2"},
     ],
-    ids=["GPU", "engine", "kind of model", "parallelism"],
+    ids=["GPU", "engine", "release", "kind of model", "parallelism"],
 )
 def test_intervals_grow_far_from_the_data(novel):
     def width(**changes):
