@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from _accuracy_habits import learn_habits
 
+from planner.catalog.gpus import load_gpus
 from planner.planning import calibration
 from planner.planning.calibration import ENGINE_RECIPE, Measurement
 from planner.planning.estimate import cases, solve
@@ -29,7 +30,8 @@ Recipe = tuple[tuple[str, str], ...]
 BASE_ERA = "tensorrt-llm@0.x"
 """TensorRT-LLM 0.x was measured on all three architectures, so the GPUs' own parameters are fitted to its rows."""
 
-VISIBLE = ("ampere", "hopper", "ada")
+VISIBLE = {"ampere": "A100-80GB", "hopper": "H100-80GB", "ada": "L40S"}
+"""Their architectures, and the GPU of each."""
 GPU_STARTS = {
     "gemm_fraction_bf16": 0.65,
     "gemm_fraction_fp8": 0.6,
@@ -191,7 +193,7 @@ def load_rows(params: EstimatorParams) -> list[Row]:
 def fit_all(rows: list[Row], params: EstimatorParams) -> tuple[EstimatorParams, dict[tuple[str, str], float]]:
     """Return the parameters with those of GPUs, links and engines fitted to the rows, and the fitted values.
 
-    An architecture without rows of `BASE_ERA` gets the means of the others' parameters.
+    An architecture without rows of `BASE_ERA` gets what the others' parameters let expect.
     """
     params, base = fit_base(rows, params)
     params, engines = fit_engines(rows, params)
@@ -205,12 +207,27 @@ def fit_base(rows: list[Row], params: EstimatorParams) -> tuple[EstimatorParams,
     recipe = [key for key in BASE_RECIPE if key[1] not in VISIBLE or key[1] in seen]
     found = calibration.fit([row.measurement for row in base], recipe, params)
     means = {
-        (name, gpu): float(np.mean([found.values[name, other] for other in seen if (name, other) in found.values]))
+        (name, gpu): _expected(name, gpu, {other: found.values[name, other] for other in seen if (name, other) in recipe})
         for gpu in VISIBLE
         if gpu not in seen
         for name in GPU_STARTS
     }
     return replace(found.params, table={**found.params.table, **means}), {**found.values, **means}
+
+
+def _expected(name: str, gpu: str, others: dict[str, float]) -> float:
+    """Return what is expected of an architecture's parameter from the others' fitted values.
+
+    Of a bandwidth they reach about the same part of what a memory benchmark does, which the catalog tells of all three.
+    """
+    if "bandwidth" not in name:
+        return float(np.mean(list(others.values())))
+    return float(np.mean([value / _memory_share(other) for other, value in others.items()])) * _memory_share(gpu)
+
+
+def _memory_share(architecture: str) -> float:
+    spec = load_gpus().get(VISIBLE[architecture])
+    return (spec.achieved_bandwidth_bytes_per_s or spec.bandwidth_bytes_per_s) / spec.bandwidth_bytes_per_s
 
 
 def fit_engines(rows: Iterable[Row], params: EstimatorParams) -> tuple[EstimatorParams, dict[tuple[str, str], float]]:

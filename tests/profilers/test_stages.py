@@ -132,7 +132,7 @@ def test_the_transfer_takes_its_time_from_both_ends():
         assert slow_load.ttft_s - fast_load.ttft_s == pytest.approx(seconds)
         assert slow_load.occupancy > fast_load.occupancy  # the cache stays until it has gone, and has its room before
     assert rate(Role.PREFILL, bytes_per_s=1e9) < rate(Role.PREFILL, bytes_per_s=1e11)
-    assert rate(Role.DECODE, bytes_per_s=1e9) < rate(Role.DECODE, bytes_per_s=1e11)
+    assert rate(Role.DECODE, bytes_per_s=3e8) < rate(Role.DECODE, bytes_per_s=1e11)
     nothing = profile(Role.PREFILL, bytes_per_s=1e7)
     assert nothing.throughput_rps[0] == 0
     assert "ttft p99" in nothing.limiting[0]
