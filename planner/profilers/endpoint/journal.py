@@ -100,6 +100,10 @@ class Journal:
     def open(cls, path: Path, settings: Mapping[str, Any], *, restart: bool) -> Journal:
         """Open a journal, or begin one; lock it against a second measurement.
 
+        Parameters
+        ----------
+        settings : what it must be of; for one that is not new, those that are known suffice.
+
         Raises
         ------
         InputError: if it is in use, cannot be read or written, or is of other settings.
@@ -232,6 +236,6 @@ def _check_header(header: Mapping[str, Any], settings: Mapping[str, Any], where:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for name in dict.fromkeys((*before, *now)):
+    for name in now:
         if before.get(name) != now.get(name):
             yield f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
