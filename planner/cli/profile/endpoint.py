@@ -276,7 +276,13 @@ def _told(
         "engine_version": version,
     }
     said = {name: value for name, value in optional.items() if value is not None}
-    parts = {"gpu": _gpu(gpu), "tensor_parallel": tp, "pipeline_parallel": pp, **said, "precision": precision}
+    parts: dict[str, str | int] = {
+        "gpu": _gpu(gpu),
+        "tensor_parallel": tp,
+        "pipeline_parallel": pp,
+        **said,
+        "precision": precision,
+    }
     return {"model": _library_name(_named(model, "--record-as")), **parts}
 
 
