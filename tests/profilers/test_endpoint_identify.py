@@ -253,6 +253,18 @@ def test_a_gpu_of_ones_own_is_measured_under_its_name(ask):
     assert "no server with OpenAI's API" in ran.err
 
 
+def test_a_journal_whose_first_line_a_crash_cut_short_is_begun_anew(gpuplan, tmp_path):
+    journal = tmp_path / "p.csv.journal"
+    journal.write_text('{"kind": "gpuplan endpoint jour', encoding="utf-8")
+    with serving(Server()) as server:
+        ran = gpuplan(
+            "profile", "endpoint", "--url", server.url, "--model", MODEL, "--sizes", "8x1", "--slo", SLO, "--gpu", "L4",
+            "-o", tmp_path / "p.csv", "--budget", "1ms",
+        )  # fmt: skip
+    assert ran.code == 4, ran.err
+    assert '"engine": "vllm"' in journal.read_text(encoding="utf-8").splitlines()[0]
+
+
 def test_a_journal_of_other_settings_is_refused_before_the_server_is_asked(gpuplan, tmp_path):
     head = '{"kind": "gpuplan endpoint journal", "version": 1, "settings": {"url": "http://elsewhere:8000"}}\n'
     journal = tmp_path / "p.csv.journal"

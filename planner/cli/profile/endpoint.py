@@ -13,6 +13,7 @@ import typer
 
 from planner.cli import console
 from planner.cli.options import ForceOption, JsonOption
+from planner.cli.profile.endpoint_replica import named, replica_of, told
 from planner.cli.profile.endpoint_watch import SECONDS_PER_HOUR, watching
 from planner.errors import ExitCode, InputError, OutputExistsError, PlannerError, Where
 from planner.units import (
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 
 ADAPTIVE_ROWS, ADAPTIVE_COLUMNS = 5, 4
 """Of the grid fitted to a trace: each cell takes minutes to measure."""
-
-OTHER_GPU = "other:"
-"""Before the name of a GPU that the library does not have."""
 
 
 def command(
@@ -116,7 +114,7 @@ def command(
     )
     settings = Settings(
         connection=connection,
-        model=_named(model, "--model"),
+        model=named(model, "--model"),
         sizes=measuring_order(_asked_sizes(sizes, trace) if weights is None else tuple(weights), weights),
         weights=weights,
         slos=tuple(dict.fromkeys(map(parse_slo, slo))),
@@ -125,13 +123,13 @@ def command(
         seed=seed,
         budget_s=None if budget is None else _positive_s(budget, "--budget"),
         with_mix=mix,
-        replica=_told(
+        replica=told(
             model=record_as or model, gpu=gpu, tp=tp, pp=pp, engine=engine, version=engine_version, precision=precision
         ),
     )
     _check_journal(output, settings, force=force, restart=restart)
     # Nothing was sent until here: what is wrong with the command is told before a server, or a key, has to do with it.
-    replica = _replica(settings)
+    replica = replica_of(settings)
     settings = dataclasses.replace(settings, replica=dataclasses.asdict(replica))
     with Journal.open(journal_path(output), settings.fingerprint(), restart=restart) as journal:
         _check_mine(output, journal, force=force)
@@ -255,102 +253,6 @@ def _weights(trace: str | None, grid: str) -> dict[Size, float] | None:
     return shares
 
 
-def _named(text: str, option: str) -> str:
-    if not text.strip():
-        raise InputError(f"{option} is empty.", hint="Give a name.")
-    return text.strip()
-
-
-def _told(
-    *, model: str, gpu: str, tp: int, pp: int, engine: str | None, version: str | None, precision: str
-) -> dict[str, str | int]:
-    """Return what the options say of the replica, names as the libraries have them; without what nobody has said."""
-    from planner.domain.precision import BYTES_PER_PARAMETER
-
-    if precision not in BYTES_PER_PARAMETER:
-        raise InputError(
-            f"{precision!r} is not a number format of weights.", hint=f"Use one of {', '.join(BYTES_PER_PARAMETER)}."
-        )
-    optional: dict[str, str | None] = {
-        "engine": None if engine is None else _engine(_named(engine, "--engine")),
-        "engine_version": version,
-    }
-    said = {name: value for name, value in optional.items() if value is not None}
-    parts: dict[str, str | int] = {
-        "gpu": _gpu(gpu),
-        "tensor_parallel": tp,
-        "pipeline_parallel": pp,
-        **said,
-        "precision": precision,
-    }
-    return {"model": _library_name(_named(model, "--record-as")), **parts}
-
-
-def _gpu(name: str) -> str:
-    """Return the library's name of a GPU; one that it does not have must be said to be another one."""
-    from planner.catalog.gpus import load_gpus
-    from planner.files.documents import did_you_mean
-
-    own = name.removeprefix(OTHER_GPU)
-    if own != name and own.strip():
-        console.note(f"Note: {own!r} is no GPU of the library, so that no plan can use the profile.")
-        return own.strip()
-    gpus = load_gpus()
-    known = gpus.find(_named(name, "--gpu"))
-    if known is None:
-        near = did_you_mean(name, gpus.by_name)
-        raise InputError(
-            f"No GPU {name!r} is in the library.",
-            hint=f"{near} `gpuplan catalog gpus` shows those that are known; --gpu {OTHER_GPU}NAME names another one,"
-            " whose profile no plan can use.".lstrip(),
-        )
-    return known.gpu
-
-
-def _engine(name: str) -> str:
-    from planner.files.documents import did_you_mean
-    from planner.profilers.efficiency import known_engines
-    from planner.profilers.endpoint.identify import OWNERS
-
-    engines = {*known_engines(), *(engine for engine, _ in OWNERS.values())}
-    if name not in engines and (near := did_you_mean(name, engines)):
-        raise InputError(f"No engine {name!r} is known.", hint=near)
-    return name
-
-
-def _replica(settings: Settings) -> Replica:
-    """Return what the server runs on: what the options say, and for the rest what it says itself."""
-    import asyncio
-
-    from planner.profilers.endpoint.identify import identify
-    from planner.profilers.endpoint.result import Replica
-
-    connection = settings.connection
-    if connection.api_key and not connection.is_private:
-        console.note(f"Note: the API key goes to {connection.url} without encryption.")
-    told = dict(settings.replica)
-    said = asyncio.run(identify(connection, settings.model))
-    engine = told.setdefault("engine", said.engine)
-    if not engine:
-        raise InputError(
-            f"{connection.url} does not say which engine it is.", hint="Say it: --engine vllm, for example."
-        )
-    if said.engine not in {"", engine}:
-        console.note(f"Note: --engine says {engine}, the server says {said.engine}.")
-    told.setdefault("engine_version", said.version if said.engine == engine else "")
-    return Replica(**told)
-
-
-def _library_name(name: str) -> str:
-    from planner.catalog.models import load_model
-
-    try:
-        return load_model(name).name
-    except PlannerError:
-        console.note(f"Note: no model {name!r} is in the library; --record-as NAME says which one it is.")
-        return name
-
-
 def _estimates(replica: Replica, settings: Settings) -> dict[Size, float]:
     """Return what the estimate says of every size, where model and GPU are known: the search starts from there."""
     import numpy as np
@@ -390,10 +292,10 @@ def _check_output(output: Path, *, force: bool, restart: bool) -> None:
 
 def _check_journal(output: Path, settings: Settings, *, force: bool, restart: bool) -> None:
     """Refuse what a journal of an earlier sitting speaks against, as far as it is known without the server."""
-    from planner.profilers.endpoint.journal import Journal, journal_path
+    from planner.profilers.endpoint.journal import Journal, is_begun, journal_path
 
     path = journal_path(output)
-    if not restart and path.exists() and path.stat().st_size:
+    if not restart and is_begun(path):
         with Journal.open(path, settings.fingerprint(), restart=False) as journal:
             _check_mine(output, journal, force=force)
 

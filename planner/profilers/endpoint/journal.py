@@ -102,7 +102,7 @@ class Journal:
 
         Parameters
         ----------
-        settings : what it must be of; for one that is not new, those that are known suffice.
+        settings : what it must be of; for one that `is_begun`, those that are known suffice.
 
         Raises
         ------
@@ -191,6 +191,15 @@ class Journal:
                 self.outputs.add(str(document.get("sha256", "")))
             else:
                 self.entries.append(_entry(kind, document, Where(path=where.path, line=number)))
+
+
+def is_begun(path: Path) -> bool:
+    """Return whether there is a journal with its whole first line: a crash may have left less."""
+    try:
+        with path.open("rb") as stream:
+            return stream.readline().endswith(b"\n")
+    except OSError:
+        return False
 
 
 def sha256(text: str) -> str:
