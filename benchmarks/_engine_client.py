@@ -2,6 +2,10 @@
 
 Runs in the engine's virtual environment, on a core of its own: _engine_client.py CORE < job.json > result.json. All
 times are seconds of the monotonic clock from the moment when time 0 of the job was.
+
+It shares nothing with planner.profilers.endpoint on purpose. The simulator is judged by these figures, so no code of
+the product takes part in them (the product's own client is judged by `vllm bench serve`, in endpoint_profiler.py); the
+engine's environment has no gpuplan; and prompts that share their heads, and every token by its id, are vLLM's alone.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def kills(server: Server, n_kills: int) -> dict[str, Any]:
     for file in (output, journal):
         file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "planner.cli.main", "profile", "endpoint", "--url", server.url, "--model", MODEL]
-    command += ["--sizes", "32x4,64x8", "--gpu", "CPU", "--resolution", "20%", "-o", str(output)]
+    command += ["--sizes", "32x4,64x8", "--gpu", "other:CPU", "--resolution", "20%", "-o", str(output)]
     for slo in SLOS:
         command += ["--slo", slo]
     rng = random.Random(20)

@@ -147,7 +147,7 @@ def report(runs: Sequence[Run], about: dict[str, Any]) -> str:
         ],
         "",
         f"Median error of the predictions within {TARGET:.0%}: {verdict}; within {AIM:.0%}: {aimed}. By figure:"
-        f" {by_metric}. Peers report 12% (BLIS) and 9% (Vidur) end to end, on servers that they were fitted to.",
+        f" {by_metric}. The next section sets that beside what others publish.",
         "",
         f"What the engine counted itself → what the simulator counted: {_counts(others, found)}.",
         "",

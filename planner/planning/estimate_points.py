@@ -19,6 +19,7 @@ from planner.domain.model import MixerKind
 from planner.domain.precision import BYTES_PER_PARAMETER, SPARSE, weight_bytes
 from planner.errors import PlannerError
 from planner.files.bundled import bundled
+from planner.files.documents import did_you_mean
 from planner.files.slo import parse_slo
 from planner.profilers import roofline
 from planner.profilers.adapters import ATTENTION, DEFAULT_RANK, Adapters, adapter_load
@@ -208,7 +209,15 @@ def read_question(row: Mapping[str, str], params: EstimatorParams) -> Question:
     reason = unsupported(gpu, question.config)
     if reason:
         notes.append(f"{reason}, as far as is known; estimated all the same")
+    notes.extend(_uneven_ranks(model, question.config.tensor_parallel))
     return replace(question, notes=tuple(notes))
+
+
+def _uneven_ranks(model: ModelArchitecture, tp: int) -> list[str]:
+    heads = sorted({group.n_query_heads for group in model.layers if group.kv_elements_per_token})
+    if all(n % tp == 0 for n in heads):
+        return []
+    return [f"tp {tp} does not divide the {' and '.join(map(str, heads))} heads: most engines refuse that"]
 
 
 def _model(cells: Mapping[str, str], notes: list[str]) -> ModelArchitecture:
@@ -263,7 +272,9 @@ def _gpu(cells: Mapping[str, str], notes: list[str]) -> GpuSpec:
     name, catalog = cells.get("gpu", ""), load_gpus()
     found = catalog.find(name)
     if found is None:
-        raise CannotEstimate("unknown_gpu", f"the GPU {name!r} is not known" if name else "no GPU is named")
+        near = did_you_mean(name, catalog.by_name)
+        unknown = f"the GPU {name!r} is not known" + (f" ({near[:1].lower()}{near[1:]})" if near else "")
+        raise CannotEstimate("unknown_gpu", unknown if name else "no GPU is named")
     if found.note:
         notes.append(found.note)
     return catalog.by_name[found.gpu]
@@ -305,7 +316,7 @@ def _sizes(cells: Mapping[str, str], benchmark: Benchmark, notes: list[str]) -> 
         benchmark.output_tokens if output is None else output,
     )
     if min(found) < 0:
-        raise CannotEstimate("bad_value", f"lengths of {found[0]:g} and {found[1]:g} tokens")
+        raise CannotEstimate("bad_value", f"lengths of {found[0]:g} and {found[1]:g} tokens, which must not be below 0")
     share = _mean_share(cells.get("length_dist", ""), notes)
     return max(1.0, found[0] * share), max(1.0, found[1] * share)
 
@@ -345,7 +356,8 @@ def _load(cells: Mapping[str, str], notes: list[str]) -> tuple[str, float]:
         amount = 1.0
         notes.append(f"{kind} of 1 assumed: its size is not told")
     if amount <= 0 or (amount < 1 and kind != "request_rate"):
-        raise CannotEstimate("bad_value", f"concurrency_or_rate {amount:g}")
+        least = "above 0" if kind == "request_rate" else "at least 1"
+        raise CannotEstimate("bad_value", f"concurrency_or_rate {amount:g}: of a {kind} it must be {least}")
     return kind, amount
 
 
@@ -355,7 +367,9 @@ def _engine(cells: Mapping[str, str], gpu: GpuSpec, notes: list[str]) -> str:
         engine = "tensorrt-llm" if _is_mlperf(cells) and gpu.vendor == "NVIDIA" else "vllm"
         notes.append(f"engine not told: {engine} assumed")
     elif engine_family(engine) not in ENGINES:
-        notes.append(f"nothing was fitted for {engine}: default overheads")
+        near = did_you_mean(engine, ENGINES)
+        meant = f" ({near[:1].lower()}{near[1:]})" if near else ""
+        notes.append(f"nothing was fitted for {engine}{meant}: default overheads")
     return engine
 
 
@@ -390,7 +404,9 @@ def _precision(cells: Mapping[str, str], model: ModelArchitecture, gpu: GpuSpec,
             return named
     found = next((name for word, name in WORDS_OF_PRECISION if word in text), "")
     if text and not found:
-        raise CannotEstimate("bad_value", f"precision {cells['precision']!r} is not known")
+        raise CannotEstimate(
+            "bad_value", f"precision {cells['precision']!r} is not known (known: {', '.join(BYTES_PER_PARAMETER)})"
+        )
     if found == "nvfp4" and "nvfp4" not in text:
         is_mxfp4 = model.native_precision == "mxfp4" or gpu.vendor != "NVIDIA"
         found = "mxfp4" if is_mxfp4 else "nvfp4"

@@ -58,6 +58,8 @@ def read_points(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     except csv.Error as error:
         raise InputError(f"The points are no CSV table: {error}.", where=where) from error
     header = list(reader.fieldnames or [])
+    if not header:
+        raise InputError("The file is empty.", hint="Write the points as CSV.", where=where)
     missing = [name for name in REQUIRED if name not in header]
     if missing:
         raise InputError(

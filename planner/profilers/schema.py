@@ -260,7 +260,15 @@ def parse_points(text: str, path: str, *, with_unusable: bool = False) -> tuple[
     """
     reader = csv.DictReader(io.StringIO(text))
     columns = tuple(reader.fieldnames or ())
+    if not text.strip():
+        raise InputError("The file is empty.", where=Where(path=path))
     missing = [column for column in REQUIRED_COLUMNS if column not in columns]
+    if len(missing) == len(REQUIRED_COLUMNS):
+        raise InputError(
+            "This is no profile: its first line has none of a profile's columns.",
+            hint="`gpuplan profile import FILE` reads the results of other tools.",
+            where=Where(path=path, line=1),
+        )
     if missing:
         raise InputError(
             f"The profile has no column {', '.join(missing)}.",

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.distributions import student_t_quantile
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,28 +25,9 @@ if TYPE_CHECKING:
 
 N_BATCHES = 20
 
-_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""Student's t for 95%, two sides, with 1, 2, ... 10 degrees of freedom."""
+_LEVEL_95 = 0.975
+"""Of the upper end of a two-sided interval of 95%."""
 _Z_95 = 1.959964
-
-
-def t_95(freedom: int) -> float:
-    """Return Student's t for 95%, two sides, with so many degrees of freedom.
-
-    From 11 on by the expansion in 1/freedom (Abramowitz & Stegun, 26.7.5), which is right to three digits.
-
-    Examples
-    --------
-    >>> t_95(9), round(t_95(19), 3)
-    (2.262, 2.093)
-    """
-    if freedom <= len(_T_95):
-        return _T_95[freedom - 1]
-    z = _Z_95
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +138,7 @@ def across(replications: Sequence[Estimate]) -> Estimate:
         return Estimate(value=math.nan, low=math.nan, high=math.nan, n=n)
     if np.isinf(values).any():
         return Estimate(value=math.inf, low=float(values.min()), high=math.inf, n=n)
-    half = t_95(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = student_t_quantile(_LEVEL_95, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
     middle = float(values.mean())
     return Estimate(value=middle, low=middle - half, high=middle + half, n=n)
 
@@ -178,7 +161,7 @@ def _half_width(values: Floats) -> float:
     if not np.isfinite(values).all():
         return math.inf
     batches = values[: length * N_BATCHES].reshape(N_BATCHES, length).mean(axis=1)
-    return float(t_95(N_BATCHES - 1) * batches.std(ddof=1) / math.sqrt(N_BATCHES))
+    return float(student_t_quantile(_LEVEL_95, N_BATCHES - 1) * batches.std(ddof=1) / math.sqrt(N_BATCHES))
 
 
 def outcome(records: RequestRecords, slo: Slo) -> SloOutcome:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.domain.distributions import LogNormal, Weibull
+from planner.domain.distributions import LogNormal, Weibull, student_t_quantile
 from planner.profilers.serverless_figures import cold_start_durations, cold_start_gaps
 
 
@@ -88,3 +88,40 @@ def test_a_log_normal_time_with_two_quantiles():
     for p50_s, p99_s in ((2.0, 2.0), (0.0, 1.0), (1.0, math.inf)):
         with pytest.raises(ValueError, match="99th percentile"):
             LogNormal.from_quantiles(p50_s=p50_s, p99_s=p99_s)
+
+
+LEVELS = [1e-6, 0.01, 0.3, 0.5, 0.6, 0.9, 0.975, 0.999, 1 - 1e-6]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_students_t_has_closed_forms_for_one_two_and_four_degrees_of_freedom(level):
+    odds = 4 * level * (1 - level)
+    assert student_t_quantile(level, 1) == pytest.approx(math.tan(math.pi * (level - 0.5)), rel=1e-8, abs=1e-12)
+    assert student_t_quantile(level, 2) == pytest.approx((2 * level - 1) * math.sqrt(2 / odds), rel=1e-8, abs=1e-12)
+    inner = math.cos(math.acos(math.sqrt(odds)) / 3) / math.sqrt(odds)
+    four = math.copysign(2 * math.sqrt(max(inner - 1, 0.0)), level - 0.5)
+    assert student_t_quantile(level, 4) == pytest.approx(four, rel=1e-8, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("level", "freedom", "tabled"),
+    [
+        (0.975, 3, 3.182), (0.975, 9, 2.262), (0.975, 10, 2.228), (0.975, 19, 2.093), (0.975, 30, 2.042),
+        (0.975, 120, 1.980), (0.95, 5, 2.015), (0.99, 15, 2.602), (0.995, 15, 2.947), (0.9995, 15, 4.073),
+    ],
+)  # fmt: skip
+def test_students_t_is_as_in_printed_tables(level, freedom, tabled):
+    """Handbook of Mathematical Functions, table 26.10."""
+    assert student_t_quantile(level, freedom) == pytest.approx(tabled, abs=6e-4)
+
+
+def test_students_t_is_the_normal_law_where_there_is_much_data_and_wider_where_there_is_less():
+    assert student_t_quantile(0.975, 100_000) == pytest.approx(1.959964, abs=3e-5)
+    found = [student_t_quantile(0.975, freedom) for freedom in range(1, 60)]
+    assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize(("level", "freedom"), [(0.0, 3), (1.0, 3), (math.nan, 3), (0.9, 0)])
+def test_students_t_refuses_what_is_no_level_or_no_freedom(level, freedom):
+    with pytest.raises(ValueError, match="Student's t needs"):
+        student_t_quantile(level, freedom)

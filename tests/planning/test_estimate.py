@@ -311,7 +311,7 @@ def test_lmdeploy_starts_more_than_its_cache_holds_to_the_end():
 
 def test_sparse_weights_save_bytes_everywhere_and_arithmetic_on_sparse_tensor_cores():
     few, many = {"load_kind": "static_batch", "concurrency_or_rate": "1"}, {"load_kind": "offline_max"}
-    for gpu, gain in (("A100-80GB", 1.3), ("T4", 1.0)):
+    for gpu, gain in (("A100-80GB", 1.38), ("T4", 1.0)):
         size = {"gpu": gpu, "model": "Llama-3.2-1B", "input_tokens": "4000", "output_tokens": "2"}
         dense, sparse = (one(precision=name, **size, **many) for name in ("int8", "int8-2:4"))
         assert 1.0 <= sparse.estimate.rate_rps / dense.estimate.rate_rps <= gain + 0.02

@@ -20,7 +20,8 @@ from planner.domain.slo import Metric
 from planner.errors import InputError, MeasurementError
 from planner.files.slo import parse_slo
 from planner.profilers.endpoint.client import Client, Connection
-from planner.profilers.endpoint.dialect import Prompts, fit_length, identify, learn
+from planner.profilers.endpoint.dialect import Prompts, fit_length, learn
+from planner.profilers.endpoint.identify import identify
 from planner.profilers.endpoint.journal import Journal
 from planner.profilers.endpoint.load import patience, run_load
 from planner.profilers.endpoint.records import FailureKind, Request
@@ -201,7 +202,7 @@ BROKEN = {
     "429": (5, "answers 429: slow down"),
     "slow headers": (5, "a lone request takes 0.3"),
     "no streaming": (5, "answers in one piece where a stream was asked for"),
-    "wrong content type": (5, "no server-sent event: '<html>"),
+    "wrong content type": (5, "a web page comes where a stream was asked for: '<html>"),
     "empty stream": (5, "ended without a token"),
     "no http": (5, ""),
     "wrong output count": (5, "counts 1 tokens where"),

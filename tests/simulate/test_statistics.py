@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from planner.domain.distributions import student_t_quantile
 from planner.simulate import statistics
 
 
@@ -26,7 +27,7 @@ def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
     covered = np.mean([each.low <= 1.0 <= each.high for each in found])
     assert 0.93 <= covered <= 0.97
     widths = np.array([each.high - each.low for each in found])
-    assert np.mean(widths) == pytest.approx(2 * statistics.t_95(19) / math.sqrt(400), rel=0.05)
+    assert np.mean(widths) == pytest.approx(2 * student_t_quantile(0.975, 19) / math.sqrt(400), rel=0.05)
 
 
 @pytest.mark.parametrize(

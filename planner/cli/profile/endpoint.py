@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import os
-import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +13,8 @@ import typer
 
 from planner.cli import console
 from planner.cli.options import ForceOption, JsonOption
+from planner.cli.profile.endpoint_replica import named, replica_of, told
+from planner.cli.profile.endpoint_watch import SECONDS_PER_HOUR, watching
 from planner.errors import ExitCode, InputError, OutputExistsError, PlannerError, Where
 from planner.units import (
     format_count,
@@ -27,18 +26,15 @@ from planner.units import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from rich.progress import Progress
     from rich.table import Table
 
-    from planner.profilers.endpoint.client import Connection
     from planner.profilers.endpoint.journal import Journal
     from planner.profilers.endpoint.result import Profile, Replica
     from planner.profilers.endpoint.schedule import Size
     from planner.profilers.endpoint.session import Settings, Watcher
 
-SECONDS_PER_HOUR = 3600.0
 ADAPTIVE_ROWS, ADAPTIVE_COLUMNS = 5, 4
 """Of the grid fitted to a trace: each cell takes minutes to measure."""
 
@@ -50,7 +46,9 @@ def command(
         list[str],
         typer.Option(metavar="SLO", help="Objective to meet, e.g. 'ttft p99 <= 2s', 'tpot p95 <= 60ms'. Repeatable."),
     ],
-    gpu: Annotated[str, typer.Option(metavar="GPU", help="What the server runs on, e.g. H100-80GB.")],
+    gpu: Annotated[
+        str, typer.Option(metavar="GPU", help="What the server runs on, e.g. H100-80GB; other:NAME if unknown.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Profile to write, .csv.")],
     sizes: Annotated[
         str | None, typer.Option(metavar="SIZES", help="Input x output tokens to measure: 128x128,512x256.")
@@ -102,7 +100,7 @@ def command(
     error the same command goes on where it was.
     """
     _require_aiohttp()
-    usd_per_hour = None if price is None else parse_usd_per_hour(price)
+    usd_per_hour = None if price is None else _usd_per_hour(price)
     _check_output(output, force=force, restart=restart)
     from planner.files.slo import parse_slo
     from planner.profilers.endpoint.client import Connection, root_url
@@ -114,13 +112,9 @@ def command(
     connection = Connection(
         url=root_url(url), timeout_s=_positive_s(timeout, "--timeout"), api_key=_api_key(api_key_env), ca_file=ca_file
     )
-    replica = _replica(
-        connection, model, record_as=record_as, gpu=gpu, tp=tp, pp=pp, engine=engine, version=engine_version,
-        precision=precision,
-    )  # fmt: skip
     settings = Settings(
         connection=connection,
-        model=model,
+        model=named(model, "--model"),
         sizes=measuring_order(_asked_sizes(sizes, trace) if weights is None else tuple(weights), weights),
         weights=weights,
         slos=tuple(dict.fromkeys(map(parse_slo, slo))),
@@ -129,8 +123,14 @@ def command(
         seed=seed,
         budget_s=None if budget is None else _positive_s(budget, "--budget"),
         with_mix=mix,
-        replica=dataclasses.asdict(replica),
+        replica=told(
+            model=record_as or model, gpu=gpu, tp=tp, pp=pp, engine=engine, version=engine_version, precision=precision
+        ),
     )
+    _check_journal(output, settings, force=force, restart=restart)
+    # Nothing was sent until here: what is wrong with the command is told before a server, or a key, has to do with it.
+    replica = replica_of(settings)
+    settings = dataclasses.replace(settings, replica=dataclasses.asdict(replica))
     with Journal.open(journal_path(output), settings.fingerprint(), restart=restart) as journal:
         _check_mine(output, journal, force=force)
         if journal.entries:
@@ -138,7 +138,7 @@ def command(
             console.note(f"Going on with {journal.path.name}, which holds {done}; --restart drops them.")
         keep = _Keep(output=output, journal=journal, settings=settings, replica=replica)
         try:
-            with _watching(journal, settings, usd_per_hour) as watcher:
+            with watching(journal, usd_per_hour) as watcher:
                 _measure(settings, journal, watcher, _estimates(replica, settings))
         finally:
             found = keep.write()
@@ -183,15 +183,30 @@ def _require_aiohttp() -> None:
         )
 
 
+def _usd_per_hour(text: str) -> float:
+    price = _of_option("--price", parse_usd_per_hour, text)
+    if price < 0:
+        raise InputError(f"--price must not be below zero, as {text!r} is.")
+    return price
+
+
+def _of_option(option: str, parse: Callable[[str], float], text: str) -> float:
+    """Return what a text means, or say which option it was given to."""
+    try:
+        return parse(text)
+    except InputError as error:
+        raise InputError(f"{option}: {error.message}", hint=error.hint) from error
+
+
 def _positive_s(text: str, option: str) -> float:
-    seconds = parse_duration_s(text)
+    seconds = _of_option(option, parse_duration_s, text)
     if seconds <= 0:
         raise InputError(f"{option} must be more than zero, not {text!r}.")
     return seconds
 
 
 def _share(text: str, option: str, low: float, high: float) -> float:
-    share = parse_fraction(text)
+    share = _of_option(option, parse_fraction, text)
     if not low < share < high:
         raise InputError(f"{option} must lie between {low:.0%} and {high:.0%}, not {text!r}.")
     return share
@@ -238,59 +253,6 @@ def _weights(trace: str | None, grid: str) -> dict[Size, float] | None:
     return shares
 
 
-def _replica(
-    connection: Connection,
-    model: str,
-    *,
-    record_as: str | None,
-    gpu: str,
-    tp: int,
-    pp: int,
-    engine: str | None,
-    version: str | None,
-    precision: str,
-) -> Replica:
-    """Return what the server runs on, by its options and by what it says itself; names as the libraries have them."""
-    import asyncio
-
-    from planner.catalog.gpus import load_gpus
-    from planner.domain.precision import BYTES_PER_PARAMETER
-    from planner.profilers.endpoint.dialect import identify
-    from planner.profilers.endpoint.result import Replica
-
-    if precision not in BYTES_PER_PARAMETER:
-        raise InputError(
-            f"{precision!r} is not a number format of weights.", hint=f"Use one of {', '.join(BYTES_PER_PARAMETER)}."
-        )
-    said = asyncio.run(identify(connection, model))
-    if engine is None and not said.engine:
-        raise InputError("The server does not say which engine it is.", hint="Say it: --engine vllm.")
-    if engine is not None and said.engine not in {"", engine}:
-        console.note(f"Note: --engine says {engine}, the server says {said.engine}.")
-    known = load_gpus().find(gpu)
-    if known is None:
-        console.note(f"Note: no GPU {gpu!r} is in the library, so that no plan can use the profile.")
-    return Replica(
-        model=_library_name(record_as or model),
-        gpu=gpu if known is None else known.gpu,
-        tensor_parallel=tp,
-        pipeline_parallel=pp,
-        engine=engine or said.engine,
-        engine_version=(said.version if engine in {None, said.engine} else "") if version is None else version,
-        precision=precision,
-    )
-
-
-def _library_name(name: str) -> str:
-    from planner.catalog.models import load_model
-
-    try:
-        return load_model(name).name
-    except PlannerError:
-        console.note(f"Note: no model {name!r} is in the library; --record-as NAME says which one it is.")
-        return name
-
-
 def _estimates(replica: Replica, settings: Settings) -> dict[Size, float]:
     """Return what the estimate says of every size, where model and GPU are known: the search starts from there."""
     import numpy as np
@@ -328,6 +290,16 @@ def _check_output(output: Path, *, force: bool, restart: bool) -> None:
     check_writable(output, force=force or (journal_path(output).exists() and not restart))
 
 
+def _check_journal(output: Path, settings: Settings, *, force: bool, restart: bool) -> None:
+    """Refuse what a journal of an earlier sitting speaks against, as far as it is known without the server."""
+    from planner.profilers.endpoint.journal import Journal, is_begun, journal_path
+
+    path = journal_path(output)
+    if not restart and is_begun(path):
+        with Journal.open(path, settings.fingerprint(), restart=False) as journal:
+            _check_mine(output, journal, force=force)
+
+
 def _check_mine(output: Path, journal: Journal, *, force: bool) -> None:
     """Refuse to replace a file that this measurement has not written itself."""
     from planner.profilers.endpoint.journal import sha256
@@ -347,69 +319,6 @@ def _measure(settings: Settings, journal: Journal, watcher: Watcher, estimates_r
 
     session = Session(settings=settings, journal=journal, watcher=watcher, estimates_rps=estimates_rps)
     asyncio.run(session.measure())
-
-
-@contextmanager
-def _watching(journal: Journal, settings: Settings, usd_per_hour: float | None) -> Iterator[Watcher]:
-    """Show how the measurement goes: a bar on a terminal, else nothing but notes."""
-    if not sys.stderr.isatty() or not console.logger.isEnabledFor(logging.INFO):
-        yield _Quiet()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rest]}"))
-    with Progress(*columns, console=Console(file=sys.stderr, highlight=False), transient=True) as progress:
-        yield _Bar(progress, journal, usd_per_hour)
-
-
-class _Quiet:
-    """No terminal: notes only."""
-
-    def part(self, subject: str, n_done: int, n_parts: int) -> None:
-        """Show nothing."""
-
-    def run(self, rate_rps: float, n_fewest: int, n_judged: int) -> None:
-        """Show nothing."""
-
-    def note(self, message: str) -> None:
-        """Show a note."""
-        console.note(message)
-
-
-class _Bar:
-    """A bar for all parts, with the run under way, the time left and the cost so far."""
-
-    def __init__(self, progress: Progress, journal: Journal, usd_per_hour: float | None) -> None:
-        self._progress = progress
-        self._journal = journal
-        self._usd_per_hour = usd_per_hour
-        self._task = progress.add_task("asking the server", total=None, rest="")
-        self._subject, self._n_done, self._n_parts = "", 0, 1
-
-    def part(self, subject: str, n_done: int, n_parts: int) -> None:
-        """Show that a part is begun."""
-        self._subject, self._n_done, self._n_parts = subject, n_done, n_parts
-        self._progress.update(self._task, description=subject, total=n_parts, completed=n_done, rest=self._rest())
-
-    def run(self, rate_rps: float, n_fewest: int, n_judged: int) -> None:
-        """Show a run's progress."""
-        text = f"{self._subject} ({self._n_done + 1}/{self._n_parts}) at {rate_rps:.4g} req/s, {n_judged}/{n_fewest}"
-        self._progress.update(self._task, description=text, rest=self._rest())
-
-    def note(self, message: str) -> None:
-        """Show a note above the bar."""
-        self._progress.console.print(message, markup=False)
-
-    def _rest(self) -> str:
-        spent_s = self._journal.spent_s + self._journal.since_last_s()
-        parts = []
-        if self._n_done:
-            left = self._n_parts - self._n_done
-            parts.append(f"about {format_duration(self._journal.spent_s / self._n_done * left)} left")
-        if self._usd_per_hour is not None:
-            parts.append(f"{format_usd(spent_s / SECONDS_PER_HOUR * self._usd_per_hour)} USD so far")
-        return ", ".join(parts)
 
 
 def _show(found: Profile, usd_per_hour: float | None, *, as_json: bool) -> None:

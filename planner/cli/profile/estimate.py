@@ -139,8 +139,8 @@ def _point(row: dict[str, str], params: EstimatorParams, output: str | None, *, 
 
 def _refusal(answer: Answer) -> PlannerError:
     if answer.status in DATA_MISSING:
-        return DataMissingError(f"{answer.note[:1].upper()}{answer.note[1:]}.")
-    return InputError(f"No estimate: {answer.note}.")
+        return DataMissingError(f"{answer.note[:1].upper()}{answer.note[1:].rstrip('.')}.")
+    return InputError(f"No estimate: {answer.note.rstrip('.')}.")
 
 
 def _show(figures: dict[str, float | None], answer: Answer) -> None:

@@ -78,6 +78,7 @@ def command(
     as_json: JsonOption = False,
 ) -> int:
     """Time a model's own layer shapes on the GPU at hand; no weights and no serving engine are needed."""
+    from planner.catalog.gpus import load_gpus
     from planner.catalog.models import load_model
     from planner.profilers.kernels.shapes import kernels_to_time
 
@@ -88,6 +89,8 @@ def command(
         raise InputError(f"--budget must be more than nothing, not {budget!r}.", hint="Write it as 5m.")
     if device not in DEVICES:
         raise InputError(f"{device!r} is no device.", hint=f"Use one of {', '.join(DEVICES)}.")
+    if gpu not in {None, UNKNOWN_GPU}:
+        load_gpus().get(str(gpu))  # so that a wrong name is told before anything is timed
     architecture = load_model(model)
     settings = _settings(architecture, precision, tp, max_batch, max_tokens, max_context)
     if dry_run:

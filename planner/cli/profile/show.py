@@ -29,6 +29,8 @@ def command(
         document = {"schema_version": "1", "kind": "Profile", "points": [point_record(point) for point in points]}
         console.print_json(document)
         return
+    if not points:
+        console.note(f"{file} has no points.")
     console.print_result(points_table(points))
     origins = dict.fromkeys(origin for point in points if (origin := _origin(point)))
     for origin in origins:

@@ -35,18 +35,26 @@ def command(
     """Tell how long a replica takes from a rented machine to its first token, in the median and at the p99."""
     from planner.catalog.gpus import load_gpus
     from planner.catalog.models import load_model
-    from planner.domain.precision import BYTES_PER_PARAMETER
+    from planner.domain.precision import BYTES_PER_PARAMETER, weight_bytes
     from planner.profilers.startup import start_up
-    from planner.units import parse_duration_s
+    from planner.units import format_bytes, parse_duration_s
 
     if not 0 < storage_gb_s < float("inf"):
         raise InputError(f"--storage-gb-s {storage_gb_s:g} is no rate.", hint="Give GB/s above 0, e.g. 2.5.")
     architecture = load_model(model)
-    used = precision or architecture.native_precision
+    named = precision or architecture.native_precision
+    used = named if named in BYTES_PER_PARAMETER or precision else "bf16"
+    spec = load_gpus().get(gpu)
+    needed = weight_bytes(architecture, used)
+    if needed > tp * spec.memory_bytes:
+        raise InputError(
+            f"The weights of {architecture.name} in {used} take {format_bytes(needed)}: {tp} x {spec.name} has less.",
+            hint="Use more GPUs (--tp) or another --precision.",
+        )
     found = start_up(
         architecture,
-        load_gpus().get(gpu),
-        precision=used if used in BYTES_PER_PARAMETER or precision else "bf16",
+        spec,
+        precision=used,
         n_gpus=tp,
         storage_bytes_per_s=storage_gb_s * GIGA,
         loader=loader,

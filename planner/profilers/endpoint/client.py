@@ -39,6 +39,14 @@ KEEP_ALIVE_S = 2.0
 """Idle connections are closed after this long: before servers do (uvicorn, and so vLLM, after 5 s), which a request
 that is just being sent would take for a failure."""
 
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+API_PATHS = ("/chat/completions", "/completions", "/models", "/v1")
+"""What users add to a server's address, from the last to the first."""
+
+MOST_SHOWN_CHARACTERS = 80
+"""Of an answer that is no error document."""
+
 OVERLOAD_STATUSES = frozenset({429, 503})
 MISSING_STATUSES = frozenset({404, 405, 501})
 REFUSED_STATUSES = frozenset({401, 403})
@@ -46,7 +54,7 @@ WRONG_STATUSES = frozenset({400, 413, 422})
 
 
 def root_url(url: str) -> str:
-    """Return the server's address without a trailing slash or /v1.
+    """Return the server's address without a trailing slash, /v1 or a path of OpenAI's API.
 
     Raises
     ------
@@ -56,6 +64,8 @@ def root_url(url: str) -> str:
     --------
     >>> root_url("http://127.0.0.1:8000/v1/")
     'http://127.0.0.1:8000'
+    >>> root_url("https://host/llm/v1/chat/completions")
+    'https://host/llm'
     """
     try:
         parts = urlsplit(url)
@@ -68,7 +78,10 @@ def root_url(url: str) -> str:
         raise InputError("The address holds a user name or password.", hint="Use --api-key-env NAME for a key.")
     if parts.query or parts.fragment:
         raise InputError(f"The address {url!r} ends in a query.", hint="Write --url http://127.0.0.1:8000.")
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+    url = url.rstrip("/")
+    for ending in API_PATHS:
+        url = url.removesuffix(ending).rstrip("/")
+    return url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +90,20 @@ class Answer:
 
     status: int
     text: str
+    content_type: str = ""
+    challenge: str = ""
+    """WWW-Authenticate: how a server wants to be logged in to."""
+
+    def described(self) -> str:
+        """Return in a few words what came."""
+        if self.content_type == "text/html" or self.text.lstrip()[:1] == "<":
+            return f"{self.status}, a web page {_shown(self.text.encode())}"
+        if not self.text.strip():
+            return f"{self.status}, nothing more"
+        document = self.json()
+        if document is None:
+            return f"{self.status}, no JSON: {_shown(self.text.encode())}"
+        return f"{self.status}, {_message(self.text)[:MOST_SHOWN_CHARACTERS]}"
 
     def json(self) -> Any:  # noqa: ANN401 - whatever the server says
         """Return the document in the answer; None if it is none."""
@@ -97,6 +124,12 @@ class Connection:
     api_key: str | None = None
     ca_file: Path | None = None
     """Certificates to trust beside the system's."""
+
+    @property
+    def is_private(self) -> bool:
+        """Whether what is sent can be read by nobody on the way: it is encrypted, or stays on this machine."""
+        parts = urlsplit(self.url)
+        return parts.scheme == "https" or parts.hostname in LOOPBACK
 
 
 class Client:
@@ -134,25 +167,35 @@ class Client:
             await self._session.close()
             await asyncio.sleep(0)  # let the transports close
 
-    async def fetch(self, path: str, document: object = None) -> Answer | Failure:
-        """Return the answer to a GET, or to a POST of `document`; a Failure if none came."""
+    async def fetch(self, path: str, document: object = None, *, root: str | None = None) -> Answer | Failure:
+        """Return the answer to a GET, or to a POST of `document`; a Failure if none came.
+
+        Parameters
+        ----------
+        root : another address on the same host than that of the connection.
+        """
         session = self._open_session()
         body = None if document is None else json.dumps(document).encode()
         method = "GET" if body is None else "POST"
         try:
             async with session.request(
-                method, self.connection.url + path, data=body, allow_redirects=False
+                method, (root or self.connection.url) + path, data=body, allow_redirects=False
             ) as response:
                 if response.status in range(300, 400):
-                    return self._redirect(response)
+                    return self._redirect(path, response)
                 pieces = bytearray()
                 async for piece in response.content.iter_any():
                     pieces += piece
                     if len(pieces) > MOST_ANSWER_BYTES:
-                        return self._failure(FailureKind.PROTOCOL, f"the answer to {path} has no end")
-                return Answer(status=response.status, text=self._redacted(pieces.decode(errors="replace")))
+                        return self._failure(path, FailureKind.PROTOCOL, "the answer has no end")
+                return Answer(
+                    status=response.status,
+                    text=self._redacted(pieces.decode(errors="replace")),
+                    content_type=response.content_type,
+                    challenge=response.headers.get("WWW-Authenticate", ""),
+                )
         except (aiohttp.ClientError, OSError) as error:
-            return self._from_exception(error)
+            return self._from_exception(path, error)
 
     async def send(self, path: str, body: bytes, request: Request) -> None:
         """Send one streaming request and write into `request` what comes back and when; never raises for a failure."""
@@ -162,11 +205,11 @@ class Client:
                 self.connection.url + path, data=body, allow_redirects=False
             ) as response:
                 if response.status == 200:
-                    request.failure = await self._read(response, request)
+                    request.failure = await self._read(path, response, request)
                 else:
-                    request.failure = await self._refusal(response)
+                    request.failure = await self._refusal(path, response)
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-            request.failure = self._from_exception(error)
+            request.failure = self._from_exception(path, error)
         request.end_s = time.monotonic()
 
     def _open_session(self) -> aiohttp.ClientSession:
@@ -175,64 +218,78 @@ class Client:
             raise ValueError(msg)
         return self._session
 
-    async def _read(self, response: aiohttp.ClientResponse, request: Request) -> Failure | None:
+    async def _read(self, path: str, response: aiohttp.ClientResponse, request: Request) -> Failure | None:
         if response.content_type == "application/json":
-            return self._failure(FailureKind.NO_STREAM, "the server answers in one piece where a stream was asked for")
+            return self._failure(
+                path, FailureKind.NO_STREAM, "the server answers in one piece where a stream was asked for"
+            )
+        if response.content_type == "text/html":
+            page = _shown(await response.content.read(4096))
+            return self._failure(path, FailureKind.NO_STREAM, f"a web page comes where a stream was asked for: {page}")
         rest = b""
         stream = _Stream(request)
         async for chunk in response.content.iter_any():
             at_s = time.monotonic()
             *lines, rest = (rest + chunk).split(b"\n")
             if len(rest) > MOST_EVENT_BYTES:
-                return self._failure(FailureKind.PROTOCOL, f"an event is longer than {MOST_EVENT_BYTES:,} bytes")
+                return self._failure(path, FailureKind.PROTOCOL, f"an event is longer than {MOST_EVENT_BYTES:,} bytes")
             for line in lines:
                 if problem := stream.take(line, at_s):
-                    return self._failure(FailureKind.PROTOCOL, problem)
+                    return self._failure(path, FailureKind.PROTOCOL, problem)
         if rest.strip() and (problem := stream.take(rest, time.monotonic())):
-            return self._failure(FailureKind.PROTOCOL, problem)
+            return self._failure(path, FailureKind.PROTOCOL, problem)
         problem = stream.close()
-        return self._failure(FailureKind.PROTOCOL, problem) if problem else None
+        return self._failure(path, FailureKind.PROTOCOL, problem) if problem else None
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> Failure:
+    async def _refusal(self, path: str, response: aiohttp.ClientResponse) -> Failure:
         status = response.status
         if status in range(300, 400):
-            return self._redirect(response)
+            return self._redirect(path, response)
         text = self._redacted((await response.content.read(4096)).decode(errors="replace"))
         said = f"the server answers {status}: {_message(text)}"
         if status in OVERLOAD_STATUSES:
             after = response.headers.get("Retry-After", "")
             seconds = float(after) if after.replace(".", "", 1).isdigit() else None
-            return self._failure(FailureKind.OVERLOAD, said, retry_after_s=seconds)
+            return self._failure(path, FailureKind.OVERLOAD, said, retry_after_s=seconds)
         for statuses, kind in (
             (REFUSED_STATUSES, FailureKind.REFUSED_KEY),
             (MISSING_STATUSES, FailureKind.NOT_FOUND),
             (WRONG_STATUSES, FailureKind.BAD_REQUEST),
         ):
             if status in statuses:
-                return self._failure(kind, said)
-        return self._failure(FailureKind.STATUS, said)
+                return self._failure(path, kind, said)
+        return self._failure(path, FailureKind.STATUS, said)
 
-    def _redirect(self, response: aiohttp.ClientResponse) -> Failure:
-        target = response.headers.get("Location", "nowhere")
-        return self._failure(FailureKind.REDIRECT, f"the server redirects to {target}")
+    def _redirect(self, path: str, response: aiohttp.ClientResponse) -> Failure:
+        target = self._redacted(response.headers.get("Location", "nowhere"))
+        return self._failure(path, FailureKind.REDIRECT, f"the server redirects to {target}", target=target)
 
-    def _failure(self, kind: FailureKind, message: str, *, retry_after_s: float | None = None) -> Failure:
-        text = self._redacted(f"{self.connection.url}: {message}").strip()[:MOST_MESSAGE_CHARACTERS].rstrip(".") + "."
-        return Failure(kind=kind, message=text, retry_after_s=retry_after_s)
+    def _failure(
+        self, path: str, kind: FailureKind, message: str, *, retry_after_s: float | None = None, target: str = ""
+    ) -> Failure:
+        text = self._redacted(f"{self.connection.url}{path}: {message}").strip()
+        return Failure(
+            kind=kind,
+            message=text[:MOST_MESSAGE_CHARACTERS].rstrip(".") + ".",
+            retry_after_s=retry_after_s,
+            target=target,
+        )
 
     def _redacted(self, text: str) -> str:
         """Return a text without the API key, which some servers repeat."""
         key = self.connection.api_key
         return text.replace(key, "***") if key else text
 
-    def _from_exception(self, error: Exception) -> Failure:
+    def _from_exception(self, path: str, error: Exception) -> Failure:
         """Return what an exception of the connection means."""
         if isinstance(error, TimeoutError):  # aiohttp's own timeouts are such too
-            return self._failure(FailureKind.TIMEOUT, f"no complete answer within {self.connection.timeout_s:g} s")
+            return self._failure(
+                path, FailureKind.TIMEOUT, f"no complete answer within {self.connection.timeout_s:g} s"
+            )
         for types, kind, what in _EXCEPTIONS:
             if isinstance(error, types):
-                return self._failure(kind, f"{what} ({_short(error)})")
-        return self._failure(FailureKind.DROPPED, f"the connection failed ({_short(error)})")
+                return self._failure(path, kind, f"{what} ({_short(error)})")
+        return self._failure(path, FailureKind.DROPPED, f"the connection failed ({_short(error)})")
 
 
 _EXCEPTIONS: tuple[tuple[tuple[type[Exception], ...], FailureKind, str], ...] = (

@@ -14,17 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from planner.errors import InputError, MeasurementError
 from planner.profilers.endpoint.client import Answer, Client
-from planner.profilers.endpoint.records import Failure, FailureKind, Request
+from planner.profilers.endpoint.identify import CHAT, COMPLETIONS
+from planner.profilers.endpoint.records import FailureKind, Request
 from planner.profilers.endpoint.schedule import Size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
-
-    from planner.profilers.endpoint.client import Connection
-
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 EXTRAS: Mapping[str, str] = {
     "stream_options": "tokens are counted by the chunks of the stream",
@@ -47,14 +44,6 @@ WORDS = (
 
 TOKENIZE_FORMS = ("prompt", "content", "inputs")
 """What the text is called in a request to /tokenize: by vLLM and SGLang, llama.cpp, and TGI."""
-
-OWNERS: Mapping[str, tuple[str, str]] = {
-    "vllm": ("vllm", "/version"),
-    "sglang": ("sglang", "/get_server_info"),
-    "llamacpp": ("llama.cpp", "/props"),
-    "library": ("ollama", "/api/version"),
-}
-"""`owned_by` in a server's list of models -> the engine, and the page that says its version."""
 
 LENGTH_TRIES = 4
 LENGTH_TOLERANCE = 0.02
@@ -137,57 +126,6 @@ async def ask(client: Client, dialect: Dialect, prompt: list[int] | str, size: S
     return request
 
 
-async def served_models(client: Client, model: str) -> dict[str, Any]:
-    """Return what the server's list of models says of `model`; empty if it keeps no list.
-
-    Raises
-    ------
-    InputError: if the server cannot be reached, wants a key, or serves other models only.
-    """
-    answer = await client.fetch("/v1/models")
-    if isinstance(answer, Failure):
-        raise answer.error()
-    if answer.status in {401, 403}:
-        raise InputError(
-            f"{client.connection.url}: the server answers {answer.status}: it wants an API key, or another one.",
-            hint="Give the name of the environment variable that holds the key: --api-key-env NAME.",
-        )
-    document = answer.json() if answer.status == 200 else None
-    rows = document.get("data") if isinstance(document, dict) else None
-    found = [row for row in rows if isinstance(row, dict) and "id" in row] if isinstance(rows, list) else []
-    for row in found:
-        if row["id"] == model:
-            return row
-    if found:
-        names = ", ".join(str(row["id"]) for row in found[:8])
-        raise InputError(f"{client.connection.url} serves no model {model!r}.", hint=f"It serves: {names}.")
-    return {}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Which engine a server says that it is; "" = it does not say."""
-
-    engine: str = ""
-    version: str = ""
-
-
-async def identify(connection: Connection, model: str) -> Identity:
-    """Return which engine serves `model`.
-
-    Raises
-    ------
-    InputError: if the server cannot be reached, wants a key, or serves other models only.
-    """
-    async with Client(connection) as client:
-        row = await served_models(client, model)
-        engine, path = OWNERS.get(str(row.get("owned_by", "")), ("", ""))
-        answer = await client.fetch(path) if path else None
-    document = answer.json() if isinstance(answer, Answer) and answer.status == 200 else None
-    version = document.get("version") if isinstance(document, dict) else None
-    return Identity(engine=engine, version=version if isinstance(version, str) else "")
-
-
 async def learn(client: Client, model: str, size: Size) -> Dialect:
     """Return what the server understands, by asking it for short answers.
 
@@ -210,13 +148,23 @@ async def learn(client: Client, model: str, size: Size) -> Dialect:
             dialect = replace(dialect, token_ids=())
             request = await _tried(client, dialect, short)
     if _is_refusal(request, FailureKind.NOT_FOUND):
-        dialect = replace(dialect, path=CHAT, token_ids=())
+        dialect, first = replace(dialect, path=CHAT, token_ids=()), request
         request = await _tried(client, dialect, short)
+        if _is_refusal(request, FailureKind.NOT_FOUND):
+            raise _no_text(model, first, request)
     if _is_refusal(request, FailureKind.BAD_REQUEST):
         dialect, request = await _without_refused(client, dialect, short, request)
     if request.failure is not None:
         raise request.failure.error()
     return replace(dialect, counts_prompts=request.prompt_tokens is not None, notes=_notes(dialect, request))
+
+
+def _no_text(model: str, *requests: Request) -> InputError:
+    said = " ".join(request.failure.message for request in requests if request.failure)
+    return InputError(
+        f"The server completes no text with {model!r}. {said}",
+        hint="Is it a model that generates text (not embeddings or speech), and --url the address of the engine's API?",
+    )
 
 
 def _is_refusal(request: Request, *kinds: FailureKind) -> bool:

@@ -100,6 +100,10 @@ class Journal:
     def open(cls, path: Path, settings: Mapping[str, Any], *, restart: bool) -> Journal:
         """Open a journal, or begin one; lock it against a second measurement.
 
+        Parameters
+        ----------
+        settings : what it must be of; for one that `is_begun`, those that are known suffice.
+
         Raises
         ------
         InputError: if it is in use, cannot be read or written, or is of other settings.
@@ -189,6 +193,15 @@ class Journal:
                 self.entries.append(_entry(kind, document, Where(path=where.path, line=number)))
 
 
+def is_begun(path: Path) -> bool:
+    """Return whether there is a journal with its whole first line: a crash may have left less."""
+    try:
+        with path.open("rb") as stream:
+            return stream.readline().endswith(b"\n")
+    except OSError:
+        return False
+
+
 def sha256(text: str) -> str:
     """Return the SHA-256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -232,6 +245,6 @@ def _check_header(header: Mapping[str, Any], settings: Mapping[str, Any], where:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for name in dict.fromkeys((*before, *now)):
+    for name in now:
         if before.get(name) != now.get(name):
             yield f"{name} was {before.get(name)!r} and is {now.get(name)!r}"

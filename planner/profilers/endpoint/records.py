@@ -55,6 +55,8 @@ class Failure:
     """One sentence, without the API key."""
     retry_after_s: float | None = None
     """What the server asked for in Retry-After."""
+    target: str = ""
+    """Where a redirect leads."""
 
     def error(self) -> PlannerError:
         """Return the failure as the error that ends a command."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 MOST_SIZES = 400
 
+MOST_TOKENS = 10_000_000
+"""Of a prompt or an answer: no model's context is longer."""
+
 BLOCK = 256
 """Requests of a stretch of arrivals, see `arrivals`."""
 
@@ -56,7 +59,10 @@ def parse_sizes(text: str) -> tuple[Size, ...]:
             raise InputError(
                 f"{part!r} is not a request size.", hint="Write input x output tokens: --sizes 128x128,512x256."
             )
-        sizes.append(Size(int(tokens[0]), int(tokens[1])))
+        size = Size(int(tokens[0]), int(tokens[1]))
+        if max(size.input_tokens, size.output_tokens) > MOST_TOKENS:
+            raise InputError(f"The request size {part!r} is longer than any model's context ({MOST_TOKENS:,} tokens).")
+        sizes.append(size)
     if not sizes:
         raise InputError("No request size is given.", hint="Write --sizes 128x128,512x256.")
     if len(sizes) > MOST_SIZES:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from planner.domain.distributions import student_t_quantile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,21 +146,11 @@ def mean_verdict(values: NDArray[np.float64], bound: float, confidence: float) -
     used = values[: FIRST_LOOK * 2**look]
     batches = used.reshape(BATCHES, -1).mean(axis=1)
     error = float(batches.std(ddof=1)) / math.sqrt(BATCHES)
-    margin = _t_quantile(1.0 - (1.0 - confidence) / 2 ** (look + 1), BATCHES - 1) * error
+    margin = student_t_quantile(1.0 - (1.0 - confidence) / 2 ** (look + 1), BATCHES - 1) * error
     mean = float(used.mean())
     if mean + margin <= bound:
         return Verdict.HOLDS
     return Verdict.FAILS if mean - margin > bound else Verdict.OPEN
-
-
-def _t_quantile(level: float, freedom: int) -> float:
-    z: float = NormalDist().inv_cdf(level)
-    terms = (
-        (z**3 + z) / 4.0,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96.0,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384.0,
-    )
-    return z + sum(term / float(freedom ** (i + 1)) for i, term in enumerate(terms))
 
 
 def share_interval(n_beyond: int, n_requests: int, confidence: float) -> tuple[float, float]:

@@ -15,7 +15,8 @@ from planner.domain.slo import Metric
 from planner.errors import MeasurementError
 from planner.files.slo import slo_text
 from planner.profilers.endpoint.client import Client
-from planner.profilers.endpoint.dialect import Prompts, ask, fit_length, learn, served_models
+from planner.profilers.endpoint.dialect import Prompts, ask, fit_length, learn
+from planner.profilers.endpoint.identify import served_models
 from planner.profilers.endpoint.journal import Baseline, RunRecord
 from planner.profilers.endpoint.load import Punctuality, allow_connections, latencies_s, patience, run_load
 from planner.profilers.endpoint.metrics import summary
