@@ -114,7 +114,8 @@ class Efficiency:
     kv_bandwidth_fraction: float
     """Of the data-sheet bandwidth while the KV cache is read in decoding, on one GPU."""
     kv_heads_exponent: float
-    """With few KV heads on each GPU decode attention reaches (heads / 32)^exponent of that (`kv_occupancy`)."""
+    """With few KV heads on each GPU decode attention reaches (heads / 32)^exponent of that (`kv_occupancy`); an engine's,
+    unless the GPU's own was measured."""
     attention_fraction: float
     """Of the dense bf16 peak in the attention of prefills."""
     step_overhead_s: float
@@ -229,7 +230,7 @@ class EstimatorParams:
             gemm_fraction={name: of_gpu(f"gemm_fraction_{name}") * matrix for name in MATH_NAMES},
             bandwidth_fraction=of_gpu("bandwidth_fraction") * of_engine("bandwidth_factor"),
             kv_bandwidth_fraction=of_gpu("kv_bandwidth_fraction") * of_engine("kv_bandwidth_factor"),
-            kv_heads_exponent=of_engine("kv_heads_exponent"),
+            kv_heads_exponent=self.value("kv_heads_exponent", gpu.name, *scopes),
             attention_fraction=of_gpu("attention_fraction") * of_engine("attention_factor"),
             step_overhead_s=of_engine("step_overhead_s"),
             sequence_overhead_s=of_engine("sequence_overhead_s"),

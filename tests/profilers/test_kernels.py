@@ -506,6 +506,7 @@ def test_rows_read_back():
         "gemm_fraction_fp8",
         "bandwidth_fraction",
         "kv_bandwidth_fraction",
+        "kv_heads_exponent",
         "attention_fraction",
         "link_fraction",
     }

@@ -340,7 +340,8 @@ def efficiency_rows(rates: Rates, gpu: GpuSpec, *, source: str, tensor_parallel:
     Times of an engine's own (`step_overhead_s` and the like) are not among them: no engine ran. Neither is
     `allreduce_latency_s`: for short messages engines have all-reduces of their own, whose fitted latency is about half
     of NCCL's (docs/reference/profile.md). A fit may end above a data-sheet rate, as its form leaves a little over; the
-    row is then held to the data sheet.
+    row is then held to the data sheet. The cache was read with the model's own KV heads, so that its rate is not lowered
+    for their number once more.
     """
     rows: list[EfficiencyRow] = []
 
@@ -360,6 +361,7 @@ def efficiency_rows(rates: Rates, gpu: GpuSpec, *, source: str, tensor_parallel:
     if rates.kv_bytes_per_s is not None:
         share = min(1.0, rates.kv_bytes_per_s / sheet)
         add("kv_bandwidth_fraction", gpu.name, share, "of data-sheet rate", "torch's fused attention in decoding")
+        add("kv_heads_exponent", gpu.name, 0.0, "exponent of KV heads / 32", "measured with this model's heads")
     if rates.attention_flops_per_s is not None and "bf16" in gpu.peak_flops:
         share = min(1.0, rates.attention_flops_per_s / gpu.peak_flops["bf16"])
         add("attention_fraction", gpu.name, share, "of dense bf16 peak", "torch's fused attention over prompts")
