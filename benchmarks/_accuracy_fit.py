@@ -207,7 +207,9 @@ def fit_base(rows: list[Row], params: EstimatorParams) -> tuple[EstimatorParams,
     recipe = [key for key in BASE_RECIPE if key[1] not in VISIBLE or key[1] in seen]
     found = calibration.fit([row.measurement for row in base], recipe, params)
     means = {
-        (name, gpu): _expected(name, gpu, {other: found.values[name, other] for other in seen if (name, other) in recipe})
+        (name, gpu): _expected(
+            name, gpu, {other: found.values[name, other] for other in seen if (name, other) in recipe}
+        )
         for gpu in VISIBLE
         if gpu not in seen
         for name in GPU_STARTS
@@ -304,9 +306,7 @@ def fit_power(rows: list[Row], params: EstimatorParams) -> np.ndarray:
     return solution
 
 
-def leave_out(
-    rows: list[Row], key: Callable[[Row], str], params: EstimatorParams
-) -> tuple[np.ndarray, np.ndarray]:
+def leave_out(rows: list[Row], key: Callable[[Row], str], params: EstimatorParams) -> tuple[np.ndarray, np.ndarray]:
     """Return the estimates (rows, 3) of every row by parameters fitted without the rows that share its key.
 
     Second the same, but where nothing is left of an engine then, its habits are learnt from its runs at other degrees

@@ -51,20 +51,22 @@ def engine_scopes(family: str, version: str, vendor: str, architecture: str = ""
     """Return the scopes of an engine's parameters, the narrowest first: its era's, those of newer eras, the family's.
 
     A version without a number ("unstated", "mlperf") is an era of its own. What was never measured of an era is taken
-    from the next newer one. Each scope comes first for GPUs of `architecture` alone, then for those of `vendor`.
+    from the next newer one. Each scope comes first for GPUs of `vendor` alone; the era's own before that for those of
+    `architecture`, as what a newer one makes of one architecture says nothing of older releases.
 
     Examples
     --------
     >>> engine_scopes("vllm", "0.6.3", "NVIDIA")
     ('vllm@v0/nvidia', 'vllm@v0', 'vllm/nvidia', 'vllm')
-    >>> engine_scopes("vllm", "", "NVIDIA", "Ampere")
-    ('vllm/ampere', 'vllm/nvidia', 'vllm')
+    >>> engine_scopes("vllm", "0.6.3", "NVIDIA", "Ampere")
+    ('vllm@v0/ampere', 'vllm@v0/nvidia', 'vllm@v0', 'vllm/nvidia', 'vllm')
     """
     key = version_key(version)
     eras = [f"{family}@{version.strip().lower()}"] if version and not key else []
     eras += [f"{family}@{era.name}" for era in load_eras().get(family, ()) if key and era.first <= key < era.before]
-    groups = [f"/{group.lower()}" for group in (architecture, vendor) if group]
-    return tuple(f"{name}{group}" for name in (*eras, family) for group in (*groups, ""))
+    names = (*eras, family)
+    own = (f"{names[0]}/{architecture.lower()}",) if architecture else ()
+    return (*own, *(scope for name in names for scope in (f"{name}/{vendor.lower()}", name)))
 
 
 def newer_scopes(scope: str) -> tuple[str, ...]:
