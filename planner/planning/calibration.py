@@ -264,9 +264,9 @@ def fit_own(measurements: Sequence[Measurement], params: EstimatorParams) -> Fit
     """Return the parameters fitted to a user's own few measurements.
 
     Of every GPU its matrix rates, bandwidths and attention, under the GPU's own name; of every engine its overheads, on
-    GPUs of the same architecture. Everything else stays as it is. A GPU that is slower than believed is mostly so in all respects:
-    first all of these are scaled by one factor, the median of measured / estimated speed, drawn towards 1 as if one
-    more measurement said so; then each of them is fitted.
+    GPUs of the same architecture. Everything else stays as it is. A GPU that is slower than believed is mostly so in
+    all respects: first all of these are scaled by one factor, the median of measured / estimated speed, drawn towards 1
+    as if one more measurement said so; then each of them is fitted.
 
     Raises
     ------

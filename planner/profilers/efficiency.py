@@ -114,8 +114,8 @@ class Efficiency:
     kv_bandwidth_fraction: float
     """Of the data-sheet bandwidth while the KV cache is read in decoding, on one GPU."""
     kv_heads_exponent: float
-    """With few KV heads on each GPU decode attention reaches (heads / 32)^exponent of that (`kv_occupancy`); an engine's,
-    unless the GPU's own was measured."""
+    """With few KV heads on each GPU decode attention reaches (heads / 32)^exponent of that (`kv_occupancy`). It is an
+    engine's, unless the GPU's own was measured."""
     attention_fraction: float
     """Of the dense bf16 peak in the attention of prefills."""
     step_overhead_s: float

@@ -340,8 +340,8 @@ def efficiency_rows(rates: Rates, gpu: GpuSpec, *, source: str, tensor_parallel:
     Times of an engine's own (`step_overhead_s` and the like) are not among them: no engine ran. Neither is
     `allreduce_latency_s`: for short messages engines have all-reduces of their own, whose fitted latency is about half
     of NCCL's (docs/reference/profile.md). A fit may end above a data-sheet rate, as its form leaves a little over; the
-    row is then held to the data sheet. The cache was read with the model's own KV heads, so that its rate is not lowered
-    for their number once more.
+    row is then held to the data sheet. The cache was read with the model's own KV heads, so that its rate is not
+    lowered for their number once more.
     """
     rows: list[EfficiencyRow] = []
 
