@@ -57,7 +57,12 @@ def compare(params: EstimatorParams, architecture: str | None = None) -> list[Er
         model, gpu = load_model(point.model), GPUS.get(point.gpu)
         if architecture not in {None, gpu.architecture}:
             continue
-        config = EngineConfig(engine=point.engine, precision=point.precision, tensor_parallel=point.tensor_parallel)
+        config = EngineConfig(
+            engine=point.engine,
+            engine_version=point.engine_version,
+            precision=point.precision,
+            tensor_parallel=point.tensor_parallel,
+        )
         ratio, kind = _ratio(point, model, gpu, config, open_ended)
         source = f"{point.engine.removesuffix('-turbomind')} {point.engine_version.removesuffix('.0')}"
         found.append(Error(source, kind, gpu.name, gpu.architecture, point.tensor_parallel, ratio))
