@@ -383,7 +383,7 @@ def test_three_points_calibrate_a_slower_gpu():
     for answer, value in zip(again, truth[3:], strict=True):
         assert answer.estimate.output_tps == pytest.approx(value, rel=0.2)
     others = [scope for _, scope in fitted.values]
-    assert set(others) == {"h100-80gb", "vllm/nvidia"}
+    assert set(others) == {"h100-80gb", "vllm/hopper"}
 
 
 def test_the_command_writes_the_table_and_passes_columns_through(gpuplan, tmp_path):
