@@ -7,7 +7,7 @@ docs/explanation/throughput.md tells how they were fitted and how far the estima
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -174,6 +174,9 @@ class EstimatorParams:
     """Engine families with a step overhead that was fitted to measurements of them."""
     fitted_releases: frozenset[str] = frozenset()
     """Scopes of engines' eras with any parameter that was fitted to measurements of them, as in "vllm@2024"."""
+    spreads: Mapping[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
+    """(parameter, scope) -> how far its logarithm moves along each way in which a user's fit may be off by one standard
+    deviation; the same ways for all parameters of a fit."""
     is_context_enforced: bool = True
     """Refuse requests longer than the model's context; off only to compare with benchmarks that ignore it."""
 
@@ -200,6 +203,10 @@ class EstimatorParams:
     def own_formats(self, gpu: GpuSpec) -> frozenset[str]:
         """Return the number formats that have a matrix rate measured on this very GPU."""
         return frozenset(name for name in MATH_NAMES if (f"gemm_fraction_{name}", gpu.name.lower()) in self.table)
+
+    def has_spread(self, *scopes: str) -> bool:
+        """Return whether a user's fit says of any of these scopes how far it may be off."""
+        return any(scope.lower() in {own for _, own in self.spreads} for scope in scopes)
 
     def is_engine_fitted(self, engine: str) -> bool:
         """Return whether any measurement of this engine went into these parameters."""
@@ -255,7 +262,12 @@ class EstimatorParams:
 
     def with_rows(self, rows: Iterable[EfficiencyRow]) -> EstimatorParams:
         """Return a copy in which each of the rows goes before the bundled one of its scope."""
-        return replace(self, table={**self.table, **{(row.parameter, row.scope.lower()): row.value for row in rows}})
+        own = {(row.parameter, row.scope.lower()): row for row in rows}
+        return replace(
+            self,
+            table={**self.table, **{key: row.value for key, row in own.items()}},
+            spreads={**self.spreads, **{key: row.spread for key, row in own.items() if row.spread}},
+        )
 
     def with_values(self, **values: float) -> EstimatorParams:
         """Return a copy in which the defaults of the named parameters are overridden for every scope."""
