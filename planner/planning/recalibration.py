@@ -72,9 +72,9 @@ def fit_own(measurements: Sequence[Measurement], params: EstimatorParams) -> Rec
     """Return the parameters after a user's own few measurements, and how far each of them may still be off.
 
     Of every GPU its matrix rate, bandwidths and attention move, under the GPU's own name; of every engine its factors,
-    overheads and all-reduces, on GPUs of that architecture. Nothing else does. Three hypotheses are weighed by how likely they
-    make the points: nothing is off but scatter (even odds beforehand); GPU and engine are off as known ones are, or new
-    ones where they are; both are off as new ones are.
+    overheads and all-reduces, on GPUs of that architecture. Nothing else does. Three hypotheses are weighed by how
+    likely they make the points: nothing is off but scatter (even odds beforehand); GPU and engine are off as known ones
+    are, or new ones where they are; both are off as new ones are.
 
     Raises
     ------

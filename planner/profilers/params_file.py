@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from planner.errors import InputError, Where
 from planner.files.documents import did_you_mean
-from planner.profilers.efficiency import default_params
+from planner.profilers.efficiency import CURVES, default_params, split_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -70,7 +70,7 @@ def parse_rows(text: str, path: str) -> tuple[EfficiencyRow, ...]:
             hint=f"They must be {', '.join(COLUMNS)}; {SPREAD} may be there too.",
             where=Where(path=path, line=1),
         )
-    known = {parameter for parameter, _ in default_params().table}
+    known = {parameter for parameter, _ in default_params().table} | set(CURVES)
     rows = []
     for cells in reader:
         where = Where(path=path, line=reader.line_num)
@@ -86,6 +86,8 @@ def parse_rows(text: str, path: str) -> tuple[EfficiencyRow, ...]:
         if not math.isfinite(value) or value < 0:
             raise InputError(f"A value of {cells['value']} cannot be.", hint="Give a number from 0 on.", where=where)
         texts = {column: cells[column] for column in COLUMNS if column != "value"}
+        if cells["parameter"] in CURVES:
+            _check_curve(cells["scope"], value, where)
         spread = _spread(cells.get(SPREAD) or "", where)
         rows.append(EfficiencyRow(value=value, spread=spread, **texts))
     if len({len(row.spread) for row in rows if row.spread}) > 1:
@@ -95,6 +97,16 @@ def parse_rows(text: str, path: str) -> tuple[EfficiencyRow, ...]:
             where=Where(path=path),
         )
     return tuple(rows)
+
+
+def _check_curve(scope: str, factor: float, where: Where) -> None:
+    try:
+        split_size(scope)
+    except ValueError as error:
+        hint = 'It ends with a size, as in "H100-80GB/bf16@64" or "H100-80GB/nvlink/2@65536".'
+        raise InputError(f"{scope!r} is no scope of a curve.", hint=hint, where=where) from error
+    if factor <= 0:
+        raise InputError(f"A factor of {factor:g} cannot be.", hint="Give a number above 0.", where=where)
 
 
 def _spread(text: str, where: Where) -> tuple[float, ...]:

@@ -509,6 +509,8 @@ def test_rows_read_back():
         "kv_heads_exponent",
         "attention_fraction",
         "link_fraction",
+        "layer_time_factor",
+        "link_time_factor",
     }
     again = parse_rows(rows_csv(rows), "rows.csv")
     assert [replace(row, value=0.0) for row in again] == [replace(row, value=0.0) for row in rows]

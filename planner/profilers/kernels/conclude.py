@@ -131,7 +131,7 @@ def conclude(session: Session, outcomes: Sequence[Outcome]) -> StepTimesDocument
         machine=machine_document(session),
         provenance=_provenance(session),
         kernels=tuple(kernel_document(outcome, impossible=wrong.get(outcome.kernel.key, "")) for outcome in outcomes),
-        rates=RatesDocument(**asdict(rates)),
+        rates=RatesDocument(**{name: getattr(rates, name) for name in RatesDocument.model_fields}),
         left_out_errors=tuple(LeftOutErrorDocument(**asdict(error)) for error in errors),
         steps=tuple(StepDocument(**asdict(step)) for step in table),
         efficiency=tuple(EfficiencyRowDocument(**{name: getattr(row, name) for name in COLUMNS}) for row in rows),
