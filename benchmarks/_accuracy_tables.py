@@ -312,31 +312,6 @@ def _per_dollar(
     return best
 
 
-def recalibrated(errors: Errors, params: EstimatorParams) -> list[str]:
-    """Return what three measured points of a GPU that was left out of the fit do for the others."""
-    lines = [
-        "| GPU left out | engine | points | median error before | 90% below | after three points | 90% below |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    groups: dict[tuple[str, str], list[int]] = {}
-    for index, row in enumerate(errors.rows):
-        if np.isfinite(errors.ratios["GPU left out"][index, 0]):
-            groups.setdefault((row.gpu, row.era), []).append(index)
-    for (gpu, era), indices in sorted(groups.items()):
-        if len(indices) < LEAST_CASES:
-            continue
-        base, _ = fit_all([row for row in errors.rows if row.gpu != gpu], bare(params))
-        picked = [indices[round(place * (len(indices) - 1))] for place in (0.2, 0.5, 0.8)]
-        three = [errors.rows[i].measurement for i in picked]
-        fitted = calibration.fit_own(three, base)
-        rest = [i for i in indices if i not in picked]
-        questions = [errors.rows[i].measurement.question for i in rest]
-        measured = np.array([errors.rows[i].measurement.throughput for i in rest])
-        before, after = (calibration.estimates(questions, used)[:, 0] / measured for used in (base, fitted.params))
-        lines.append(f"| {gpu} | {era} | {len(rest)} | {summary(before)} | {summary(after)} |")
-    return lines
-
-
 LITTLE = (0.0, 0.6, 0.85, np.inf)
 """Bounds between classes of closed loops, by the share of the clients that throughput and TPOT account for."""
 

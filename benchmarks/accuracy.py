@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import _accuracy_intervals as intervals
 import _accuracy_tables as tables
+from _accuracy_calibration import BARS_OF, N_TRIPLES, SEED, recalibrated
 from _accuracy_fit import BASE_ERA, Row, bare, fit_all, fit_power, is_fitted_here, load_rows, lora_rows
 from _report import machine, write_section
 
@@ -178,10 +179,14 @@ def report(errors: tables.Errors | None = None) -> str:
         "",
         *tables.misordered(errors),
         "",
-        "Calibration: a GPU is left out of the fit, and `gpuplan profile calibrate` gets three of its points (at",
-        "20%, 50% and 80% of the table); errors of the throughput of the others:",
+        "Calibration: a GPU is left out of the fit, and `gpuplan profile calibrate` gets three of its points, drawn at",
+        f"random {N_TRIPLES} times (seed {SEED}); errors of the throughput of all others. Figures after",
+        "it are medians over the triples; better and worse count triples that move the median error by more than one",
+        "percentage point. The last two columns: measured values inside of their 80% intervals",
+        f"({BARS_OF} triples). Half the belief beforehand is that nothing but scatter is off, so that three points",
+        "hardly move what is good already.",
         "",
-        *tables.recalibrated(errors, params),
+        *recalibrated(errors, params),
         "",
         "Many LoRA adapters on one A10G (profiles/lora, S-LoRA and vLLM with a copy per adapter), requests/s served at",
         "the request rate; the fit's own rows:",

@@ -1,4 +1,4 @@
-"""Fits the estimator's parameters to measured rows: an engine's factors, or those of a user's own GPU."""
+"""Fits an engine's factors to measured rows; a user's own few points are for `planner.planning.recalibration`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import numpy as np
 from planner.errors import Where
 from planner.planning.estimate import solve
 from planner.planning.estimate_points import CannotEstimate, Question, read_question
-from planner.profilers.efficiency import engine_family
-from planner.profilers.eras import engine_scopes, newer_scopes
+from planner.profilers.eras import newer_scopes
 from planner.profilers.fitting import fit_logs
 from planner.profilers.floor import violations
-from planner.profilers.roofline import math_format
 from planner.profilers.schema import MeasuredPoint
 
 if TYPE_CHECKING:
@@ -198,12 +196,8 @@ def fit(
     measurements: Sequence[Measurement],
     recipe: Sequence[tuple[str, str]],
     params: EstimatorParams,
-    *,
-    caution: float = 1.0,
 ) -> Fitted:
     """Return the parameters with those of `recipe`, (parameter, scope) pairs, fitted to the measurements.
-
-    `caution`: how many times closer than `PRIOR_SD` says the parameters are believed to lie to where they start.
 
     Raises
     ------
@@ -226,19 +220,20 @@ def fit(
         return found
 
     starts = [_start(parameter, scope, params) for parameter, scope in recipe]
-    spreads = np.array([_sd(parameter) for parameter, _ in recipe]) / caution
+    spreads = np.array([_sd(parameter) for parameter, _ in recipe])
     prior = np.log(starts)
     found = fit_logs(errors, weights, prior=prior, prior_sd=spreads)
     return Fitted(
         params=with_logs(found.logs),
         values={key: float(np.exp(log)) for key, log in zip(recipe, found.logs, strict=True)},
         n_values=int(is_known.sum()),
-        before=_median_error(errors(prior)),
-        after=_median_error(errors(found.logs)),
+        before=median_error(errors(prior)),
+        after=median_error(errors(found.logs)),
     )
 
 
-def _median_error(errors: Array) -> float:
+def median_error(errors: Array) -> float:
+    """Return the median absolute error of logarithmic ones, estimate / measurement or the other way round."""
     return float(np.median(np.abs(np.expm1(errors))))
 
 
@@ -254,52 +249,3 @@ def _sd(parameter: str) -> float:
 def _start(parameter: str, scope: str, params: EstimatorParams) -> float:
     value = params.value(parameter, scope, *newer_scopes(scope))
     return value if value > 0 else PRIOR_START[parameter]
-
-
-CAUTION_WITH_FEW = 3.0
-"""`caution` for a user's own few points, once a common factor has been taken out."""
-
-
-def fit_own(measurements: Sequence[Measurement], params: EstimatorParams) -> Fitted:
-    """Return the parameters fitted to a user's own few measurements.
-
-    Of every GPU its matrix rates, bandwidths and attention, under the GPU's own name; of every engine its overheads, on
-    GPUs of the same architecture. Everything else stays as it is. A GPU that is slower than believed is mostly so in
-    all respects: first all of these are scaled by one factor, the median of measured / estimated speed, drawn towards 1
-    as if one more measurement said so; then each of them is fitted.
-
-    Raises
-    ------
-    ValueError: if there is nothing to fit to.
-    """
-    starts = _own_starts(measurements, params)
-    plain = replace(params, table={**params.table, **starts})
-    questions = [measurement.question for measurement in measurements]
-    slower = np.log(estimates(questions, plain) / np.array([measurement.values for measurement in measurements]))
-    slower *= np.array([1.0, -1.0, -1.0])
-    throughput, ttft, tpot = slower.T
-    best = np.where(np.isfinite(throughput), throughput, np.where(np.isfinite(tpot), tpot, ttft))
-    known = best[np.isfinite(best)]
-    scale = float(np.exp(-np.median(known) * len(known) / (len(known) + 1.0))) if len(known) else 1.0
-    scaled = {key: value / scale if key[0].endswith("_s") else value * scale for key, value in starts.items()}
-    fitted = fit(
-        measurements,
-        list(scaled),
-        replace(params, table={**params.table, **scaled}),
-        caution=CAUTION_WITH_FEW,
-    )
-    return replace(fitted, before=_median_error(slower[np.isfinite(slower)]))
-
-
-def _own_starts(measurements: Sequence[Measurement], params: EstimatorParams) -> dict[tuple[str, str], float]:
-    starts: dict[tuple[str, str], float] = {}
-    for measurement in measurements:
-        question = measurement.question
-        gpu, config = question.gpu, question.config
-        arithmetic = f"gemm_fraction_{math_format(config.precision, gpu)}"
-        for parameter in (arithmetic, "bandwidth_fraction", "kv_bandwidth_fraction", "attention_fraction"):
-            starts[parameter, gpu.name.lower()] = params.value(parameter, gpu.name, gpu.architecture, gpu.vendor)
-        scopes = engine_scopes(engine_family(config.engine), config.engine_version, gpu.vendor, gpu.architecture)
-        for parameter in ("step_overhead_s", "sequence_overhead_s"):
-            starts[parameter, scopes[0]] = params.value(parameter, *scopes)
-    return starts

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,8 @@ class Estimate:
     energy_j: float | None
     """Per output token, all GPUs."""
     question: Question
+    spread: Mapping[str, float] = field(default_factory=dict)
+    """By metric, standard deviation of the logarithm that a user's fit leaves; empty without such a fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +164,7 @@ def _answers(kind: str, questions: Sequence[Question], params: EstimatorParams) 
     replica, points, is_over = solve(kind, questions, params)
     ttft, tpot = spread.percentiles(kind, replica, points)
     power = draw.mean_power_w(cases(questions), replica, points)
+    spreads = _spreads(kind, questions, params, points)
     answers = []
     for i, question in enumerate(questions):
         if kind == "poisson_max_under_slo" and is_over[i]:
@@ -185,6 +189,30 @@ def _answers(kind: str, questions: Sequence[Question], params: EstimatorParams) 
             power_w=float(power[i]),
             energy_j=float(power[i]) * question.n_gpus / output,
             question=question,
+            spread={metric: float(sd[i]) for metric, sd in spreads.items()},
         )
         answers.append(Answer(estimate=estimate, status=STATUS_OK, note="; ".join(notes)))
     return answers
+
+
+def _spreads(kind: str, questions: Sequence[Question], params: EstimatorParams, points: Points) -> Mapping[str, Array]:
+    """Return by metric the standard deviation of the estimates' logarithms that a user's fit leaves; {} without one.
+
+    Along each way in which the fit may be off the estimates are computed once more.
+    """
+    n_ways = max(map(len, params.spreads.values()), default=0)
+    if not n_ways:
+        return {}
+    squares: dict[str, Array] = {metric: np.zeros(len(questions)) for metric in ("throughput", "ttft", "tpot")}
+    for way in range(n_ways):
+        moved = {key: params.table[key] * math.exp(spread[way]) for key, spread in params.spreads.items()}
+        _, others, _ = solve(kind, questions, replace(params, table={**params.table, **moved}))
+        for metric, one, other in (
+            ("throughput", points.rate_rps, others.rate_rps),
+            ("ttft", points.ttft_s, others.ttft_s),
+            ("tpot", points.tpot_s, others.tpot_s),
+        ):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                gap = np.log(other / one)
+            squares[metric] += np.square(np.where(np.isfinite(gap), gap, 0.0))
+    return {metric: np.sqrt(square) for metric, square in squares.items()}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from typing import TYPE_CHECKING
 
 from planner.errors import InputError, Where
 from planner.planning.estimate import STATISTICS
 from planner.planning.estimate_points import REQUIRED
 from planner.profilers.efficiency import ENGINES, engine_family
+from planner.profilers.eras import engine_scopes
 from planner.profilers.interval import Band, band
+from planner.profilers.variation import QUANTILE, known_sd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -121,22 +124,43 @@ def bounds_of(column: str, estimate: Estimate, params: EstimatorParams) -> Band:
     question = estimate.question
     metric = column.split("_", 1)[0]
     novelties = novelties_of(estimate, params)
+    power = [*novelties, "new_gpu"] if is_new_in_power(estimate, params) else novelties
+    if metric == "power":
+        return band(metric, question.load_kind, novelties=power)
     if metric == "energy":
-        slow = band("throughput", question.load_kind, novelties=novelties)
+        slow = band("throughput", question.load_kind, novelties=novelties, further=left_open(estimate, "throughput"))
         return Band(1.0 / slow.high, 1.0 / slow.low).widened([band("power", question.load_kind, novelties=()).high])
-    return band(metric, question.load_kind, novelties=novelties)
+    return band(metric, question.load_kind, novelties=novelties, further=left_open(estimate, metric))
+
+
+def left_open(estimate: Estimate, metric: str) -> list[float]:
+    """Return by what factors a band is widened by what a user's fit leaves open, beyond what it holds already.
+
+    Bands are those of known GPUs and engines, whose own differences are in them.
+    """
+    in_band = known_sd("gpu") ** 2 + known_sd("engine") ** 2
+    further = estimate.spread.get(metric, 0.0) ** 2 - in_band
+    return [math.exp(QUANTILE * math.sqrt(further))] if further > 0 else []
+
+
+def is_new_in_power(estimate: Estimate, params: EstimatorParams) -> bool:
+    """Return whether the GPU is one that a user's own points, which tell nothing of power, made known."""
+    gpu = estimate.question.gpu
+    return gpu.architecture.lower() not in params.fitted_architectures and params.is_fitted(gpu)
 
 
 def novelties_of(estimate: Estimate, params: EstimatorParams) -> tuple[str, ...]:
     """Return in what the question is far from everything that was fitted."""
     question, found = estimate.question, []
-    if not params.is_fitted(question.gpu):
+    gpu, config = question.gpu, question.config
+    if not params.is_fitted(gpu):
         found.append("new_gpu")
-    if not params.is_engine_fitted(question.config.engine):
-        known = engine_family(question.config.engine) in ENGINES
-        found.append("borrowed_engine" if known else "new_engine")
-    elif not params.is_release_fitted(question.config.engine, question.config.engine_version):
-        found.append("borrowed_engine")
+    scopes = engine_scopes(engine_family(config.engine), config.engine_version, gpu.vendor, gpu.architecture)
+    is_family_known = params.is_engine_fitted(config.engine)
+    if not is_family_known or not params.is_release_fitted(config.engine, config.engine_version):
+        is_borrowed = is_family_known or engine_family(config.engine) in ENGINES
+        is_measured = params.has_spread(*scopes)
+        found.append("measured_engine" if is_measured else "borrowed_engine" if is_borrowed else "new_engine")
     if any(group.n_experts or group.state_bytes_per_sequence for group in question.model.layers):
         found.append("new_kind_of_model")
     if question.config.gpus_per_replica > LARGEST_FITTED_REPLICA or question.config.pipeline_parallel > 1:

@@ -7,7 +7,8 @@ docs/explanation/throughput.md tells how they were fitted and how far the estima
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,10 @@ DEFAULT_ENGINE = "vllm"
 
 ENGINE_PARAMETERS = ("step_overhead_s", "sequence_overhead_s", "gemm_factor", "bandwidth_factor")
 """Of these at least one is fitted for every engine that was measured."""
+
+CURVES = ("layer_time_factor", "link_time_factor")
+"""Parameters that depend on a size, which ends their scope: "H100-80GB/bf16@64" at 64 tokens of a step (all layers over
+the roofline of them), "H100-80GB/nvlink/2@65536" at messages of so many bytes over 2 GPUs (time on the links)."""
 
 MATH_NAMES = ("bf16", "fp8", "int8", "fp4")
 """Number formats that have a matrix rate of their own."""
@@ -174,6 +179,11 @@ class EstimatorParams:
     """Engine families with a step overhead that was fitted to measurements of them."""
     fitted_releases: frozenset[str] = frozenset()
     """Scopes of engines' eras with any parameter that was fitted to measurements of them, as in "vllm@2024"."""
+    spreads: Mapping[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
+    """(parameter, scope) -> how far its logarithm moves along each way in which a user's fit may be off by one standard
+    deviation; the same ways for all parameters of a fit."""
+    curves: Mapping[tuple[str, str], tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    """(one of `CURVES`, scope) -> (size, factor) pairs, the smallest size first, as timed kernels gave them."""
     is_context_enforced: bool = True
     """Refuse requests longer than the model's context; off only to compare with benchmarks that ignore it."""
 
@@ -200,6 +210,10 @@ class EstimatorParams:
     def own_formats(self, gpu: GpuSpec) -> frozenset[str]:
         """Return the number formats that have a matrix rate measured on this very GPU."""
         return frozenset(name for name in MATH_NAMES if (f"gemm_fraction_{name}", gpu.name.lower()) in self.table)
+
+    def has_spread(self, *scopes: str) -> bool:
+        """Return whether a user's fit says of any of these scopes how far it may be off."""
+        return any(scope.lower() in {own for _, own in self.spreads} for scope in scopes)
 
     def is_engine_fitted(self, engine: str) -> bool:
         """Return whether any measurement of this engine went into these parameters."""
@@ -255,12 +269,42 @@ class EstimatorParams:
 
     def with_rows(self, rows: Iterable[EfficiencyRow]) -> EstimatorParams:
         """Return a copy in which each of the rows goes before the bundled one of its scope."""
-        return replace(self, table={**self.table, **{(row.parameter, row.scope.lower()): row.value for row in rows}})
+        rows = tuple(rows)
+        own = {(row.parameter, row.scope.lower()): row for row in rows if row.parameter not in CURVES}
+        curves: dict[tuple[str, str], dict[float, float]] = {}
+        for row in rows:
+            if row.parameter in CURVES:
+                scope, size = split_size(row.scope)
+                curves.setdefault((row.parameter, scope), {})[size] = row.value
+        return replace(
+            self,
+            curves={**self.curves, **{key: tuple(sorted(curve.items())) for key, curve in curves.items()}},
+            table={**self.table, **{key: row.value for key, row in own.items()}},
+            spreads={**self.spreads, **{key: row.spread for key, row in own.items() if row.spread}},
+        )
 
     def with_values(self, **values: float) -> EstimatorParams:
         """Return a copy in which the defaults of the named parameters are overridden for every scope."""
         kept = {key: value for key, value in self.table.items() if key[0] not in values}
         return replace(self, table=kept | {(name, DEFAULT_SCOPE): value for name, value in values.items()})
+
+
+def split_size(scope: str) -> tuple[str, float]:
+    """Return the scope of a curve, in lower case, and the size that ends it.
+
+    Raises
+    ------
+    ValueError: if no positive number ends it.
+
+    Examples
+    --------
+    >>> split_size("L4/bf16@64")
+    ('l4/bf16', 64.0)
+    """
+    name, _, size = scope.lower().rpartition("@")
+    if not name or not 0.0 < float(size) < math.inf:
+        raise ValueError(scope)
+    return name, float(size)
 
 
 @cache

@@ -99,3 +99,82 @@ def _descend(
         if gained < 1e-3 * loss:
             break
     return Fit(logs=logs, loss=loss)
+
+
+# a few points, much prior knowledge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scatter:
+    """How far measurements lie from estimates with the right parameters, as logarithms."""
+
+    own: Array
+    """Of each measurement alone, shape (measurements,); tails are Student's."""
+    shared: Array
+    """Covariance of what several of them have in common, shape (measurements, measurements)."""
+    freedom: float
+    """Degrees of freedom of Student's t."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Belief:
+    """What a few measurements say of the logarithms of some parameters under one hypothesis of how they vary."""
+
+    shifts: Array
+    """Most likely changes, shape (parameters,)."""
+    covariance: Array
+    """Of these, shape (parameters, parameters)."""
+    log_evidence: float
+    """Logarithm of how likely the measurements are, but for a constant."""
+
+
+def believe(shortfall_at: Callable[[Array], Array], loadings: Array, scatter: Scatter) -> Belief:
+    """Return the most likely parameters, by Gauss-Newton steps, and how likely the measurements are (Laplace).
+
+    The parameters' logarithms are `loadings` times independent standard normal numbers. Every measurement has a weight
+    with the gamma law that makes its own scatter Student's (Lange, Little and Taylor, JASA 1989): one that lies far off
+    counts little.
+
+    Parameters
+    ----------
+    shortfall_at : changes of the parameters' logarithms -> log(measurement / estimate), shape (measurements,).
+    loadings : shape (parameters, numbers); without columns nothing may change.
+    """
+    n_parameters, n_numbers = loadings.shape
+    numbers, weights = np.zeros(n_numbers), np.ones(len(scatter.own))
+    slopes, sloped_at = np.zeros((len(scatter.own), n_numbers)), np.full(n_numbers, np.inf)
+    for _ in range(MOST_STEPS):
+        shifts = loadings @ numbers
+        shortfall = shortfall_at(shifts)
+        if np.abs(numbers - sloped_at).max(initial=0.0) > FAR_FROM_SLOPES:
+            by_parameter = [(shortfall - shortfall_at(shifts + unit)) / STEP for unit in np.eye(n_parameters) * STEP]
+            slopes, sloped_at = np.stack(by_parameter, axis=1) @ loadings, numbers
+        covariance = scatter.shared + np.diag(np.square(scatter.own) / weights)
+        weighed = np.linalg.solve(covariance, slopes)
+        precision = slopes.T @ weighed + np.eye(n_numbers)
+        target = np.linalg.solve(precision, weighed.T @ (shortfall + slopes @ numbers))
+        move = np.clip(target - numbers, -LARGEST_MOVE, LARGEST_MOVE)
+        numbers = numbers + move
+        left = shortfall - slopes @ move
+        alone = np.square(scatter.own) / weights * np.linalg.solve(covariance, left)
+        before, weights = weights, (scatter.freedom + 1.0) / (scatter.freedom + np.square(alone / scatter.own))
+        if max(np.abs(move).max(initial=0.0), np.abs(weights - before).max()) < SETTLED:
+            break
+    covariance = scatter.shared + np.diag(np.square(scatter.own) / weights)
+    whole = covariance + slopes @ slopes.T
+    at_start = left + slopes @ numbers
+    tails = scatter.freedom / 2.0 * float(np.sum(np.log(weights) - (weights - 1.0)))
+    evidence = -0.5 * (at_start @ np.linalg.solve(whole, at_start) + np.linalg.slogdet(whole)[1]) + tails
+    precision = slopes.T @ np.linalg.solve(covariance, slopes) + np.eye(n_numbers)
+    return Belief(
+        shifts=loadings @ numbers,
+        covariance=loadings @ np.linalg.solve(precision, loadings.T),
+        log_evidence=float(evidence),
+    )
+
+
+MOST_STEPS = 12
+FAR_FROM_SLOPES = 0.3
+"""Slopes are taken anew so many standard deviations away from where they were."""
+SETTLED = 0.02
+"""Changes below this, in standard deviations, end the search."""

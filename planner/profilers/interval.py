@@ -47,8 +47,11 @@ def load_errors() -> Mapping[tuple[str, str], Band]:
     }
 
 
-def band(metric: str, load_kind: str, *, novelties: Iterable[str]) -> Band:
-    """Return the band of a metric under a load; `novelties` name what no measurement was fitted on."""
+def band(metric: str, load_kind: str, *, novelties: Iterable[str], further: Iterable[float] = ()) -> Band:
+    """Return the band of a metric under a load.
+
+    `novelties` name what no measurement was fitted on; `further` are other factors by which it widens.
+    """
     table = load_errors()
     base = table.get((metric, load_kind)) or table[metric, ANY]
-    return base.widened(table[metric, name].high for name in novelties)
+    return base.widened([*(table[metric, name].high for name in novelties), *further])

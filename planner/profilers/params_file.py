@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from planner.errors import InputError, Where
 from planner.files.documents import did_you_mean
-from planner.profilers.efficiency import default_params
+from planner.profilers.efficiency import CURVES, default_params, split_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from planner.profilers.efficiency import EstimatorParams
 
 COLUMNS = ("parameter", "scope", "value", "unit", "source", "reason")
+
+SPREAD = "spread"
+"""A column that only a user's fit has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +36,21 @@ class EfficiencyRow:
     unit: str
     source: str
     reason: str
+    spread: tuple[float, ...] = ()
+    """How far the value's logarithm moves along each way in which the fit may be off by one standard deviation."""
 
 
 def rows_csv(rows: Iterable[EfficiencyRow]) -> str:
-    """Return rows as the text of a CSV file, numbers to six digits."""
+    """Return rows as the text of a CSV file, numbers to six digits; without spreads it has no column for them."""
+    found = list(rows)
+    has_spread = any(row.spread for row in found)
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    columns = (*COLUMNS, SPREAD) if has_spread else COLUMNS
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(asdict(row) | {"value": f"{row.value:.6g}"} for row in rows)
+    for row in found:
+        spread = " ".join(f"{part:.4g}" for part in row.spread)
+        writer.writerow(asdict(row) | {"value": f"{row.value:.6g}", SPREAD: spread})
     return text.getvalue()
 
 
@@ -54,13 +64,13 @@ def parse_rows(text: str, path: str) -> tuple[EfficiencyRow, ...]:
     """
     reader = csv.DictReader(io.StringIO(text))
     columns = tuple(reader.fieldnames or ())
-    if set(columns) != set(COLUMNS):
+    if {*columns, SPREAD} != {*COLUMNS, SPREAD} or len(columns) != len(set(columns)):
         raise InputError(
             f"The table's columns are {', '.join(columns) or 'missing'}.",
-            hint=f"They must be {', '.join(COLUMNS)}.",
+            hint=f"They must be {', '.join(COLUMNS)}; {SPREAD} may be there too.",
             where=Where(path=path, line=1),
         )
-    known = {parameter for parameter, _ in default_params().table}
+    known = {parameter for parameter, _ in default_params().table} | set(CURVES)
     rows = []
     for cells in reader:
         where = Where(path=path, line=reader.line_num)
@@ -76,8 +86,37 @@ def parse_rows(text: str, path: str) -> tuple[EfficiencyRow, ...]:
         if not math.isfinite(value) or value < 0:
             raise InputError(f"A value of {cells['value']} cannot be.", hint="Give a number from 0 on.", where=where)
         texts = {column: cells[column] for column in COLUMNS if column != "value"}
-        rows.append(EfficiencyRow(value=value, **texts))
+        if cells["parameter"] in CURVES:
+            _check_curve(cells["scope"], value, where)
+        spread = _spread(cells.get(SPREAD) or "", where)
+        rows.append(EfficiencyRow(value=value, spread=spread, **texts))
+    if len({len(row.spread) for row in rows if row.spread}) > 1:
+        raise InputError(
+            f"The rows have {SPREAD}s of different lengths.",
+            hint="They come from several fits: calibrate once with all points, or leave the column out.",
+            where=Where(path=path),
+        )
     return tuple(rows)
+
+
+def _check_curve(scope: str, factor: float, where: Where) -> None:
+    try:
+        split_size(scope)
+    except ValueError as error:
+        hint = 'It ends with a size, as in "H100-80GB/bf16@64" or "H100-80GB/nvlink/2@65536".'
+        raise InputError(f"{scope!r} is no scope of a curve.", hint=hint, where=where) from error
+    if factor <= 0:
+        raise InputError(f"A factor of {factor:g} cannot be.", hint="Give a number above 0.", where=where)
+
+
+def _spread(text: str, where: Where) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split())
+    except ValueError as error:
+        raise InputError(f"The {SPREAD} {text!r} is not a list of numbers.", where=where) from error
+    if not all(math.isfinite(part) for part in found):
+        raise InputError(f"A {SPREAD} of {text!r} cannot be.", hint="Give finite numbers.", where=where)
+    return found
 
 
 def read_params(path: Path) -> EstimatorParams:

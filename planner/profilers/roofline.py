@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from planner.domain.model import MixerKind
 from planner.domain.precision import KV_BYTES_PER_ELEMENT, SPARSE, UNQUANTIZED_BYTES, bytes_per_parameter, weight_bytes
+from planner.profilers.curve import Curve, make_curve, stack_curves
 from planner.profilers.support import unsupported
 from planner.units import format_bytes
 
@@ -264,12 +265,18 @@ def _step_s(
     read = steps.dense_read_s + sum(
         (group.read_s * (1.0 - group.untouched_share**tokens) for group in steps.experts), 0
     )
+    layers = smooth_max(tokens * steps.linear_s_per_token, read)
+    if steps.layer_curve is not None:
+        layers = layers * steps.layer_curve.at(tokens)
+    reduces = tokens * steps.communication_s_per_token
+    if steps.link_curve is not None:
+        reduces = reduces * steps.link_curve.at(tokens)
     return (
-        smooth_max(tokens * steps.linear_s_per_token, read)
+        layers
         + smooth_max((batch + 1.0) * steps.head_s_per_sequence, steps.head_read_s)
         + batch * decode_s
         + prompt * attention_s
-        + tokens * steps.communication_s_per_token
+        + reduces
         + steps.communication_fixed_s
         + steps.overhead_s
         + sequences * steps.overhead_s_per_sequence
@@ -296,6 +303,10 @@ class StepModel:
     """Rate at which one GPU reads its KV cache."""
     stages: int
     lone_prefill_factor: float
+    layer_curve: Curve | None = None
+    """How many times as long as the roofline says the layers take, by tokens of a step; None = just as long."""
+    link_curve: Curve | None = None
+    """The same of the time on the links in all-reduces."""
 
     def step_s(self, *, sequences: Array, prefill: Array, decode_s: Array, attention_s: Array) -> Array:
         """Return the time of one step.
@@ -330,6 +341,8 @@ class StackedSteps:
     overhead_s_per_sequence: Array
     stages: Array
     lone_prefill_factor: Array
+    layer_curve: Curve | None = None
+    link_curve: Curve | None = None
 
     def step_s(self, *, sequences: Array, prefill: Array, decode_s: Array, attention_s: Array) -> Array:
         """Return the time of one step of every replica, as `StepModel.step_s`."""
@@ -337,12 +350,18 @@ class StackedSteps:
 
     def take(self, order: NDArray[np.intp]) -> StackedSteps:
         """Return the buckets in another order."""
-        moved = {name: getattr(self, name)[order] for name in self.__slots__ if name != "experts"}
+        apart = {"experts", "layer_curve", "link_curve"}
+        moved = {name: getattr(self, name)[order] for name in self.__slots__ if name not in apart}
         experts = tuple(
             StackedExperts(untouched_share=group.untouched_share[order], read_s=group.read_s[order])
             for group in self.experts
         )
-        return StackedSteps(experts=experts, **moved)
+        return StackedSteps(
+            experts=experts,
+            layer_curve=None if self.layer_curve is None else self.layer_curve.take(order),
+            link_curve=None if self.link_curve is None else self.link_curve.take(order),
+            **moved,
+        )
 
 
 def stack_steps(models: Sequence[StepModel], counts: Sequence[int]) -> StackedSteps:
@@ -371,6 +390,8 @@ def stack_steps(models: Sequence[StepModel], counts: Sequence[int]) -> StackedSt
         overhead_s_per_sequence=column(model.overhead_s_per_sequence for model in models),
         stages=column(model.stages for model in models),
         lone_prefill_factor=column(model.lone_prefill_factor for model in models),
+        layer_curve=stack_curves([model.layer_curve for model in models], counts),
+        link_curve=stack_curves([model.link_curve for model in models], counts),
     )
 
 
@@ -461,7 +482,20 @@ def step_model(model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, par
         kv_bytes_per_s=kv_rate * kv_occupancy(model, config) ** efficiency.kv_heads_exponent,
         stages=config.pipeline_parallel,
         lone_prefill_factor=efficiency.lone_prefill_factor,
+        layer_curve=_curve(params, "layer_time_factor", f"{gpu.name}/{name}"),
+        link_curve=_curve(
+            params,
+            "link_time_factor",
+            f"{gpu.name}/{link_kind(gpu, tp)}/{tp}",
+            unit=model.hidden_size * ACTIVATION_BYTES,
+        ),
     )
+
+
+def _curve(params: EstimatorParams, parameter: str, scope: str, *, unit: float = 1.0) -> Curve | None:
+    """Return a timed curve over tokens, of each of which `unit` counts in its sizes; None if nothing was timed."""
+    pairs = params.curves.get((parameter, scope.lower()))
+    return make_curve([(size / unit, factor) for size, factor in pairs]) if pairs else None
 
 
 def decode_attention_s(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.profilers.curve import MAX_KNOTS, SMALLEST
 from planner.simulate.jit import compiled
 from planner.simulate.steps import MAX_LINES
 
@@ -138,6 +139,21 @@ def _pairs_s(kind: Record, tokens: int) -> float:
 
 
 @compiled
+def factor_at(knots: Record, factors: Record, tokens: float) -> float:
+    """Return a curve's factor at so many tokens, as `planner.profilers.curve.Curve.at` has it; without one 1."""
+    if knots[0] == knots[1]:
+        return 1.0
+    place = math.log(max(tokens, SMALLEST))
+    if place <= knots[0]:
+        return float(factors[0])
+    for k in range(MAX_KNOTS - 1):
+        if place < knots[k + 1]:
+            share = (place - knots[k]) / (knots[k + 1] - knots[k])
+            return float(factors[k] + share * (factors[k + 1] - factors[k]))
+    return float(factors[-1])
+
+
+@compiled
 def step_seconds(kind: Record, sequences: float, prefill: float, decode_s: float, attention_s: float) -> float:
     """Return the time of one step, as `StepModel.step_s` has it.
 
@@ -150,10 +166,10 @@ def step_seconds(kind: Record, sequences: float, prefill: float, decode_s: float
         if kind.expert_read_s[g] > 0:
             read += kind.expert_read_s[g] * (1.0 - (1.0 - kind.expert_share[g]) ** tokens)
     bare = (
-        math.hypot(tokens * kind.linear_s, read)
+        math.hypot(tokens * kind.linear_s, read) * factor_at(kind.layer_knots, kind.layer_factors, tokens)
         + math.hypot((batch + 1.0) * kind.head_s, kind.head_read_s)
         + (decode_s + attention_s) / kind.stages
-        + tokens * kind.communication_s
+        + tokens * kind.communication_s * factor_at(kind.link_knots, kind.link_factors, tokens)
         + kind.fixed_s
         + sequences * kind.sequence_s
     )

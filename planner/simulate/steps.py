@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.profilers import roofline
+from planner.profilers.curve import MAX_KNOTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from planner.domain.hardware import EngineConfig, GpuSpec
     from planner.domain.model import LayerGroup, ModelArchitecture
+    from planner.profilers.curve import Curve
     from planner.profilers.efficiency import EstimatorParams
 
 BLOCK_TOKENS = 16
@@ -55,6 +57,10 @@ KIND = np.dtype(
         ("kv_bytes", "f8", MAX_LINES),  # memory of one sequence at the knots, bytes on one GPU
         ("kv_slope", "f8", MAX_LINES),
         ("attention_s", "f8", MAX_LINES),  # prefill attention time of a pair of tokens, by window; 0 pads
+        ("layer_knots", "f8", MAX_KNOTS),  # logarithms of tokens of a step; all 0 = no curve
+        ("layer_factors", "f8", MAX_KNOTS),  # of the layers' time at the knots; 1 = as the roofline says
+        ("link_knots", "f8", MAX_KNOTS),
+        ("link_factors", "f8", MAX_KNOTS),
         ("attention_window", "f8", MAX_LINES),  # tokens that one query sees at most; infinity = all
     ]
 )
@@ -132,6 +138,7 @@ def _fill(row: np.void, kind: EngineKind) -> None:
     row["head_s"], row["head_read_s"] = step.head_s_per_sequence, step.head_read_s
     row["communication_s"] = step.communication_s_per_token
     row["fixed_s"] = step.communication_fixed_s + step.overhead_s
+    _fill_curves(row, step.layer_curve, step.link_curve)
     row["sequence_s"] = step.overhead_s_per_sequence
     row["stages"], row["speed"] = step.stages, kind.speed
     row["lone_prefill_factor"] = step.lone_prefill_factor
@@ -147,6 +154,12 @@ def _fill(row: np.void, kind: EngineKind) -> None:
     row["knots"] = _padded(knots, np.inf)
     for name, values in zip(("decode_s", "decode_slope", "kv_bytes", "kv_slope"), lines, strict=True):
         row[name] = _padded(values, 0.0)
+
+
+def _fill_curves(row: np.void, layers: Curve | None, links: Curve | None) -> None:
+    for name, curve in (("layer", layers), ("link", links)):
+        if curve is not None:
+            row[f"{name}_knots"], row[f"{name}_factors"] = curve.log_sizes, curve.factors
 
 
 def _padded(values: Sequence[float] | Floats, fill: float) -> Floats:

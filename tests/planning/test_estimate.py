@@ -15,7 +15,7 @@ from tests_support import REPO
 from planner.catalog.gpus import load_gpus
 from planner.catalog.models import load_model
 from planner.domain.hardware import EngineConfig
-from planner.planning import calibration
+from planner.planning import calibration, recalibration
 from planner.planning.estimate import estimate_rows
 from planner.planning.estimate_points import LOAD_KINDS
 from planner.planning.estimate_table import ESTIMATE_COLUMNS, OUT_COLUMNS, bounds_of, figures_of
@@ -378,7 +378,7 @@ def test_three_points_calibrate_a_slower_gpu():
     truth = [answer.estimate.output_tps * slower for answer in estimate_rows(rows, PARAMS)]
     told = [row | {"throughput_output_tok_s": str(value)} for row, value in zip(rows, truth, strict=True)]
     measurements, _ = calibration.read_measurements(told[:3], PARAMS)
-    fitted = calibration.fit_own(measurements, PARAMS)
+    fitted = recalibration.fit_own(measurements, PARAMS)
     again = estimate_rows(rows[3:], fitted.params)
     for answer, value in zip(again, truth[3:], strict=True):
         assert answer.estimate.output_tps == pytest.approx(value, rel=0.2)

@@ -13,9 +13,11 @@ from planner.cli.options import STDOUT, ForceOption, JsonOption, check_targets, 
 from planner.errors import InputError, MeasurementError, Where
 
 if TYPE_CHECKING:
-    from planner.planning.calibration import Fitted
+    from planner.planning.recalibration import Recalibrated
     from planner.profilers.params_file import EfficiencyRow
 
+UNITS = {"_s": "s", "_factor": "of the GPU's own"}
+"""By the end of a parameter's name."""
 
 NOISE = 0.07
 """By so much two releases of one engine differ in the median (docs/benchmarks.md): a fit that is no worse than that is
@@ -36,7 +38,7 @@ def command(
     force: ForceOption = False,
 ) -> None:
     """Fit how much of its rates a GPU reaches, and an engine's overheads, to a few measured points."""
-    from planner.planning import calibration
+    from planner.planning import calibration, recalibration
     from planner.planning.estimate_table import read_points
     from planner.profilers.efficiency import default_params
     from planner.profilers.params_file import rows_csv
@@ -55,11 +57,12 @@ def command(
             hint="Rows need throughput_output_tok_s, throughput_req_s, ttft_mean_ms or tpot_mean_ms.",
             where=Where(path=str(measured)),
         )
-    fitted = calibration.fit_own(found, params)
+    fitted = recalibration.fit_own(found, params)
     console.note(
         f"{fitted.n_values} measured values of {len(found)} points: "
         f"median error {fitted.before:.0%} before, {fitted.after:.0%} after"
     )
+    console.note(f"probability that the points differ from the estimates by scatter alone: {fitted.odds:.0%}")
     if fitted.after > fitted.before + NOISE:
         raise MeasurementError(
             f"No parameters near the bundled ones explain these points: their median error would be {fitted.after:.0%}"
@@ -82,7 +85,7 @@ def command(
         console.write_result(output, rows_csv(records), force=force)
 
 
-def _records(fitted: Fitted, measured: Path) -> list[EfficiencyRow]:
+def _records(fitted: Recalibrated, measured: Path) -> list[EfficiencyRow]:
     from planner.profilers.params_file import EfficiencyRow
 
     return [
@@ -90,10 +93,11 @@ def _records(fitted: Fitted, measured: Path) -> list[EfficiencyRow]:
             parameter=parameter,
             scope=scope,
             value=value,
-            unit="s" if parameter.endswith("_s") else "of the data sheet's rate",
+            unit=next((unit for end, unit in UNITS.items() if parameter.endswith(end)), "of the data sheet's rate"),
             source=f"fit to {measured.name}",
             reason=f"{fitted.n_values} measured values; median error {fitted.before:.0%} before and "
             f"{fitted.after:.0%} after",
+            spread=fitted.params.spreads[parameter, scope],
         )
         for (parameter, scope), value in fitted.values.items()
     ]

@@ -24,6 +24,7 @@ from planner.profilers.kernels.fit import efficiency_rows, fit_rates, impossible
 from planner.profilers.kernels.machine import NORMAL_UNDER_LOAD, MachineState, busy_reason
 from planner.profilers.kernels.run import Outcome
 from planner.profilers.kernels.table import left_out_errors, steps, whole_formats
+from planner.profilers.params_file import COLUMNS
 from planner.units import format_bytes
 
 if TYPE_CHECKING:
@@ -130,10 +131,10 @@ def conclude(session: Session, outcomes: Sequence[Outcome]) -> StepTimesDocument
         machine=machine_document(session),
         provenance=_provenance(session),
         kernels=tuple(kernel_document(outcome, impossible=wrong.get(outcome.kernel.key, "")) for outcome in outcomes),
-        rates=RatesDocument(**asdict(rates)),
+        rates=RatesDocument(**{name: getattr(rates, name) for name in RatesDocument.model_fields}),
         left_out_errors=tuple(LeftOutErrorDocument(**asdict(error)) for error in errors),
         steps=tuple(StepDocument(**asdict(step)) for step in table),
-        efficiency=tuple(EfficiencyRowDocument(**asdict(row)) for row in rows),
+        efficiency=tuple(EfficiencyRowDocument(**{name: getattr(row, name) for name in COLUMNS}) for row in rows),
         warnings=tuple(NoticeDocument(**asdict(warning)) for warning in _warnings(session, outcomes, wrong)),
     )
 

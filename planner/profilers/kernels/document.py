@@ -157,7 +157,7 @@ class EfficiencyRowDocument(Part):
     """A row in the form of profiles/efficiency.csv, for this very GPU."""
 
     parameter: str = Field(description="As there.")
-    scope: str = Field(description="The GPU's name, or the GPU's name and its link.")
+    scope: str = Field(description="The GPU's name, or that and its link, format or size: GPU/bf16@64 tokens.")
     value: NonNegative = Field(description="The fitted value.")
     unit: str = Field(description="Its unit.")
     source: str = Field(description="What was run.")

@@ -8,7 +8,7 @@ latency x log2(n) + 2 (n - 1) / n x bytes / L.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from planner.profilers.params_file import EfficiencyRow
 from planner.profilers.roofline import link_bytes_per_s, link_kind, smooth_max
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from planner.domain.hardware import GpuSpec
     from planner.profilers.kernels.run import Outcome
@@ -36,6 +36,9 @@ IDENTIFIED_FRACTION = 0.5
 
 BRACKET_FACTOR = 16.0
 """A fitted rate is sought up to so many times the largest that any timed pass shows."""
+
+SMOOTHING = 0.35
+"""Width, as a logarithm of tokens, over which a curve of layers is a mean: half of a doubling."""
 
 HELD_BACK_FRACTION = 0.1
 """Attention that takes less time at twice the work by more than this is noise."""
@@ -69,6 +72,10 @@ class Rates:
     allreduce_latency_s: float | None = None
     """Of one all-reduce over two GPUs."""
     link_bytes_per_s: float | None = None
+    layer_factors: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """By number format and tokens of a pass through the layers: its time over what the rates say."""
+    link_factors: Mapping[int, Mapping[float, float]] = field(default_factory=dict)
+    """By GPUs and bytes of an all-reduce: its time beyond the latency over what the link's rate says."""
     untold: tuple[str, ...] = ()
 
 
@@ -223,6 +230,36 @@ def fit_allreduce(timed: Sequence[tuple[Kernel, float]]) -> tuple[float, float] 
     return max(0.0, float(latency)), 1.0 / float(per_byte)
 
 
+def layer_factors(points: Sequence[LayerPoint], flops_per_s: float, bytes_per_s: float) -> dict[int, float]:
+    """Return the time of passes through the layers over what the rates say, by tokens.
+
+    Each is a mean over its neighbours (Nadaraya and Watson's, of logarithms): some sizes split unevenly over a GPU's
+    processors, and that says nothing of the sizes beside them.
+    """
+    seconds, compute, read = _columns(points, flops_per_s, bytes_per_s)
+    places = np.log([point.tokens for point in points])
+    nearness = np.exp(-0.5 * np.square((places[:, None] - places) / SMOOTHING))
+    factors = np.exp(nearness @ np.log(seconds / smooth_max(compute, read)) / nearness.sum(axis=1))
+    return {point.tokens: factor for point, factor in zip(points, factors.tolist(), strict=True)}
+
+
+def link_factors(
+    timed: Sequence[tuple[Kernel, float]], latency_s: float, bytes_per_s: float
+) -> dict[int, dict[float, float]]:
+    """Return the time of all-reduces beyond the latency over what the link's rate says, by GPUs and bytes.
+
+    Short messages, of which the latency is the larger part, tell of no rate.
+    """
+    found: dict[int, dict[float, float]] = {}
+    for kernel, seconds in timed:
+        n = kernel.batch
+        on_links = 2.0 * (n - 1) / n * kernel.cold_bytes / bytes_per_s
+        beyond = seconds - latency_s * math.log2(n)
+        if not kernel.is_check and beyond >= seconds / 2.0:
+            found.setdefault(n, {})[kernel.cold_bytes] = beyond / on_links
+    return found
+
+
 def fit_rates(outcomes: Sequence[Outcome], formats: Sequence[str]) -> Rates:
     """Return the rates that the timings imply; shapes that are held back as checks have no part in it."""
     untold: list[str] = []
@@ -251,7 +288,10 @@ def fit_rates(outcomes: Sequence[Outcome], formats: Sequence[str]) -> Rates:
     kv = _mean_rate(kernel.cold_bytes / seconds for kernel, seconds in decode)
     if kv is None:
         untold.append("no decode attention in a fused kernel is long enough, and bound by reading, to tell its rate")
-    reduces = fit_allreduce(_timed(outcomes, KernelKind.ALL_REDUCE))
+    # how tokens fall to experts is one model's own: its curve says nothing of another's
+    has_experts = any(outcome.kernel.kind is KernelKind.EXPERTS for outcome in outcomes)
+    all_reduces = _timed(outcomes, KernelKind.ALL_REDUCE)
+    reduces = fit_allreduce(all_reduces)
     if reduces is None:
         untold.append("no all-reduce was timed at two sizes or more")
     return Rates(
@@ -262,6 +302,12 @@ def fit_rates(outcomes: Sequence[Outcome], formats: Sequence[str]) -> Rates:
         kv_bytes_per_s=kv,
         allreduce_latency_s=None if reduces is None else reduces[0],
         link_bytes_per_s=None if reduces is None else reduces[1],
+        layer_factors={
+            name: layer_factors(by_format[name], rate, weight_bytes_per_s)
+            for name, rate in flops.items()
+            if weight_bytes_per_s is not None and not has_experts
+        },
+        link_factors={} if reduces is None else link_factors(all_reduces, *reduces),
         untold=tuple(untold),
     )
 
@@ -334,6 +380,16 @@ def out_of_order(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
 # rows
 
 
+def _curves(rates: Rates, gpu: GpuSpec, tensor_parallel: int) -> Iterator[tuple[str, str, float]]:
+    """Yield (parameter, scope, factor) of what the rates alone do not tell, size by size."""
+    for name, by_tokens in sorted(rates.layer_factors.items()):
+        for tokens, factor in sorted(by_tokens.items()):
+            yield "layer_time_factor", f"{gpu.name}/{name}@{tokens}", factor
+    kind = link_kind(gpu, tensor_parallel)
+    for size, factor in sorted(rates.link_factors.get(tensor_parallel, {}).items()):
+        yield "link_time_factor", f"{gpu.name}/{kind}/{tensor_parallel}@{size:.0f}", factor
+
+
 def efficiency_rows(rates: Rates, gpu: GpuSpec, *, source: str, tensor_parallel: int) -> tuple[EfficiencyRow, ...]:
     """Return the fitted rates as rows of profiles/efficiency.csv, their scope being this very GPU.
 
@@ -370,4 +426,6 @@ def efficiency_rows(rates: Rates, gpu: GpuSpec, *, source: str, tensor_parallel:
         share = min(1.0, rates.link_bytes_per_s / link_bytes_per_s(gpu, kind))
         scope, reason = f"{gpu.name}/{kind}", "torch.distributed all-reduces of hidden rows"
         add("link_fraction", scope, share, "of link rate", reason)
+    for parameter, scope, factor in _curves(rates, gpu, tensor_parallel):
+        add(parameter, scope, factor, "of the rate's time", "timed kernels over what the rates above say")
     return tuple(rows)
