@@ -147,15 +147,16 @@ def aims(errors: Errors) -> list[str]:
     ]
     for name, column, chosen, aim in cases:
         bound = "" if aim is None else f"{aim:.0%}"
-        for is_known, words in ((True, "known"), (False, "new as well")):
+        for is_known, words in ((None, "any"), (True, "known"), (False, "new as well")):
             cells = []
             for left_out in LEFT_OUT[1:]:
                 if column is None:
                     picked = errors.power[left_out]
                 else:
-                    picked = errors.ratios[left_out][chosen & (errors.is_known[left_out] == is_known), column]
+                    of_engine = True if is_known is None else errors.is_known[left_out] == is_known
+                    picked = errors.ratios[left_out][chosen & of_engine, column]
                 cells.append(f"{np.isfinite(picked).sum()} | {summary(picked)}")
-            if column is not None or is_known:
+            if column is not None or is_known is None:
                 lines.append(f"| {name} | {bound} | {words} | {' | '.join(cells)} |")
     parts = [
         np.where(errors.is_known[name], np.nan, errors.unaided[name][:, 1])[kinds == "concurrency"]
