@@ -5,6 +5,8 @@ from typing import Any
 from pydantic import Field
 
 from planner.domain.proof import (
+    AdapterProof,
+    LateAdapter,
     PeriodMiss,
     Proof,
     ProofEnd,
@@ -92,6 +94,29 @@ class PeriodMissDocument(Part):
     service: str = Field(description="Name of the service.")
 
 
+class LateAdapterDocument(Part):
+    """An adapter that by itself surely misses an objective which its service keeps."""
+
+    adapter: str = Field(description="Its name.")
+    requests: Count = Field(description="Requests for it that count.")
+    attainment: NonNegative = Field(description="Part of these that are within every bound.")
+
+
+class AdapterProofDocument(Part):
+    """How the adapters of a service fared one by one."""
+
+    service: str = Field(description="Name of the service.")
+    asked: Count = Field(description="Adapters that were asked for in the replay.")
+    met: Count = Field(description="Of these, adapters whose own requests keep every objective by their values.")
+    late: list[LateAdapterDocument] = Field(
+        default_factory=list, description="Adapters that surely (95%) miss an objective, the worst first."
+    )
+
+    def to_adapters(self) -> AdapterProof:
+        """Return the domain's."""
+        return AdapterProof(**(dict(self) | {"late": tuple(LateAdapter(**dict(row)) for row in self.late)}))
+
+
 class ProofDocument(Part):
     """Whether the plan holds its objectives request by request, and how it was found."""
 
@@ -124,6 +149,10 @@ class ProofDocument(Part):
         description="Periods of a schedule that by themselves miss an objective; objectives are of all periods"
         " together.",
     )
+    adapters: list[AdapterProofDocument] = Field(
+        default_factory=list,
+        description="Of services with adapters; objectives are of all requests of a service together.",
+    )
     notes: list[str] = Field(default_factory=list, description="What was replayed of the plan, and what was not.")
 
     def to_proof(self) -> Proof:
@@ -134,6 +163,7 @@ class ProofDocument(Part):
             "caps": tuple(UtilizationCap(**dict(row)) for row in self.caps),
             "rounds": tuple(row.to_round() for row in self.rounds),
             "notes": tuple(self.notes),
+            "adapters": tuple(row.to_adapters() for row in self.adapters),
             "missed_periods": tuple(PeriodMiss(**dict(row)) for row in self.missed_periods),
         }
         return Proof(**(dict(self) | parts))

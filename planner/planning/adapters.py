@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ from planner.workload.rates import mean_rate_rps
 from planner.workload.read import read_trace, resolve_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from planner.domain.problem import FleetProblem
     from planner.domain.provenance import Provenance
     from planner.domain.slo import Slo
+    from planner.domain.workload import Trace
     from planner.files.request import PlanRequest
     from planner.files.request.services import Service
     from planner.profilers.options import OptionProfile
@@ -87,12 +88,6 @@ class SlotKind:
             engine_flags=adapter_flags(self.engine, slots=count, rank=self.rank, held=held) if is_one_engine else "",
         )
 
-    def room(self, count: int) -> AdapterRoom:
-        """Return what `count` slots take of a replica."""
-        return AdapterRoom(
-            count=count, bytes_each=self.bytes_each, isolation=self.isolation, context_bytes=CONTEXT_BYTES
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceAdapters:
@@ -107,6 +102,13 @@ class ServiceAdapters:
     kinds: tuple[SlotKind, ...]
     files: tuple[str, ...]
     """Files that the adapters were read from, as the request names them."""
+    traces: Mapping[str, Trace] = field(default_factory=dict)
+    """By adapter, where it has one of its own."""
+
+    @property
+    def own_slos(self) -> dict[str, tuple[Slo, ...]]:
+        """The objectives of the adapters that have their own, by name."""
+        return {name: group.slos for group in self.groups if group.slos for name in group.names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,12 +145,12 @@ def check_adapter_request(request: PlanRequest) -> None:
                 "a peak: their rates are means. Raise constraints.headroom",
             ),
         }
-        for field, (is_asked, what) in asked.items():
+        for part, (is_asked, what) in asked.items():
             if is_asked:
                 raise InputError(
                     f"{service.name} has adapters, which are not planned together with {what}.",
                     hint="Plan this service in a request of its own, or leave one of the two out.",
-                    where=at(field),
+                    where=at(part),
                 )
 
 
@@ -166,8 +168,10 @@ def refuse_adapters(problem: FleetProblem, what: str) -> None:
         )
 
 
-def read_service_adapters(service: Service, index: int, *, base_dir: Path) -> tuple[Adapter, ...]:
-    """Return the adapters of `service`, number `index` of the request, with the rates of their traces.
+def read_service_adapters(
+    service: Service, index: int, *, base_dir: Path
+) -> tuple[tuple[Adapter, ...], dict[str, Trace]]:
+    """Return the adapters of `service`, number `index` of the request, with the rates of their traces, and the traces.
 
     Raises
     ------
@@ -175,18 +179,23 @@ def read_service_adapters(service: Service, index: int, *, base_dir: Path) -> tu
     """
     choice = service.adapters
     if choice is None:
-        return ()
+        return (), {}
     with inside(f"services[{index}].adapters"):
         listed = choice.listed()
         if choice.file is not None:
             listed = read_adapters(base_dir / choice.file, isolation=choice.isolation)
-        return tuple(_with_rate(adapter, base_dir) for adapter in listed)
+        traces = {
+            adapter.name: read_trace(resolve_trace(adapter.trace, base_dir=base_dir))
+            for adapter in listed
+            if adapter.trace is not None
+        }
+        return tuple(_with_rate(adapter, traces.get(adapter.name)) for adapter in listed), traces
 
 
-def _with_rate(adapter: Adapter, base_dir: Path) -> Adapter:
-    if adapter.trace is None:
+def _with_rate(adapter: Adapter, trace: Trace | None) -> Adapter:
+    if trace is None:
         return adapter
-    rate = mean_rate_rps(read_trace(resolve_trace(adapter.trace, base_dir=base_dir)))
+    rate = mean_rate_rps(trace)
     if rate is None:
         raise InputError(
             f"The trace {adapter.trace} of adapter {adapter.name!r} has no duration, so no rate.", hint="Give a rate."
@@ -324,11 +333,21 @@ def hostings(
         return
     for kind in adapters.kinds:
         for count in kind.counts:
-            with_room = partial(profile_of, room=kind.room(count))
-            found = _hosting(adapters, kind.slots(count), slos, with_room, kind.isolation)
+            slots = kind.slots(count)
+            with_room = partial(profile_of, room=room_of(slots))
+            found = _hosting(adapters, slots, slos, with_room, kind.isolation)
             if not found.throughput_rps.any():
                 break  # more of them leave even less room
             yield found
+
+
+def room_of(slots: AdapterSlots | None) -> AdapterRoom | None:
+    """Return what the adapters of a replica take of it; None where it has no room for any, or one is merged."""
+    if slots is None or slots.isolation is Isolation.DEDICATED:
+        return None
+    return AdapterRoom(
+        count=slots.count, bytes_each=slots.bytes_each, isolation=slots.isolation, context_bytes=CONTEXT_BYTES
+    )
 
 
 def _hosting(

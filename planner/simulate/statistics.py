@@ -50,6 +50,11 @@ class SloOutcome:
     """The objective's statistic, in seconds."""
     attainment: Estimate
     """Fraction of requests whose own value is within the bound."""
+    of: str = ""
+    """Whose requests they are in words, where not all of the service's."""
+
+    def __str__(self) -> str:
+        return f"{self.slo} ({self.of})" if self.of else str(self.slo)
 
     @property
     def is_met(self) -> bool:
@@ -148,6 +153,7 @@ def across_outcomes(replications: Sequence[SloOutcome]) -> SloOutcome:
     attained = across([found.attainment for found in replications])
     return SloOutcome(
         slo=replications[0].slo,
+        of=replications[0].of,
         simulated=across([found.simulated for found in replications]),
         attainment=replace(attained, low=max(0.0, attained.low), high=min(1.0, attained.high)),
     )
@@ -164,9 +170,10 @@ def _half_width(values: Floats) -> float:
     return float(student_t_quantile(_LEVEL_95, N_BATCHES - 1) * batches.std(ddof=1) / math.sqrt(N_BATCHES))
 
 
-def outcome(records: RequestRecords, slo: Slo) -> SloOutcome:
-    """Return how the requests of one service fare against one of its objectives."""
+def outcome(records: RequestRecords, slo: Slo, of: str = "") -> SloOutcome:
+    """Return how requests fare against an objective of theirs; `of` says whose they are, where not all of a service."""
     values = records.values(slo.metric)
     values = values[~np.isnan(values)]
     simulated = mean(values) if slo.percentile is None else percentile(values, slo.percentile)
-    return SloOutcome(slo=slo, simulated=simulated, attainment=fraction((values <= slo.bound_s).astype(np.float64)))
+    attained = fraction((values <= slo.bound_s).astype(np.float64))
+    return SloOutcome(slo=slo, simulated=simulated, attainment=attained, of=of)

@@ -101,8 +101,7 @@ class ProofSearch:
                 n_requests=None if plan.schedule else PROOF_REQUESTS,
             )
             found = replay_of(self.question, plan, settings=settings)
-            slos = self.question.replay.slos if self.question.replay else {}
-            self.simulated[key] = judge(found), pool_margins(plan, found, slos)
+            self.simulated[key] = judge(found), pool_margins(plan, found)
         return self.simulated[key]
 
     def attempt(
@@ -232,8 +231,13 @@ def replicas_key(plan: Plan) -> tuple[object, ...]:
 
 
 def fleet_key(plan: Plan) -> tuple[object, ...]:
-    """Return what decides how a plan fares: replicas, weights and who is turned away, over all and by period."""
-    return (_part_key(plan), *map(_part_key, plan.schedule))
+    """Return what decides how a plan fares: replicas, weights, who is turned away, by period too, and adapters."""
+    placed = tuple(
+        (item.service, replica.option, tuple((each.adapter, round(each.rate_rps, 9)) for each in replica.adapters))
+        for item in plan.adapters
+        for replica in item.placement
+    )
+    return (_part_key(plan), *map(_part_key, plan.schedule), placed)
 
 
 def _part_key(part: Plan | Period) -> tuple[object, ...]:

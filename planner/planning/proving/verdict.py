@@ -13,10 +13,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from planner.domain.proof import SimulatedSlo
+from planner.domain.proof import AdapterProof, LateAdapter, SimulatedSlo
 from planner.simulate.statistics import N_BATCHES, wilson
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from planner.planning.replay import Replay, ServiceOutcome
     from planner.simulate.statistics import SloOutcome
 
@@ -62,6 +64,8 @@ class Verdict:
     """That were replayed, all services."""
     missed_periods: tuple[tuple[int, str], ...] = ()
     """Period and service wherever one period of a schedule by itself does not hold an objective."""
+    adapters: tuple[AdapterProof, ...] = ()
+    """How the adapters of each service fare that has any."""
     notes: tuple[str, ...] = ()
     """What was replayed, and what was not."""
 
@@ -87,8 +91,22 @@ def judge(replay: Replay) -> Verdict:
         services=tuple(_judge_service(found) for found in replay.services),
         requests=len(replay.simulation.records),
         missed_periods=tuple(replay.missed_periods()),
+        adapters=tuple(_judge_adapters(replay)),
         notes=replay.notes,
     )
+
+
+def _judge_adapters(replay: Replay) -> Iterator[AdapterProof]:
+    for service in replay.services:
+        found = replay.adapters_of(service.service)
+        if found:
+            late = (
+                LateAdapter(adapter=item.adapter, requests=item.n_requests, attainment=item.attainment)
+                for item in found
+                if item.is_surely_late
+            )
+            met = sum(item.is_met for item in found)
+            yield AdapterProof(service=service.service, asked=len(found), met=met, late=tuple(late))
 
 
 def _judge_service(found: ServiceOutcome) -> ServiceVerdict:

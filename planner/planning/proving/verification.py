@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from planner.domain.plan import Plan
-    from planner.domain.proof import Proof, ProofRound
+    from planner.domain.proof import AdapterProof, Proof, ProofRound
     from planner.optimize import Assignment, SolverSettings
     from planner.planning.question import Question
 
@@ -29,8 +29,10 @@ TOO_SHORT = "W409"
 MISSED = "W410"
 STOPPED = "W411"
 PERIODS_MISS = "W412"
+ADAPTERS_MISS = "W414"
 
 MOST_PERIODS_NAMED = 12
+MOST_ADAPTERS_NAMED = 5
 
 
 def verified(
@@ -124,6 +126,19 @@ def _warnings(proof: Proof) -> Iterator[Warning_]:
 
     if proof.holds and proof.missed_periods:
         yield Warning_(code=PERIODS_MISS, message=_missed_periods(proof), observed=len(proof.missed_periods))
+    for item in proof.adapters if proof.holds else ():
+        if item.late:
+            yield Warning_(code=ADAPTERS_MISS, message=_late_adapters(item), observed=len(item.late))
+
+
+def _late_adapters(item: AdapterProof) -> str:
+    named = [f"{each.adapter} ({each.attainment:.2%} of {each.requests:,})" for each in item.late[:MOST_ADAPTERS_NAMED]]
+    more = f" and {len(item.late) - len(named)} more" if len(item.late) > len(named) else ""
+    return (
+        f"All adapters of {item.service} together keep every objective; by themselves {len(item.late)} of {item.asked} "
+        f"surely miss one (requests in time): {', '.join(named)}{more}. Headroom, a stricter objective or dedicated "
+        "replicas (isolation) would help them."
+    )
 
 
 def _missed_periods(proof: Proof) -> str:
