@@ -165,7 +165,8 @@ def _adapter_tables(found: Replay) -> Iterator[Table]:
         title = f"{service.service}: the {min(MOST_ADAPTERS, len(adapters))} worst of {len(adapters):,} adapters"
         table = Table(box=None, pad_edge=False, title=title, title_justify="left")
         for name, justify in (
-            ("adapter", "left"), ("requests", "right"), ("simulated", "left"), ("", "left"), ("within every SLO", "right"),
+            ("adapter", "left"), ("requests", "right"), ("simulated", "left"), ("", "left"),
+            ("within every SLO", "right"),
         ):  # fmt: skip
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for item in adapters[:MOST_ADAPTERS]:

@@ -89,11 +89,6 @@ INSTANCES_LOST = (
 
 UNPROVEN = "The SLO enters through each GPU's throughput; bursts and mixed sizes come on top (`gpuplan simulate`)."
 """Of plans that are not replayed."""
-UNPROVEN_WITH_ADAPTERS = (
-    "The SLO enters through each GPU's throughput; bursts and mixed sizes come on top, and plans with adapters are not "
-    "simulated."
-)
-"""Of plans that cannot be."""
 
 ASSUMPTIONS = (
     "A replica's load is the sum of its buckets' loads (rate / largest rate of that bucket alone within the SLO).",
@@ -539,8 +534,7 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
     if request.robust is not None:
         yield from robust_assumptions(request.robust, request.constraints.headroom)
     yield from unused_settings(request, offers)
-    has_adapters = any(service.adapters is not None for service in services)
-    yield from (UNPROVEN_WITH_ADAPTERS if has_adapters and text == UNPROVEN else text for text in ASSUMPTIONS)
+    yield from ASSUMPTIONS
 
 
 def _specs(offers: Sequence[Offer]) -> list[GpuSpec]:

@@ -44,7 +44,7 @@ class LoadPoint:
     def missed(self) -> tuple[str, ...]:
         """The objectives that do not hold, in words."""
         return tuple(
-            f"{service.service}: {item.slo}" for service in self.services for item in service.slos if not item.is_met
+            f"{service.service}: {item}" for service in self.services for item in service.slos if not item.is_met
         )
 
 
@@ -115,7 +115,7 @@ class LoadSweep:
                 "load": float(f"{point.load:.6g}"),
                 "service": service.service,
                 "rate_rps": service.rate_rps,
-                "slo": str(item.slo),
+                "slo": str(item),
                 "bound_s": item.slo.bound_s,
                 "simulated_s": finite(item.simulated.value),
                 "low_s": finite(item.simulated.low),
@@ -225,7 +225,7 @@ def _charts(found: LoadSweep) -> Iterator[LineChart]:
         attained.append(Series(name=name, x=loads, y=values))
         for j, item in enumerate(service.slos):
             part = [point.services[i].slos[j].simulated.value / item.slo.bound_s for point in found.points]
-            parts.append(Series(name=f"{name}: {item.slo}", x=loads, y=part))
+            parts.append(Series(name=f"{name}: {clean(str(item))}", x=loads, y=part))
     yield line_chart(
         "attainment",
         "Requests within every SLO, by load",
@@ -257,7 +257,7 @@ def _table(found: LoadSweep) -> Table:
         (
             Cell(text=f"{point.load:.4g}"),
             Cell(text=clean(service.service)),
-            Cell(text=str(item.slo)),
+            Cell(text=clean(str(item))),
             Cell(text=seconds_text(item.simulated.value)),
             Cell(text=interval_text(item.simulated)),
             Cell(text="ok" if item.is_met else "missed", tone="good" if item.is_met else "bad"),

@@ -279,6 +279,12 @@ def _notes(
         )
     if plan.unserved:
         yield "Requests that the plan leaves unserved are turned away at random, by the share of their size."
+    for name, known in scene.adapters.items():
+        own = f"; {len(known.traces)} of {len(known.numbers)} come as in their own traces" if known.traces else ""
+        yield (
+            f"{name}: each request is for an adapter, at random by their rates{own}. It goes to a replica that holds "
+            "it, whose steps read the different adapters of their batch."
+        )
     if any(item.role is Role.PREFILL for item in fleet.allocation):
         yield (
             "KV caches leave a prefill replica one after the other, at the rate of its network or of the slowest "

@@ -314,4 +314,4 @@ def _away(tokens: NDArray[np.int64], edges: Floats) -> Floats:
     size = np.log(np.maximum(tokens, 1)[:, None])
     below = np.log(np.maximum(edges[None, :, 0], 1.0)) - size
     above = size - np.log(np.maximum(edges[None, :, 1] - 1.0, 1.0))
-    return np.maximum(0.0, np.maximum(below, above))
+    return np.asarray(np.maximum(0.0, np.maximum(below, above)))

@@ -290,6 +290,7 @@ def _result(
     sent = requests["sent_s"]
     span = float(np.nanmax(finish) - np.nanmin(sent)) if np.isfinite(finish).any() else 0.0
     room = pools.kinds["kv_room"][replicas["kind"]]
+    has_room = np.isfinite(room) & (room > 0)
     answered = np.isfinite(finish)
     columns = {
         "arrival_s": sent,
@@ -314,7 +315,7 @@ def _result(
         n_steps=int(replicas["n_steps"].sum()),
         utilization=replicas["busy_s"] / span if span else np.zeros(len(replicas)),
         busy_s=replicas["busy_s"].copy(),
-        peak_kv_fraction=np.divide(replicas["peak_bytes"], room, out=np.zeros(len(replicas)), where=np.isfinite(room)),
+        peak_kv_fraction=np.divide(replicas["peak_bytes"], room, out=np.zeros(len(replicas)), where=has_room),
         peak_adapters=replicas["peak_adapters"].copy(),
         seconds=time.perf_counter() - started,
     )

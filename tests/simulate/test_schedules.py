@@ -10,8 +10,8 @@ from simulate.test_theory import MEAN_TOKENS, STEP_S, erlang_c, geometric
 from planner.simulate import arrivals, statistics
 from planner.simulate.faults import Place, timeline
 from planner.simulate.plans import PlannedFleet, SizeClass, Stretch
-from planner.simulate.tenants import Seats
 from planner.simulate.run import Fault, Policy, Pools, Router, simulate
+from planner.simulate.tenants import Seats
 
 SERVICE_S = MEAN_TOKENS * STEP_S
 
