@@ -67,6 +67,8 @@ class RoundService:
     attainment: float
     met: bool
     sure: bool
+    late_adapters: int = 0
+    """Adapters that surely miss an objective by themselves: a fleet with any does not hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +121,7 @@ class PeriodMiss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LateAdapter:
-    """An adapter that by itself surely misses an objective which its service keeps."""
+    """An adapter that by itself surely misses an objective."""
 
     adapter: str
     requests: int
@@ -137,7 +139,7 @@ class AdapterProof:
     met: int
     """Of these, adapters whose own requests keep every objective by their values."""
     late: tuple[LateAdapter, ...] = ()
-    """Those that surely miss one, the worst first."""
+    """Those that surely miss one, the worst first; none where the plan holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,9 @@ class RoundServiceDocument(Part):
     attainment: Fraction = Field(description="Part of the requests within that bound.")
     met: bool = Field(description="Whether the value is within the bound.")
     sure: bool = Field(description="Whether the whole 95% interval says the same.")
+    late_adapters: Count = Field(
+        0, description="Adapters that surely miss an objective by themselves; a fleet with any does not hold."
+    )
 
 
 class ProofRoundDocument(Part):
@@ -95,11 +98,11 @@ class PeriodMissDocument(Part):
 
 
 class LateAdapterDocument(Part):
-    """An adapter that by itself surely misses an objective which its service keeps."""
+    """An adapter that by itself surely misses an objective."""
 
     adapter: str = Field(description="Its name.")
     requests: Count = Field(description="Requests for it that count.")
-    attainment: NonNegative = Field(description="Part of these that are within every bound.")
+    attainment: Fraction = Field(description="Part of these that are within every bound.")
 
 
 class AdapterProofDocument(Part):
@@ -109,7 +112,9 @@ class AdapterProofDocument(Part):
     asked: Count = Field(description="Adapters that were asked for in the replay.")
     met: Count = Field(description="Of these, adapters whose own requests keep every objective by their values.")
     late: list[LateAdapterDocument] = Field(
-        default_factory=list, description="Adapters that surely (95%) miss an objective, the worst first."
+        default_factory=list,
+        description="Adapters that surely miss an objective (95% confidence in all of them together), the worst first;"
+        " none where the plan holds.",
     )
 
     def to_adapters(self) -> AdapterProof:

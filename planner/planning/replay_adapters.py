@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planner.report.replay_page import rows_csv
-from planner.simulate.statistics import outcome
+from planner.simulate.statistics import fraction, mean, outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -98,7 +98,8 @@ class AdapterOutcome:
     is_met: bool
     """Whether every statistic is within its bound."""
     is_surely_late: bool
-    """Whether the 95% interval of one objective lies beyond its bound; never of fewer than 20 requests."""
+    """Whether the interval of one objective lies beyond its bound, at 95% confidence in all adapters of the service
+    together; never of fewer than 20 requests."""
 
 
 def adapter_outcomes(
@@ -112,25 +113,18 @@ def adapter_outcomes(
     numbers, starts = np.unique(records.adapter[order], return_index=True)
     parts = np.split(order, starts[1:])
     found = [
-        _outcome(service, names[number], objectives.of(number), records.select(mine))
+        _outcome(service, names[number], objectives.of(number), records.select(mine), among=len(numbers))
         for number, mine in zip(numbers.tolist(), parts, strict=True)
         if number in names
     ]
     return tuple(sorted(found, key=lambda each: (each.is_met, -each.is_surely_late, each.attainment, each.adapter)))
 
 
-def _outcome(service: str, name: str, slos: tuple[Slo, ...], records: RequestRecords) -> AdapterOutcome:
+def _outcome(service: str, name: str, slos: tuple[Slo, ...], records: RequestRecords, *, among: int) -> AdapterOutcome:
     judged = [outcome(records, slo) for slo in slos]
     within = np.ones(len(records), dtype=bool)
     for slo in slos:
         within &= ~(records.values(slo.metric) > slo.bound_s)
-    late = [
-        item.simulated.low > item.slo.bound_s
-        if item.slo.percentile is None
-        else item.attainment.high < item.slo.percentile / 100.0
-        for item in judged
-        if item.simulated.n
-    ]
     return AdapterOutcome(
         service=service,
         adapter=name,
@@ -139,8 +133,17 @@ def _outcome(service: str, name: str, slos: tuple[Slo, ...], records: RequestRec
         simulated_s=tuple(item.simulated.value for item in judged),
         attainment=float(within.mean()),
         is_met=all(item.is_met for item in judged),
-        is_surely_late=any(late),
+        is_surely_late=any(not item.is_met and _is_sure(records, item.slo, among) for item in judged),
     )
+
+
+def _is_sure(records: RequestRecords, slo: Slo, among: int) -> bool:
+    """Return whether an objective that is missed is so with confidence."""
+    values = records.values(slo.metric)
+    values = values[~np.isnan(values)]
+    if slo.percentile is None:
+        return mean(values, among).low > slo.bound_s
+    return fraction((values <= slo.bound_s).astype(np.float64), among).high < slo.percentile / 100.0
 
 
 def adapters_sentence(service: str, found: Sequence[AdapterOutcome]) -> str:

@@ -127,8 +127,8 @@ class Replay:
 
     @property
     def is_met(self) -> bool:
-        """Whether every objective of every service holds."""
-        return all(service.is_met for service in self.services)
+        """Whether every objective of every service holds, and no adapter surely misses one by itself."""
+        return all(service.is_met for service in self.services) and not any(a.is_surely_late for a in self.adapters)
 
     @property
     def utilization(self) -> dict[str, float]:

@@ -16,6 +16,7 @@ from planner.domain.slo import Metric, Slo
 from planner.optimize import SolverSettings
 from planner.planning import fleet as planning_fleet
 from planner.planning.answer import answer, read_question, read_request
+from planner.planning.proving.verdict import judge
 from planner.planning.replay import ReplaySettings, prepare, replay_of
 from planner.planning.replay_adapters import adapter_outcomes, objectives_of
 from planner.planning.replay_outcome import is_within, service_outcome
@@ -297,3 +298,28 @@ def test_the_command_says_how_adapters_fare(tmp_path, gpuplan, monkeypatch):
     bad = gpuplan("simulate", tmp_path / "plan.json", "--event", "1min-2min: adapter nobody at 1 req/s")
     assert bad.code == 2
     assert "holds an adapter" in bad.err
+
+
+def test_one_overloaded_replica_is_no_plan_however_well_the_others_do(proven):
+    """A percentile of all requests can hold while all of an adapter's are late: the verdict looks at each."""
+    question, _, found = proven
+    load = 1 + question.problem.headroom_fraction
+    replay = replay_of(question, found, settings=ReplaySettings(load=load))
+    assert judge(replay).holds
+    busy = max(replay.adapters, key=lambda each: each.n_requests)
+    late = replace(busy, is_met=False, is_surely_late=True)
+    others = tuple(each for each in replay.adapters if each is not busy)
+    worse = replace(replay, adapters=(late, *others))
+    assert not worse.is_met
+    assert not judge(worse).holds
+    assert judge(worse).missed == {"chat"}
+    assert judge(worse).adapters[0].late[0].adapter == busy.adapter
+
+
+def test_adapters_that_all_have_traces_are_proven_unasked(tmp_path):
+    rows = "".join(f"{2.0 * at},800,20\n" for at in range(400))
+    (tmp_path / "own.csv").write_text("arrival_s,input_tokens,output_tokens\n" + rows, encoding="utf-8")
+    each = [{"name": name, "rank": 16, "target_modules": "q v", "trace": "own.csv"} for name in ("a", "b")]
+    assert planned(question_of(tmp_path, {"each": each}), verify=None).proof.holds
+    each[1] = adapter("b")  # its requests would have to be drawn
+    assert planned(question_of(tmp_path, {"each": each}), verify=None).proof is None

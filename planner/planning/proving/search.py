@@ -218,6 +218,7 @@ def _round(step: ProofStep, plan: Plan, verdict: Verdict, factors: Mapping[str, 
                 attainment=service.worst.slo.attainment,
                 met=service.worst.slo.met,
                 sure=service.worst.slo.sure,
+                late_adapters=service.n_late,
             )
             for service in verdict.services
             if service.objectives

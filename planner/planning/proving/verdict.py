@@ -43,11 +43,14 @@ class ServiceVerdict:
     rate_rps: float
     requests: int
     objectives: tuple[Judged, ...]
+    n_late: int = 0
+    """Adapters that surely miss an objective by themselves. A pool of equal replicas shares its requests; adapters
+    share nothing but what holds them, so that all together may hold while one replica's never do."""
 
     @property
     def holds(self) -> bool:
-        """Whether every objective holds."""
-        return all(item.holds for item in self.objectives)
+        """Whether every objective holds, for each adapter too as far as can be told."""
+        return all(item.holds for item in self.objectives) and not self.n_late
 
     @property
     def worst(self) -> Judged:
@@ -88,7 +91,10 @@ class Verdict:
 def judge(replay: Replay) -> Verdict:
     """Return whether the objectives of `replay` hold."""
     return Verdict(
-        services=tuple(_judge_service(found) for found in replay.services),
+        services=tuple(
+            _judge_service(found, sum(item.is_surely_late for item in replay.adapters_of(found.service)))
+            for found in replay.services
+        ),
         requests=len(replay.simulation.records),
         missed_periods=tuple(replay.missed_periods()),
         adapters=tuple(_judge_adapters(replay)),
@@ -109,12 +115,13 @@ def _judge_adapters(replay: Replay) -> Iterator[AdapterProof]:
             yield AdapterProof(service=service.service, asked=len(found), met=met, late=tuple(late))
 
 
-def _judge_service(found: ServiceOutcome) -> ServiceVerdict:
+def _judge_service(found: ServiceOutcome, n_late: int) -> ServiceVerdict:
     return ServiceVerdict(
         service=found.service,
         rate_rps=found.rate_rps,
         requests=found.n_requests,
         objectives=tuple(_judge(found.service, item) for item in found.slos),
+        n_late=n_late,
     )
 
 

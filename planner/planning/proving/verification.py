@@ -29,7 +29,6 @@ TOO_SHORT = "W409"
 MISSED = "W410"
 STOPPED = "W411"
 PERIODS_MISS = "W412"
-ADAPTERS_MISS = "W414"
 
 MOST_PERIODS_NAMED = 12
 MOST_ADAPTERS_NAMED = 5
@@ -86,10 +85,19 @@ def verified(
 
 def has_arrivals(question: Question) -> bool:
     """Return whether all traffic comes from traces that say when each request came."""
-    if question.replay is None:
+    replay = question.replay
+    if replay is None:
         return False
-    traces = [source.trace for source in question.replay.traffic.values()]
-    return bool(traces) and all(trace is not None and trace.has_arrivals for trace in traces)
+    tenants = {tenancy.service: tenancy.tenants for tenancy in question.problem.tenancies}
+
+    def has(service: str) -> bool:
+        trace = replay.traffic[service].trace
+        if trace is not None and trace.has_arrivals:
+            return True
+        own = replay.adapters[service].traces if service in replay.adapters else {}
+        return bool(own) and all(tenant.name in own for tenant in tenants[service])
+
+    return bool(replay.traffic) and all(map(has, replay.traffic))
 
 
 def _not_proven(error: InputError) -> Warning_:
@@ -126,19 +134,6 @@ def _warnings(proof: Proof) -> Iterator[Warning_]:
 
     if proof.holds and proof.missed_periods:
         yield Warning_(code=PERIODS_MISS, message=_missed_periods(proof), observed=len(proof.missed_periods))
-    for item in proof.adapters if proof.holds else ():
-        if item.late:
-            yield Warning_(code=ADAPTERS_MISS, message=_late_adapters(item), observed=len(item.late))
-
-
-def _late_adapters(item: AdapterProof) -> str:
-    named = [f"{each.adapter} ({each.attainment:.2%} of {each.requests:,})" for each in item.late[:MOST_ADAPTERS_NAMED]]
-    more = f" and {len(item.late) - len(named)} more" if len(item.late) > len(named) else ""
-    return (
-        f"All adapters of {item.service} together keep every objective; by themselves {len(item.late)} of {item.asked} "
-        f"surely miss one (requests in time): {', '.join(named)}{more}. Headroom, a stricter objective or dedicated "
-        "replicas (isolation) would help them."
-    )
 
 
 def _missed_periods(proof: Proof) -> str:
@@ -155,7 +150,17 @@ def _missed_periods(proof: Proof) -> str:
 
 
 def _misses(proof: Proof) -> list[str]:
-    return list(dict.fromkeys(slo.service for slo in proof.slos if not (slo.met and slo.sure)))
+    services = [slo.service for slo in proof.slos if not (slo.met and slo.sure)]
+    return list(dict.fromkeys([*services, *(item.service for item in proof.adapters if item.late)]))
+
+
+def _late_adapters(item: AdapterProof) -> str:
+    named = [f"{each.adapter} ({each.attainment:.2%} of {each.requests:,})" for each in item.late[:MOST_ADAPTERS_NAMED]]
+    more = f" and {len(item.late) - len(named)} more" if len(item.late) > len(named) else ""
+    return (
+        f"{len(item.late)} of {item.asked} adapters of {item.service} surely miss an objective by themselves (requests"
+        f" in time: {', '.join(named)}{more})"
+    )
 
 
 def _missed(proof: Proof) -> str:
@@ -170,6 +175,7 @@ def _missed(proof: Proof) -> str:
             f"{slo.service} {slo.metric} {slo.statistic} {value} instead of {format_duration(slo.bound_s)}{unsure}"
             f" ({slo.attainment:.2%} of its requests are in time)"
         )
+    parts += [_late_adapters(item) for item in proof.adapters if item.late]
     return (
         f"No plan within the limits was found whose replay holds; of those tried this is nearest: {'; '.join(parts)}."
         " A looser bound, a lower percentile, other GPUs (catalog.gpus, parallelism.tp) or looser limits would help."
