@@ -156,7 +156,8 @@ class ProofDocument(Part):
     )
     adapters: list[AdapterProofDocument] = Field(
         default_factory=list,
-        description="Of services with adapters; objectives are of all requests of a service together.",
+        description="Of services with adapters: how many of them were asked for, and keep every objective by"
+        " themselves.",
     )
     notes: list[str] = Field(default_factory=list, description="What was replayed of the plan, and what was not.")
 

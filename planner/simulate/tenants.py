@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from planner.simulate.steps import Floats
 
 NO_ADAPTER = -1
+FULL = 1 + 1e-9
+"""Part of a replica's KV memory that may be given out, with room for rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +56,14 @@ def engine_pools(
             found.append(EnginePool(item=index, replicas=tuple(range(item.replicas))))
             continue
         mine = [replica for replica in placed[item.service] if replica.option == item.option]
-        make = _processes if option.slots.isolation is Isolation.SHARED_BACKBONE else _engines
-        found += make(index, mine, option.slots)
+        if option.slots.isolation is Isolation.SHARED_BACKBONE:
+            found += _processes(index, mine, option.slots)
+        else:
+            found += _engines(index, mine)
     return tuple(found)
 
 
-def _engines(item: int, replicas: Sequence[AdapterReplica], slots: AdapterSlots) -> Iterator[EnginePool]:  # noqa: ARG001
+def _engines(item: int, replicas: Sequence[AdapterReplica]) -> Iterator[EnginePool]:
     """Yield pools of one engine for each replica."""
     alike: dict[frozenset[str], list[int]] = {}
     for number, replica in enumerate(replicas):
@@ -103,9 +107,12 @@ class Seats:
 
         Raises
         ------
-        RuntimeError: if a request was served where its adapter is not.
+        RuntimeError: if a request was served where its adapter is not, or memory was given out that is not there.
         """
         records = simulation.records
+        if simulation.peak_kv_fraction.max(initial=0.0) > FULL:
+            msg = f"{simulation.peak_kv_fraction.max():.6f} of a replica's KV memory was given out"
+            raise RuntimeError(msg)
         served = np.where(records.replica >= 0, self.replica[records.replica], NO_ADAPTER)
         _check_holdings(self.holds, served, records.adapter)
         served.flags.writeable = False

@@ -44,6 +44,8 @@ from planner.domain.plan import (
     Unserved,
 )
 from planner.domain.proof import (
+    AdapterProof,
+    LateAdapter,
     PeriodMiss,
     Proof,
     ProofEnd,
@@ -352,6 +354,7 @@ def plans(draw):
         slos=several(built(SimulatedSlo, attainment_low=part, **shares)),
         services=several(built(ServiceProof, other_cap=positive)),
         missed_periods=several(built(PeriodMiss)),
+        adapters=several(built(AdapterProof, late=several(built(LateAdapter, attainment=part)))),
         caps=several(built(UtilizationCap, utilization_cap=positive)),
         rounds=several(
             built(
@@ -480,6 +483,8 @@ MODELS = [
     proof_schema.UtilizationCapDocument,
     proof_schema.ServiceProofDocument,
     proof_schema.PeriodMissDocument,
+    proof_schema.AdapterProofDocument,
+    proof_schema.LateAdapterDocument,
     robustness_schema.RobustnessDocument,
     robustness_schema.ScenarioCaseDocument,
     robustness_schema.FleetOutcomesDocument,
