@@ -9,18 +9,21 @@ from datetime import date
 
 import numpy as np
 import pytest
-from planning.test_adapters import adapter, request
+from planning.test_adapters import CONSTANT, adapter, request
 
 from planner.domain.proof import ProofEnd
 from planner.domain.slo import Metric, Slo
 from planner.optimize import SolverSettings
 from planner.planning import fleet as planning_fleet
 from planner.planning.answer import answer, read_question, read_request
+from planner.planning.load_sweep import load_sweep
 from planner.planning.proving.verdict import judge
 from planner.planning.replay import ReplaySettings, prepare, replay_of
 from planner.planning.replay_adapters import adapter_outcomes, objectives_of
 from planner.planning.replay_outcome import is_within, service_outcome
+from planner.planning.replay_records import record_columns
 from planner.simulate import plans
+from planner.simulate.events import parse_event
 from planner.simulate.records import RequestRecords
 
 TODAY = date(2026, 11, 29)
@@ -323,3 +326,46 @@ def test_adapters_that_all_have_traces_are_proven_unasked(tmp_path):
     assert planned(question_of(tmp_path, {"each": each}), verify=None).proof.holds
     each[1] = adapter("b")  # its requests would have to be drawn
     assert planned(question_of(tmp_path, {"each": each}), verify=None).proof is None
+
+
+def test_adapters_of_a_replica_that_is_lost_wait_for_it_and_others_do_not(mixed):
+    question, plan = mixed
+    loss = parse_event("2min-4min: lose 1% of gpu A100-40GB")  # one replica: the first
+    found = replay_of(question, plan, settings=replace(QUICK, events=(loss,)))
+    records, held = found.simulation.records, holders(plan)
+    assert found.n_lost == 1
+    elsewhere = set().union(*held[1:])
+    during = (records.arrival_s > 121) & (records.arrival_s < 200)
+    only_here = [n for n, name in enumerate(found.adapter_names) if name in held[0] - elsewhere]
+    assert only_here
+    waits = records.select(during & np.isin(records.adapter, only_here))
+    others = records.select(during & ~np.isin(records.adapter, only_here))
+    assert (waits.ttft_s > 30).all()
+    assert (others.ttft_s < 30).all()
+    assert set(others.replica.tolist()).isdisjoint({0})
+    assert records.is_answered.all()
+
+
+def test_services_with_and_without_adapters_are_replayed_together(tmp_path):
+    document = request({"each": [adapter("a"), adapter("b")]})
+    plain = {**document["services"][0], "name": "plain", "workload": {"constant": CONSTANT, "rate": "1 req/s"}}
+    del plain["adapters"]
+    document["services"].insert(0, plain)
+    question = read_question(read_request(document), base_dir=tmp_path, today=TODAY, strict=False)
+    plan = planned(question)
+    found = replay_of(question, plan, settings=replace(QUICK, n_requests=1000, n_replications=2))
+    assert [service.service for service in found.services] == ["plain", "chat"]
+    records = found.simulation.records
+    assert set(records.adapter[records.service == 0].tolist()) == {-1}
+    assert set(records.adapter[records.service == 1].tolist()) == {0, 1}
+    assert {each.service for each in found.adapters} == {"chat"}
+    assert found.is_met
+    columns = record_columns(found)
+    assert set(columns["adapter"][records.service == 0].tolist()) == {""}
+
+
+def test_a_plan_with_adapters_can_be_swept_over_loads(mixed):
+    question, plan = mixed
+    found = load_sweep(prepare(question, plan), replace(QUICK, n_requests=1500), low=0.5, high=3.0, n_points=2)
+    assert found.knee is not None
+    assert any("adapter" in text for text in found.points[-1].missed)
