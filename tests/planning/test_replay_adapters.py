@@ -328,8 +328,10 @@ def test_adapters_that_all_have_traces_are_proven_unasked(tmp_path):
     assert planned(question_of(tmp_path, {"each": each}), verify=None).proof is None
 
 
-def test_adapters_of_a_replica_that_is_lost_wait_for_it_and_others_do_not(mixed):
-    question, plan = mixed
+def test_adapters_of_a_replica_that_is_lost_wait_for_it_and_others_do_not(tmp_path):
+    each = [*(adapter(f"a{i}", "0.3 req/s") for i in range(6)), adapter("own", "0.3 req/s", isolation="dedicated")]
+    question = question_of(tmp_path, {"each": each})
+    plan = planned(question)
     loss = parse_event("2min-4min: lose 1% of gpu A100-40GB")  # one replica: the first
     found = replay_of(question, plan, settings=replace(QUICK, events=(loss,)))
     records, held = found.simulation.records, holders(plan)
