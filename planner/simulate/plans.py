@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 TRANSFER_TOKENS = 1000
 """Length at which the KV cache of a whole replica is compared with that on one of its GPUs."""
 
+MOST_ROUTES = 25_000_000
+"""Entries of the router's table, of eight bytes each and kept three times: 600 MB."""
+
 MONTH_S = 30 * 86400.0
 """The window that interruption rates are published for."""
 
@@ -143,6 +146,10 @@ def planned_fleet(
     Parameters
     ----------
     engine : one replica of an option, given the req/s that the plan sends it of each of its service's buckets.
+
+    Raises
+    ------
+    InputError: if so many adapters are on so many different replicas that the router's table would not fit the memory.
     """
     services = {demand.service for demand in problem.demands}
     allocation = tuple(item for item in plan.allocation if item.service in services)
@@ -153,6 +160,11 @@ def planned_fleet(
     classes = tuple(_classes(problem, numbers))
     pools = engine_pools(plan, allocation, chosen)
     seats = seats_of(plan, allocation, pools, numbers)
+    if numbers and len(classes) * len(pools) > MOST_ROUTES:
+        raise InputError(
+            f"{len(numbers):,} adapters on {len(pools):,} different replicas are too many to be simulated.",
+            hint="Let more of them share replicas, or plan with --no-verify.",
+        )
     kinds = [engine(option, _sent_rps(problem, plan, item)) for option, item in zip(chosen, allocation, strict=True)]
     table = engine_table(kinds)
     for row, kind, option in zip(table, kinds, chosen, strict=True):

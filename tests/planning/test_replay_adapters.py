@@ -13,6 +13,7 @@ from planning.test_adapters import CONSTANT, adapter, request
 
 from planner.domain.proof import ProofEnd
 from planner.domain.slo import Metric, Slo
+from planner.errors import InputError
 from planner.optimize import SolverSettings
 from planner.planning import fleet as planning_fleet
 from planner.planning.answer import answer, read_question, read_request
@@ -371,3 +372,18 @@ def test_a_plan_with_adapters_can_be_swept_over_loads(mixed):
     found = load_sweep(prepare(question, plan), replace(QUICK, n_requests=1500), low=0.5, high=3.0, n_points=2)
     assert found.knee is not None
     assert any("adapter" in text for text in found.points[-1].missed)
+
+
+def test_more_adapters_and_replicas_than_the_memory_holds_are_refused_and_only_a_warning_unasked(
+    mixed, tmp_path, monkeypatch
+):
+    question, plan = mixed
+    monkeypatch.setattr(plans, "MOST_ROUTES", 10)
+    with pytest.raises(InputError, match="too many to be simulated"):
+        replay_of(question, plan, settings=QUICK)
+    traced = question_of(tmp_path, {"each": TWELVE}, service=bursty(tmp_path), catalog=SMALL)
+    found = planned(traced, verify=None)
+    assert found.proof is None
+    assert "W408" in {item.code for item in found.warnings}
+    with pytest.raises(InputError, match="too many to be simulated"):
+        planned(traced, verify=True)

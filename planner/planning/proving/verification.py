@@ -12,7 +12,7 @@ from planner.errors import InputError
 from planner.optimize.termination import Termination
 from planner.planning.fleet import UNPROVEN
 from planner.planning.proving.caps import with_found_caps
-from planner.planning.proving.climb import check_can_be_proven, prove
+from planner.planning.proving.climb import prove
 from planner.units import format_duration
 from planner.workload.buckets import W_MEAN_OF_BURSTY
 
@@ -55,13 +55,11 @@ def verified(
     if plan.solver.termination == Termination.INTERRUPTED.value or not (is_asked or has_arrivals(question)):
         return question, plan
     try:
-        check_can_be_proven(question, plan)
+        found = prove(question, plan, settings=settings, assignment=assignment, on_round=on_round)
     except InputError as error:
         if is_asked:
             raise
         return question, replace(plan, warnings=(*plan.warnings, _not_proven(error)))
-    try:
-        found = prove(question, plan, settings=settings, assignment=assignment, on_round=on_round)
     except KeyboardInterrupt:
         stopped = replace(plan.solver, termination=Termination.INTERRUPTED.value)
         warning = Warning_(code=STOPPED, message="Ctrl-C came before the plan was replayed: its SLOs are not proven.")
