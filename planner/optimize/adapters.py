@@ -25,8 +25,10 @@ from planner.domain.provenance import Warning_
 from planner.errors import InputError, SolverLiedError
 from planner.optimize.arrays import fleet_arrays, replicas_per_instance
 from planner.optimize.assemble import assemble, empty_plan, relative_gap
+from planner.optimize.hosts import DUST
 from planner.optimize.naming import option_keys
-from planner.optimize.placement import DUST, place
+from planner.optimize.one_route import has_sizes, one_route, with_sizes
+from planner.optimize.placement import place
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.search import search
 from planner.optimize.settings import Clock
@@ -35,11 +37,12 @@ from planner.optimize.termination import Termination
 from planner.optimize.unserved import unserved_conflicts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from planner.domain.adapters import Tenancy
     from planner.domain.plan import Allocation, Plan
     from planner.domain.problem import FleetProblem, ServingOption
+    from planner.domain.workload import Demand
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.placement import Placed, Placement
     from planner.optimize.search import SearchResult
@@ -81,19 +84,12 @@ def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignm
     fleet, result = cheapest(problem, settings, assignment)
     if result.fleet is None:
         return empty_plan(result, settings)
-    best: _Candidate | None = None
-    seconds, found = result.seconds, result
-    for margin in (*MARGINS, None):
-        best = _better(best, _candidate(problem, fleet, result, found, settings))
-        if margin is None or clock.is_over or (best is not None and _is_within(best.plan, settings)):
-            break
-        if result.termination is Termination.INTERRUPTED:
-            break
-        limit_s = min(clock.settings().time_limit_s, SEARCH_AGAIN_FRACTION * settings.time_limit_s)
-        found = search(fleet.with_margin(margin), replace(settings, time_limit_s=limit_s))
-        seconds += found.seconds
-        if found.fleet is None:
-            break
+    best, seconds = _best_placed(
+        problem, fleet, result, clock, lambda placed: _candidate(problem, fleet, result, placed, settings)
+    )
+    if has_sizes(problem) and (best is None or not _is_within(best.plan, settings)) and not clock.is_over:
+        other, more = _on_one_route(problem, result, clock, assignment)
+        best, seconds = _better(best, other), seconds + more
     if best is None:
         nothing = replace(result, fleet=None, seconds=seconds, termination=Termination.TIME_LIMIT)
         return replace(empty_plan(nothing, settings), warnings=(_not_placed(result.fleet.cost_usd_per_hour),))
@@ -101,6 +97,31 @@ def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignm
     if plan.status is PlanStatus.OPTIMAL and not _is_within(plan, settings):
         plan = replace(plan, status=PlanStatus.FEASIBLE)
     return plan
+
+
+def _best_placed(
+    problem: FleetProblem,
+    fleet: FleetArrays,
+    result: SearchResult,
+    clock: Clock,
+    candidate: Callable[[Placed], _Candidate | None],
+) -> tuple[_Candidate | None, float]:
+    """Return the cheapest candidate of the fleet of a search and of searches with larger loads, and their seconds."""
+    best: _Candidate | None = None
+    seconds, found = result.seconds, result
+    for margin in (*MARGINS, None):
+        if found.fleet is not None:
+            best = _better(best, candidate(place(problem, fleet, found.fleet)))
+        if margin is None or clock.is_over or (best is not None and _is_within(best.plan, clock.asked)):
+            break
+        if result.termination is Termination.INTERRUPTED:
+            break
+        limit_s = min(clock.settings().time_limit_s, SEARCH_AGAIN_FRACTION * clock.asked.time_limit_s)
+        found = search(fleet.with_margin(margin), replace(clock.asked, time_limit_s=limit_s))
+        seconds += found.seconds
+        if found.fleet is None:
+            break
+    return best, seconds
 
 
 def _not_placed(cost_usd_per_hour: float) -> Warning_:
@@ -125,12 +146,9 @@ def _is_within(plan: Plan, settings: SolverSettings) -> bool:
 
 
 def _candidate(
-    problem: FleetProblem, fleet: FleetArrays, first: SearchResult, found: SearchResult, settings: SolverSettings
+    problem: FleetProblem, fleet: FleetArrays, first: SearchResult, placed: Placed, settings: SolverSettings
 ) -> _Candidate | None:
-    """Return the verified plan of what was `found`, with the bound of the `first` search; None if limits forbid it."""
-    if found.fleet is None:
-        return None
-    placed = place(problem, fleet, found.fleet)
+    """Return the verified plan of what was placed, with the bound of the `first` search; None if limits forbid it."""
     # The programme's bound is for its own fleet; nothing stands beside the price of what is rented here.
     plan = assemble(problem, fleet, placed.fleet, replace(first, fleet=placed.fleet), settings=settings)
     plan = replace(plan, adapters=tuple(adapter_plans(problem, fleet, placed, plan)))
@@ -142,6 +160,24 @@ def _candidate(
             return None  # placing whole adapters does not look at them
         raise
     return _Candidate(plan=plan, placed=placed)
+
+
+def _on_one_route(
+    problem: FleetProblem, first: SearchResult, clock: Clock, assignment: Assignment
+) -> tuple[_Candidate | None, float]:
+    """Return the best plan in which all sizes of an adapter go together, and the seconds that its searches took."""
+    fewer, made = one_route(problem)
+    if fleet_arrays(fewer, assignment).unserved:
+        return None, 0.0
+    fleet, result = cheapest(fewer, clock.settings(), assignment)
+    if result.fleet is None:
+        return None, result.seconds
+
+    def candidate(placed: Placed) -> _Candidate | None:
+        whole, sized = with_sizes(problem, assignment, fleet, placed, made)
+        return _candidate(problem, whole, first, sized, clock.asked)
+
+    return _best_placed(fewer, fleet, result, clock, candidate)
 
 
 def adapter_plans(problem: FleetProblem, fleet: FleetArrays, placed: Placed, plan: Plan) -> Iterator[AdapterPlan]:
@@ -171,9 +207,8 @@ def _adapter_plan(
     for host in hosts:
         option, row = fleet.options[host.option], allocation[keys[host.option]]
         price = row.cost_usd_per_hour / row.replicas
-        loads = _loads(option, tenancy, host.rates)
-        total = sum(loads.values())
-        for name, load in loads.items():
+        total = sum(host.loads.values())
+        for name, load in host.loads.items():
             paid[name] += usd_per_month(price * load / total) or 0.0
             copies[name] += 1
         replicas.append(
@@ -181,8 +216,12 @@ def _adapter_plan(
                 option=keys[host.option],
                 utilization=host.load * option.utilization_cap / pressure,
                 adapters=tuple(
-                    HostedAdapter(adapter=name, rate_rps=rate)
-                    for name, rate in sorted(host.rates.items(), key=lambda pair: (-pair[1], pair[0]))
+                    HostedAdapter(
+                        adapter=name,
+                        rate_rps=float(rates.sum()),
+                        by_size_rps=tuple(rates.tolist()) if len(rates) > 1 else (),
+                    )
+                    for name, rates in sorted(host.rates.items(), key=lambda pair: (-pair[1].sum(), pair[0]))
                 ),
             )
         )
@@ -191,7 +230,7 @@ def _adapter_plan(
         service=tenancy.service,
         adapters=len(tenancy.tenants),
         idle=tenancy.idle,
-        groups=len(demand.buckets),
+        groups=len({bucket.group for bucket in demand.buckets}),
         added_replicas=placement.added_replicas,
         hosts=tuple(_hosts(fleet, placement, keys)),
         placement=tuple(replicas),
@@ -201,15 +240,11 @@ def _adapter_plan(
                 rate_rps=tenant.rate_rps,
                 replicas=copies[tenant.name],
                 usd_per_month=paid[tenant.name],
+                group=tenant.group,
             )
             for tenant in tenancy.tenants
         ),
     )
-
-
-def _loads(option: ServingOption, tenancy: Tenancy, rates: Mapping[str, float]) -> dict[str, float]:
-    bucket_of = {tenant.name: tenant.bucket for tenant in tenancy.tenants if tenant.name in rates}
-    return {name: rate / float(option.throughput_rps[bucket_of[name]]) for name, rate in rates.items()}
 
 
 def _hosts(fleet: FleetArrays, placement: Placement, keys: list[str]) -> Iterator[AdapterHost]:
@@ -278,16 +313,22 @@ def _one_pool(problem: FleetProblem) -> FleetProblem | None:
     """
     pressure = (1 + problem.headroom_fraction) / problem.utilization_cap
     kept: list[ServingOption] = [option for option in problem.options if option.slots is None]
+    demands = {demand.service: demand for demand in problem.demands}
     for tenancy in problem.tenancies:
+        demand = demands[tenancy.service]
         mine = [option for option in problem.options if option.service == tenancy.service]
         sharing = [option for option in mine if option.slots is not None and option.slots.count > 1]
-        may_share = {
-            tenant.bucket for tenant in tenancy.tenants if any(o.throughput_rps[tenant.bucket] > 0 for o in sharing)
+        groups = {
+            bucket.group
+            for index, bucket in enumerate(demand.buckets)
+            if any(option.throughput_rps[index] > 0 for option in sharing)
         }
+        may_share = {index for index, bucket in enumerate(demand.buckets) if bucket.group in groups}
         able = [option for option in sharing if all(option.throughput_rps[bucket] > 0 for bucket in may_share)]
         if not able or not may_share:
             return None
-        prices = [_pool_price(option, tenancy, may_share, pressure) for option in able]
+        n_members = sum(len(tenancy.members(group)) for group in groups)
+        prices = [_pool_price(option, demand, may_share, n_members, pressure) for option in able]
         best = able[prices.index(min(prices))]
         kept.append(best)
         for option in mine:
@@ -298,10 +339,9 @@ def _one_pool(problem: FleetProblem) -> FleetProblem | None:
     return replace(problem, options=tuple(kept))
 
 
-def _pool_price(option: ServingOption, tenancy: Tenancy, buckets: set[int], pressure: float) -> float:
-    """Return what whole instances of `option` for these groups cost at least, in USD/h."""
-    members = [tenant for tenant in tenancy.tenants if tenant.bucket in buckets]
-    load = pressure * sum(tenant.rate_rps / float(option.usable_rps[tenant.bucket]) for tenant in members)
+def _pool_price(option: ServingOption, demand: Demand, buckets: set[int], n_adapters: int, pressure: float) -> float:
+    """Return what whole instances of `option` for these buckets of so many adapters cost at least, in USD/h."""
+    load = pressure * sum(demand.buckets[index].rate_rps / float(option.usable_rps[index]) for index in buckets)
     slots = 1 if option.slots is None else option.slots.count
-    replicas = math.ceil(max(load, len(members) / slots) - DUST)
+    replicas = math.ceil(max(load, n_adapters / slots) - DUST)
     return float(option.offer.price_usd_per_hour) * math.ceil(replicas / replicas_per_instance(option))

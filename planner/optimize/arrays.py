@@ -128,15 +128,18 @@ class FleetArrays:
     jobs: tuple[Job, ...] = ()
     """By name."""
     work: WorkArrays = field(default_factory=WorkArrays)
-    bucket_adapters: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """Shape (buckets,): adapters whose requests a bucket is, 0 = it is of a service without; empty without any."""
-    bucket_residents: FloatArray = field(default_factory=lambda: np.zeros(0))
-    """Shape (buckets,): total rate over highest rate of a bucket's adapters; whoever serves all has so many of them."""
+    bucket_group: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Shape (buckets,): group of adapters whose requests a bucket is, counted over all services, -1 = none; empty
+    without any."""
+    group_adapters: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Shape (groups,): adapters of every group."""
+    group_residents: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """Shape (groups,): total rate over highest rate of a group's adapters; whoever serves all has so many of them."""
 
     @property
     def has_adapters(self) -> bool:
         """Whether a request of any service must go where its adapter is."""
-        return bool(np.any(self.bucket_adapters))
+        return len(self.group_adapters) > 0
 
     @property
     def request_load(self) -> FloatArray:
@@ -260,20 +263,25 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
 
 def _with_adapters(fleet: FleetArrays, problem: FleetProblem) -> FleetArrays:
     """Return `fleet` with the adapters of its buckets, and room for replicas that hold one adapter each."""
-    count = np.zeros(len(fleet.buckets), dtype=np.int64)
-    residents = np.zeros(len(fleet.buckets))
-    starts = {service: index for index, (service, _) in reversed(list(enumerate(fleet.buckets)))}
+    rates: dict[tuple[str, int | None], list[float]] = {}
     for tenancy in problem.tenancies:
-        start = starts[tenancy.service]
-        for bucket in range(len(next(each for each in problem.demands if each.service == tenancy.service).buckets)):
-            rates = [tenant.rate_rps for tenant in tenancy.members(bucket)]
-            count[start + bucket] = len(rates)
-            residents[start + bucket] = sum(rates) / max(rates)
+        for tenant in tenancy.tenants:
+            rates.setdefault((tenancy.service, tenant.group), []).append(tenant.rate_rps)
+    index = {key: group for group, key in enumerate(rates)}
+    group = np.array([index.get((service, bucket.group), -1) for service, bucket in fleet.buckets], dtype=np.int64)
+    count = np.array([len(each) for each in rates.values()], dtype=np.int64)
     slots = np.array([1 if option.slots is None else option.slots.count for option in fleet.options])
-    held = np.bincount(fleet.pair_option, weights=count[fleet.pair_bucket], minlength=len(fleet.options))
+    n_options = len(fleet.options)
+    able = np.unique((group[fleet.pair_bucket] * n_options + fleet.pair_option)[group[fleet.pair_bucket] >= 0])
+    held = np.bincount(able % n_options, weights=count[able // n_options], minlength=n_options)
     # Each adapter on a replica with others, or where it needs more than one, on so many of its own.
-    upper = fleet.replicas_upper + np.ceil(held / slots)
-    return replace(fleet, bucket_adapters=count, bucket_residents=residents, replicas_upper=upper)
+    return replace(
+        fleet,
+        bucket_group=group,
+        group_adapters=count,
+        group_residents=np.array([sum(each) / max(each) for each in rates.values()]),
+        replicas_upper=fleet.replicas_upper + np.ceil(held / slots),
+    )
 
 
 def _with_jobs(fleet: FleetArrays, problem: FleetProblem, options: tuple[ServingOption, ...]) -> FleetArrays:
