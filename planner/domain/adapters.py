@@ -117,6 +117,8 @@ class Tenant:
     """Beside the backbone, unless it is merged."""
     group: int
     """Of like adapters; the buckets of its demand that say so are the group's requests, a bucket for each size."""
+    kin_group: int | None = None
+    """The group itself where `group` stands for several that are served alike; None: it stands for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

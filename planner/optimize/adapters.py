@@ -25,9 +25,9 @@ from planner.domain.provenance import Warning_
 from planner.errors import InputError, SolverLiedError
 from planner.optimize.arrays import fleet_arrays, replicas_per_instance
 from planner.optimize.assemble import assemble, empty_plan, relative_gap
+from planner.optimize.coarser import Coarser, has_sizes, on_its_offers, on_one_route, restated, with_kin
 from planner.optimize.hosts import DUST
 from planner.optimize.naming import option_keys
-from planner.optimize.one_route import has_sizes, one_route, with_sizes
 from planner.optimize.placement import place
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.search import search
@@ -37,7 +37,7 @@ from planner.optimize.termination import Termination
 from planner.optimize.unserved import unserved_conflicts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from planner.domain.adapters import Tenancy
     from planner.domain.plan import Allocation, Plan
@@ -52,6 +52,8 @@ MARGINS = (0.01, 0.03, 0.08)
 """By how much larger all loads are made, one after the other, where what was placed is not what was found."""
 SEARCH_AGAIN_FRACTION = 0.15
 """Of the time limit, for each search with larger loads."""
+ONE_ROUTE_FRACTION = 0.25
+"""Of the time limit, for plans with one route for all sizes, before those over sizes are searched."""
 
 
 NOT_PLACED = "W413"
@@ -65,6 +67,8 @@ UNSETTLED = (
 class _Candidate:
     plan: Plan
     placed: Placed
+    fleet: FleetArrays
+    """That `placed` belongs to."""
 
 
 def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignment: Assignment) -> Plan:
@@ -80,48 +84,78 @@ def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignm
             "Adapters are whole already, and buckets of them are not cut into slices.",
             hint="Leave --assignment sliced out.",
         )
-    clock = Clock(settings)
-    fleet, result = cheapest(problem, settings, assignment)
-    if result.fleet is None:
+    clock, seconds = Clock(settings), 0.0
+    one: _Candidate | None = None
+    if has_sizes(problem):
+        limit_s = ONE_ROUTE_FRACTION * settings.time_limit_s
+        one, seconds = _on_one_route(problem, Clock(replace(settings, time_limit_s=limit_s)), assignment)
+    result, best, more = _searched(problem, with_kin(problem), Clock(clock.settings()), assignment, one=one)
+    seconds += more
+    if result.fleet is None and result.termination is Termination.INFEASIBLE:
         return empty_plan(result, settings)
-    best, seconds = _best_placed(
-        problem, fleet, result, clock, lambda placed: _candidate(problem, fleet, result, placed, settings)
-    )
-    if has_sizes(problem) and (best is None or not _is_within(best.plan, settings)) and not clock.is_over:
-        other, more = _on_one_route(problem, result, clock, assignment)
-        best, seconds = _better(best, other), seconds + more
+    if best is None and result.fleet is None:
+        return empty_plan(result, settings)
     if best is None:
         nothing = replace(result, fleet=None, seconds=seconds, termination=Termination.TIME_LIMIT)
-        return replace(empty_plan(nothing, settings), warnings=(_not_placed(result.fleet.cost_usd_per_hour),))
+        cost = 0.0 if result.fleet is None else result.fleet.cost_usd_per_hour
+        return replace(empty_plan(nothing, settings), warnings=(_not_placed(cost),))
     plan = replace(best.plan, solver=replace(best.plan.solver, seconds=seconds), assumptions=(UNSETTLED,))
     if plan.status is PlanStatus.OPTIMAL and not _is_within(plan, settings):
         plan = replace(plan, status=PlanStatus.FEASIBLE)
     return plan
 
 
-def _best_placed(
-    problem: FleetProblem,
-    fleet: FleetArrays,
-    result: SearchResult,
-    clock: Clock,
-    candidate: Callable[[Placed], _Candidate | None],
-) -> tuple[_Candidate | None, float]:
-    """Return the cheapest candidate of the fleet of a search and of searches with larger loads, and their seconds."""
-    best: _Candidate | None = None
-    seconds, found = result.seconds, result
-    for margin in (*MARGINS, None):
-        if found.fleet is not None:
-            best = _better(best, candidate(place(problem, fleet, found.fleet)))
-        if margin is None or clock.is_over or (best is not None and _is_within(best.plan, clock.asked)):
-            break
-        if result.termination is Termination.INTERRUPTED:
-            break
-        limit_s = min(clock.settings().time_limit_s, SEARCH_AGAIN_FRACTION * clock.asked.time_limit_s)
-        found = search(fleet.with_margin(margin), replace(clock.asked, time_limit_s=limit_s))
-        seconds += found.seconds
-        if found.fleet is None:
-            break
+def _on_one_route(problem: FleetProblem, clock: Clock, assignment: Assignment) -> tuple[_Candidate | None, float]:
+    """Return the cheapest plan in which all sizes of an adapter go together, and the seconds that its search took."""
+    one = on_one_route(problem)
+    kin = with_kin(one.problem)
+    made_of = {key: one.made_of[id(made)] for key, made in kin.made_of.items()}
+    if fleet_arrays(kin.problem, assignment).unserved:
+        return None, 0.0
+    _, best, seconds = _searched(problem, Coarser(problem=kin.problem, made_of=made_of), clock, assignment, one=None)
     return best, seconds
+
+
+def _searched(
+    problem: FleetProblem, coarser: Coarser, clock: Clock, assignment: Assignment, *, one: _Candidate | None
+) -> tuple[SearchResult, _Candidate | None, float]:
+    """Return the search of a problem with fewer buckets, the cheapest candidate for the whole one, and the seconds.
+
+    Where what was placed is not what was found, the search is repeated with larger loads.
+
+    Parameters
+    ----------
+    one : a candidate that is known already; its bound becomes this search's.
+    """
+    fleet, result = cheapest(coarser.problem, clock.settings(), assignment)
+    settings = clock.asked
+    best = None if one is None else _candidate(problem, one.fleet, result, one.placed, settings)
+    seconds, found, larger = result.seconds, result, 0.0
+    for margin in (*MARGINS, None):
+        if found.fleet is None or (best is not None and _is_within(best.plan, settings)):
+            break
+        placed = place(coarser.problem, fleet, found.fleet)
+        whole, restored = restated(problem, assignment, fleet, placed, coarser.made_of)
+        best = _better(best, _candidate(problem, whole, result, restored, settings))
+        if has_sizes(coarser.problem) and not (clock.is_over or (best is not None and _is_within(best.plan, settings))):
+            joint = on_its_offers(problem, assignment, fleet, found.fleet, coarser.made_of)
+            again = search(joint.with_margin(larger), _again(clock))
+            seconds += again.seconds
+            if again.fleet is not None:
+                best = _better(best, _candidate(problem, joint, result, place(problem, joint, again.fleet), settings))
+        if margin is None or clock.is_over or result.termination is Termination.INTERRUPTED:
+            break
+        if best is not None and _is_within(best.plan, settings):
+            break
+        found, larger = search(fleet.with_margin(margin), _again(clock)), margin
+        seconds += found.seconds
+    return result, best, seconds
+
+
+def _again(clock: Clock) -> SolverSettings:
+    """Return the settings of one more search."""
+    limit_s = min(clock.settings().time_limit_s, SEARCH_AGAIN_FRACTION * clock.asked.time_limit_s)
+    return replace(clock.asked, time_limit_s=limit_s)
 
 
 def _not_placed(cost_usd_per_hour: float) -> Warning_:
@@ -159,25 +193,7 @@ def _candidate(
         if problem.limits or problem.rules or any(option.offer.available is not None for option in problem.options):
             return None  # placing whole adapters does not look at them
         raise
-    return _Candidate(plan=plan, placed=placed)
-
-
-def _on_one_route(
-    problem: FleetProblem, first: SearchResult, clock: Clock, assignment: Assignment
-) -> tuple[_Candidate | None, float]:
-    """Return the best plan in which all sizes of an adapter go together, and the seconds that its searches took."""
-    fewer, made = one_route(problem)
-    if fleet_arrays(fewer, assignment).unserved:
-        return None, 0.0
-    fleet, result = cheapest(fewer, clock.settings(), assignment)
-    if result.fleet is None:
-        return None, result.seconds
-
-    def candidate(placed: Placed) -> _Candidate | None:
-        whole, sized = with_sizes(problem, assignment, fleet, placed, made)
-        return _candidate(problem, whole, first, sized, clock.asked)
-
-    return _best_placed(fewer, fleet, result, clock, candidate)
+    return _Candidate(plan=plan, placed=placed, fleet=fleet)
 
 
 def adapter_plans(problem: FleetProblem, fleet: FleetArrays, placed: Placed, plan: Plan) -> Iterator[AdapterPlan]:

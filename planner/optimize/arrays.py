@@ -128,9 +128,13 @@ class FleetArrays:
     jobs: tuple[Job, ...] = ()
     """By name."""
     work: WorkArrays = field(default_factory=WorkArrays)
-    bucket_group: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """Shape (buckets,): group of adapters whose requests a bucket is, counted over all services, -1 = none; empty
+    bucket_kin: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Shape (buckets,): kin of adapters whose requests a bucket is, counted over all services, -1 = none; empty
     without any."""
+    group_kin: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Shape (groups,): the kin that a group is one of, as in `bucket_kin`; groups of one kin stand together."""
+    group_rate_rps: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """Shape (groups,): requests of every group, without headroom."""
     group_adapters: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """Shape (groups,): adapters of every group."""
     group_residents: FloatArray = field(default_factory=lambda: np.zeros(0))
@@ -263,23 +267,28 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
 
 def _with_adapters(fleet: FleetArrays, problem: FleetProblem) -> FleetArrays:
     """Return `fleet` with the adapters of its buckets, and room for replicas that hold one adapter each."""
-    rates: dict[tuple[str, int | None], list[float]] = {}
+    rates: dict[tuple[str, int], dict[int, list[float]]] = {}
     for tenancy in problem.tenancies:
         for tenant in tenancy.tenants:
-            rates.setdefault((tenancy.service, tenant.group), []).append(tenant.rate_rps)
-    index = {key: group for group, key in enumerate(rates)}
-    group = np.array([index.get((service, bucket.group), -1) for service, bucket in fleet.buckets], dtype=np.int64)
-    count = np.array([len(each) for each in rates.values()], dtype=np.int64)
+            group = tenant.group if tenant.kin_group is None else tenant.kin_group
+            rates.setdefault((tenancy.service, tenant.group), {}).setdefault(group, []).append(tenant.rate_rps)
+    number = {key: kin for kin, key in enumerate(rates)}
+    groups = [each for kin in rates.values() for each in kin.values()]
+    kin = np.array([number.get((service, bucket.group or 0), -1) for service, bucket in fleet.buckets], dtype=np.int64)
+    count = np.array([len(each) for each in groups], dtype=np.int64)
+    of_kin = np.array([sum(len(each) for each in kin.values()) for kin in rates.values()], dtype=np.int64)
     slots = np.array([1 if option.slots is None else option.slots.count for option in fleet.options])
     n_options = len(fleet.options)
-    able = np.unique((group[fleet.pair_bucket] * n_options + fleet.pair_option)[group[fleet.pair_bucket] >= 0])
-    held = np.bincount(able % n_options, weights=count[able // n_options], minlength=n_options)
+    able = np.unique((kin[fleet.pair_bucket] * n_options + fleet.pair_option)[kin[fleet.pair_bucket] >= 0])
+    held = np.bincount(able % n_options, weights=of_kin[able // n_options], minlength=n_options)
     # Each adapter on a replica with others, or where it needs more than one, on so many of its own.
     return replace(
         fleet,
-        bucket_group=group,
+        bucket_kin=kin,
+        group_kin=np.repeat(np.arange(len(rates)), [len(kin) for kin in rates.values()]),
+        group_rate_rps=np.array([sum(each) for each in groups]),
         group_adapters=count,
-        group_residents=np.array([sum(each) / max(each) for each in rates.values()]),
+        group_residents=np.array([sum(each) / max(each) for each in groups]),
         replicas_upper=fleet.replicas_upper + np.ceil(held / slots),
     )
 

@@ -19,8 +19,8 @@ from planner.domain.workload import Bucket, Demand
 from planner.errors import InputError, SolverLiedError
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
 from planner.optimize.backends import solve_milp
+from planner.optimize.coarser import has_sizes, on_one_route
 from planner.optimize.milp import MilpBuilder
-from planner.optimize.one_route import has_sizes, one_route
 from planner.optimize.termination import Termination
 
 SETTINGS = SolverSettings(time_limit_s=20.0, relative_gap=0.0)
@@ -147,7 +147,7 @@ def test_the_bound_is_below_every_fleet_and_no_plan_is_below_the_cheapest(rates,
 )
 def test_routes_by_size_never_cost_more_than_one_route(rates, kinds, parts, n_alone):
     problem = problem_of(rates, kinds, parts, n_alone=n_alone)
-    together, _ = one_route(problem)
+    together = on_one_route(problem).problem
     assert has_sizes(problem)
     assert not has_sizes(together)
     apart, one = solved(problem), solved(together)
@@ -171,7 +171,7 @@ def test_long_and_short_requests_of_one_adapter_go_to_different_replicas():
     problem = problem_of([2.0, 2.0], kinds, (0.5, 0.5))
     plan = solved(problem)
     assert plan.cost_usd_per_hour == pytest.approx(5.0)
-    assert solved(one_route(problem)[0]).cost_usd_per_hour == pytest.approx(8.0)
+    assert solved(on_one_route(problem).problem).cost_usd_per_hour == pytest.approx(8.0)
     weights = {(route.group, route.column): route.weights for route in plan.routing}
     assert weights == {(g, size): {"AB"[size]: 1.0} for g in range(2) for size in range(2)}
     (item,) = plan.adapters
