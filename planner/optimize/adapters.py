@@ -86,10 +86,12 @@ def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignm
         )
     clock, seconds = Clock(settings), 0.0
     one: _Candidate | None = None
+    coarser = Coarser(problem=problem, made_of={id(option): option for option in problem.options})
     if has_sizes(problem):
+        coarser = with_kin(problem)
         limit_s = ONE_ROUTE_FRACTION * settings.time_limit_s
         one, seconds = _on_one_route(problem, Clock(replace(settings, time_limit_s=limit_s)), assignment)
-    result, best, more = _searched(problem, with_kin(problem), Clock(clock.settings()), assignment, one=one)
+    result, best, more = _searched(problem, coarser, Clock(clock.settings()), assignment, one=one)
     seconds += more
     if result.fleet is None and result.termination is Termination.INFEASIBLE:
         return empty_plan(result, settings)
@@ -108,11 +110,9 @@ def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignm
 def _on_one_route(problem: FleetProblem, clock: Clock, assignment: Assignment) -> tuple[_Candidate | None, float]:
     """Return the cheapest plan in which all sizes of an adapter go together, and the seconds that its search took."""
     one = on_one_route(problem)
-    kin = with_kin(one.problem)
-    made_of = {key: one.made_of[id(made)] for key, made in kin.made_of.items()}
-    if fleet_arrays(kin.problem, assignment).unserved:
+    if fleet_arrays(one.problem, assignment).unserved:
         return None, 0.0
-    _, best, seconds = _searched(problem, Coarser(problem=kin.problem, made_of=made_of), clock, assignment, one=None)
+    _, best, seconds = _searched(problem, one, clock, assignment, one=None)
     return best, seconds
 
 

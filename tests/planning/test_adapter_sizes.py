@@ -120,6 +120,13 @@ def test_an_adapters_sizes_add_up_to_what_is_asked_of_it(planned):
         assert sizes == pytest.approx([share.rate_rps * rate / total for _, rate in sorted(rates.items())])
 
 
+def test_reports_say_whose_requests_of_what_size_go_where(planned):
+    page = planned.to_html()
+    assert "a0: 100 to &lt; 250" in page
+    assert "row 0" not in page
+    assert "a1: " in page
+
+
 def test_groups_and_sizes_are_read_back_as_they_were_written(planned):
     again = plan_from_document(parse_document(planned.to_json().encode(), name="plan.json"))
     (item,), (same,) = again.adapters, planned.plan.adapters
