@@ -77,7 +77,7 @@ def planned(tmp_path_factory):
     (folder / "t.csv").write_text(f"arrival_s,input_tokens,output_tokens\n{rows}", encoding="utf-8")
     adapters = [
         {"name": f"a{i}", "rank": 16, "target_modules": "q k v o", "rate": f"{rate} req/s"}
-        for i, rate in enumerate((30.0, 6.0, 6.0))
+        for i, rate in enumerate((17.0, 6.0, 6.0))
     ]
     request = {
         "schema_version": "1",
