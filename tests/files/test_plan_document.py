@@ -273,6 +273,7 @@ def built(kind, **given_fields):
         "Isolation": st.sampled_from(Isolation),
         "ProvenanceKind": st.sampled_from(ProvenanceKind),
         "tuple[int, int] | None": st.none() | st.tuples(counts, counts),
+        "tuple[float, ...]": st.lists(figures, max_size=3).map(tuple),
         "tuple[str, ...]": st.lists(names, max_size=3).map(tuple),
     }
     others = {field.name: by_type[field.type] for field in dataclasses.fields(kind) if field.name not in given_fields}
