@@ -194,10 +194,10 @@ def _classes(problem: FleetProblem, numbers: Mapping[tuple[str, str], int]) -> I
     The rows of one adapter stand side by side, in the order of its sizes.
     """
     for demand in problem.demands:
-        tenants = tenants_of(problem.tenancies, demand.service)
+        tenants, sizes = tenants_of(problem.tenancies, demand.service), sizes_of(demand)
         for tenant in tenants:
             number = numbers[demand.service, tenant.name]
-            for bucket in (demand.buckets[position] for position in sizes_of(tenant)):
+            for bucket in (demand.buckets[position] for position in sizes[tenant.group]):
                 yield _class_of(demand.service, bucket, number)
         if not tenants:
             yield from (_class_of(demand.service, bucket, NO_ADAPTER) for bucket in demand.buckets)
@@ -217,8 +217,8 @@ def _class_numbers(problem: FleetProblem) -> dict[tuple[str, int | str, int], in
     """Return the position of each class among those of all services: by row and column, or by adapter and size."""
     found: list[tuple[str, int | str, int]] = []
     for demand in problem.demands:
-        tenants = tenants_of(problem.tenancies, demand.service)
-        found += [(demand.service, tenant.name, size) for tenant in tenants for size in range(len(sizes_of(tenant)))]
+        tenants, sizes = tenants_of(problem.tenancies, demand.service), sizes_of(demand)
+        found += [(demand.service, tenant.name, size) for tenant in tenants for size in range(len(sizes[tenant.group]))]
         found += [] if tenants else [(demand.service, bucket.row, bucket.column) for bucket in demand.buckets]
     return {key: index for index, key in enumerate(found)}
 
@@ -322,10 +322,11 @@ def _route_adapters(
     The weights are req/s still.
     """
     weights, rates = columns
+    sizes = sizes_of(next(demand for demand in problem.demands if demand.service == option.service))
     for tenant in tenants_of(problem.tenancies, option.service):
         here = (pool.rates or {}).get(tenant.name)
         if here is not None:
-            for size, position in enumerate(sizes_of(tenant)):
+            for size, position in enumerate(sizes[tenant.group]):
                 row = numbers[option.service, tenant.name, size]
                 weights[:, row] = here[size]
                 rates[:, row] = option.throughput_rps[position] * pool.gpu_share

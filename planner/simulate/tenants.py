@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from planner.domain.adapters import AdapterSlots, Tenancy, Tenant
     from planner.domain.plan import AdapterReplica, Allocation, HostedAdapter, Plan
     from planner.domain.problem import FleetProblem, ServingOption
+    from planner.domain.workload import Demand
     from planner.simulate.run import Simulation
     from planner.simulate.steps import Floats
 
@@ -77,7 +78,7 @@ def _engines(item: int, replicas: Sequence[AdapterReplica]) -> Iterator[EnginePo
 
 
 def _by_size(hosted: HostedAdapter) -> Floats:
-    return np.array([hosted.rate_rps])
+    return np.array(hosted.by_size_rps or (hosted.rate_rps,))
 
 
 def _processes(item: int, replicas: Sequence[AdapterReplica], slots: AdapterSlots) -> Iterator[EnginePool]:
@@ -175,6 +176,9 @@ def tenants_of(tenancies: Sequence[Tenancy], service: str) -> tuple[Tenant, ...]
     return next((tenancy.tenants for tenancy in tenancies if tenancy.service == service), ())
 
 
-def sizes_of(tenant: Tenant) -> tuple[int, ...]:
-    """Return the positions of an adapter's requests in the buckets of its service's demand, one for each size."""
-    return (tenant.bucket,)
+def sizes_of(demand: Demand) -> dict[int | None, tuple[int, ...]]:
+    """Return by group of adapters the positions of its requests in the buckets of `demand`, one for each size."""
+    found: dict[int | None, list[int]] = defaultdict(list)
+    for position, bucket in enumerate(demand.buckets):
+        found[bucket.group].append(position)
+    return {group: tuple(positions) for group, positions in found.items()}

@@ -387,3 +387,38 @@ def test_more_adapters_and_replicas_than_the_memory_holds_are_refused_and_only_a
     assert "W408" in {item.code for item in found.warnings}
     with pytest.raises(InputError, match="too many to be simulated"):
         planned(traced, verify=True)
+
+
+def test_sizes_of_an_adapter_go_where_the_plan_sends_them(tmp_path):
+    """Where a placement tells sizes apart, so does the router."""
+    rng = np.random.default_rng(2)
+    sizes = zip(
+        rng.exponential(0.1, 4000).cumsum(), rng.choice([60, 6000], 4000), rng.choice([20, 300], 4000), strict=True
+    )
+    text = "".join(f"{at:.3f},{tokens},{out}\n" for at, tokens, out in sizes)
+    (tmp_path / "two.csv").write_text("arrival_s,input_tokens,output_tokens\n" + text, encoding="utf-8")
+    service = {"workload": {"trace": "two.csv", "grid": {"kind": "adaptive", "rows": 2, "columns": 2}}}
+    catalog = {"providers": ["gcp"], "gpus": {"include": ["A100-40GB", "L4", "H100-80GB"]}}
+    each = [adapter(f"a{i}", "4 req/s") for i in range(3)]
+    question = question_of(tmp_path, {"each": each}, service=service, catalog=catalog)
+    plan = planned(question)
+    records = replay_of(question, plan, settings=replace(QUICK, n_requests=4000)).simulation.records
+    n_sizes = {len(held.by_size_rps) for r in plan.adapters[0].placement for held in r.adapters}
+    assert max(n_sizes) > 1
+    served = np.zeros(len(holders(plan)))
+    for row in plan.allocation:
+        mine = [p for p in plan.adapters[0].placement if p.option == row.option]
+        first = sum(other.replicas for other in plan.allocation[: plan.allocation.index(row)])
+        for number, replica in enumerate(mine):
+            served[first + number] = sum(held.rate_rps for held in replica.adapters)
+    got = np.bincount(records.replica, minlength=len(served)) / len(records)
+    alike = [frozenset(each) for each in holders(plan)]
+    for names in set(alike):
+        together = [index for index, each in enumerate(alike) if each == names]
+        for option in {_option_of(plan, index) for index in together}:
+            these = [index for index in together if _option_of(plan, index) == option]
+            assert got[these].sum() == pytest.approx(served[these].sum() / served.sum(), abs=0.03)
+
+
+def _option_of(plan, replica):
+    return [row.option for row in plan.allocation for _ in range(row.replicas)][replica]

@@ -234,7 +234,14 @@ def replicas_key(plan: Plan) -> tuple[object, ...]:
 def fleet_key(plan: Plan) -> tuple[object, ...]:
     """Return what decides how a plan fares: replicas, weights, who is turned away, by period too, and adapters."""
     placed = tuple(
-        (item.service, replica.option, tuple((each.adapter, round(each.rate_rps, 9)) for each in replica.adapters))
+        (
+            item.service,
+            replica.option,
+            tuple(
+                (each.adapter, *(round(rate, 9) for rate in each.by_size_rps or (each.rate_rps,)))
+                for each in replica.adapters
+            ),
+        )
         for item in plan.adapters
         for replica in item.placement
     )
