@@ -34,6 +34,8 @@ SUFFIXES = (".json", ".html")
 MOST_PHASES = 48
 """Rows of the table over time; of more the worst are shown."""
 MOST_PERIODS_NAMED = 6
+MOST_ADAPTERS = 5
+"""Rows of the table of adapters: the worst."""
 
 
 def command(
@@ -65,6 +67,9 @@ def command(
         str | None,
         typer.Option(metavar="FILE", help="Write what every request saw to FILE: .csv or .parquet."),
     ] = None,
+    adapters: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write how every adapter fares to FILE, a .csv.")
+    ] = None,
     force: ForceOption = False,
 ) -> int:
     """Replay a plan request by request and say whether every service holds its SLOs; exit code 5 if one does not."""
@@ -77,6 +82,8 @@ def command(
     if records is not None:
         check_targets([records], suffixes=RECORD_SUFFIXES, force=force)
         check_parquet(Path(records))
+    if adapters is not None:
+        check_targets([adapters], suffixes=(".csv",), force=force)
     settings = settings_of(
         load=load,
         policy=policy,
@@ -97,6 +104,8 @@ def command(
     if records is not None:
         write_records(found, Path(records), force=force)
         console.note(f"Wrote {records}.")
+    if adapters is not None:
+        console.write_result(adapters, found.to_adapters_csv(), force=force)
     if as_json and STDOUT not in targets:
         console.print_json(found.to_dict())
     elif STDOUT not in targets:
@@ -104,7 +113,8 @@ def command(
 
         has_phases = bool(event) or found.phases[0].period is not None
         lines = map(Text, _lines(found))  # not markup: options have [brackets] in their names
-        console.print_result(_table(found), *([_phases(found)] if has_phases else []), *lines)
+        tables = [_table(found), *_adapter_tables(found), *([_phases(found)] if has_phases else [])]
+        console.print_result(*tables, *lines)
     return int(ExitCode.OK if found.is_met else ExitCode.CHECK_FAILED)
 
 
@@ -133,13 +143,36 @@ def _table(found: Replay) -> Table:
             verdict = verdict if item.simulated.n else "none to judge"
             table.add_row(
                 service.service,
-                str(item.slo),
+                str(item),
                 seconds_text(item.simulated.value),
                 interval_text(item.simulated),
                 verdict,
                 percent_text(item.attainment.value),
             )
     return table
+
+
+def _adapter_tables(found: Replay) -> Iterator[Table]:
+    """Yield the worst adapters of each service that has any."""
+    from rich.table import Table
+
+    from planner.planning.replay_page import adapter_slos_text, adapter_verdict, percent_text
+
+    for service in found.services:
+        adapters = found.adapters_of(service.service)
+        if not adapters:
+            continue
+        title = f"{service.service}: the {min(MOST_ADAPTERS, len(adapters))} worst of {len(adapters):,} adapters"
+        table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+        for name, justify in (
+            ("adapter", "left"), ("requests", "right"), ("simulated", "left"), ("", "left"),
+            ("within every SLO", "right"),
+        ):  # fmt: skip
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for item in adapters[:MOST_ADAPTERS]:
+            cells = (item.adapter, f"{item.n_requests:,}", adapter_slos_text(item), adapter_verdict(item))
+            table.add_row(*cells, percent_text(item.attainment))
+        yield table
 
 
 def _phases(found: Replay) -> Table:
@@ -183,6 +216,8 @@ def _shown_phases(found: Replay) -> tuple[list[Phase], str]:
 
 
 def _lines(found: Replay) -> Iterator[str]:
+    from planner.planning.replay_adapters import adapters_sentence
+
     yield ""
     for service in found.services:
         lost = f", {service.n_unanswered:,} never answered" if service.n_unanswered else ""
@@ -193,6 +228,9 @@ def _lines(found: Replay) -> Iterator[str]:
             f"{service.attainment.value:.2%} within every SLO{of_all}."
         )
     yield from _period_lines(found)
+    for service in found.services:
+        if adapters := found.adapters_of(service.service):
+            yield adapters_sentence(service.service, adapters)
     for pool in found.pools:
         at_a_time = f", {pool.at_a_time:.3g} requests at a time" if pool.at_a_time >= 0 else ""
         yield (

@@ -67,13 +67,15 @@ def group_adapters(
 
         R_g X_gj <= (highest rate of the group) x V_gj,    0 <= V_gj <= n_g,
 
-    since r_a x_aj <= r_a v_aj <= highest x v_aj. So every solution over adapters is one over groups of the same price,
-    with V relaxed to fractions, and the least price over groups is no higher. It is still one where V is kept integer,
-    since a sum of integers is one, and where a copy serves no more than a place's capacity, r_a L_gj x_aj <= v_aj and
-    so R_g L_gj X_gj <= V_gj. The price over groups is lower by the spread within a band (none where all rates of a
-    group are equal, and then the mean rate is the highest one) and by what integer residence costs. The highest rate in
-    the last row matters: with the mean rate there the bound does not hold, since a place that holds the busiest
-    adapters of a group serves more than its share of them.
+    since r_a x_aj <= r_a v_aj <= highest x v_aj. Where requests come in sizes s, the part p_s of every adapter's, each
+    with a share x_asj and a load L_gsj of its own, all of this holds for each size, and the load is summed over them.
+    So every solution over adapters is one over groups of the same price, with V relaxed to fractions, and the least
+    price over groups is no higher. It is still one where V is kept integer, since a sum of integers is one, and where a
+    copy serves no more than a place's capacity, r_a L_gj x_aj <= v_aj and so R_g L_gj X_gj <= V_gj. The price over
+    groups is lower by the spread within a band (none where all rates of a group are equal, and then the mean rate is
+    the highest one) and by what integer residence costs. The highest rate in the last row matters: with the mean rate
+    there the bound does not hold, since a place that holds the busiest adapters of a group serves more than its share
+    of them.
 
     Raises
     ------

@@ -115,22 +115,28 @@ class Tenant:
     rate_rps: float
     memory_bytes: float
     """Beside the backbone, unless it is merged."""
-    bucket: int
-    """Position in its demand's buckets: the group of like adapters that it belongs to."""
+    group: int
+    """Of like adapters; the buckets of its demand that say so are the group's requests, a bucket for each size."""
+    kin_group: int | None = None
+    """The group itself where `group` stands for several that are served alike; None: it stands for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenancy:
-    """The adapters of a service: who they are, and which bucket of its demand each one's requests are in."""
+    """The adapters of a service: who they are, and which buckets of its demand their requests are in.
+
+    The requests of every adapter of a group have the sizes of the group: the part of them in a bucket is the bucket's
+    part of the group's rate.
+    """
 
     service: str
     tenants: tuple[Tenant, ...]
     idle: tuple[str, ...] = ()
     """Adapters without requests: no replica holds them."""
 
-    def members(self, bucket: int) -> tuple[Tenant, ...]:
-        """Return the adapters whose requests are in `bucket`."""
-        return tuple(tenant for tenant in self.tenants if tenant.bucket == bucket)
+    def members(self, group: int | None) -> tuple[Tenant, ...]:
+        """Return the adapters of `group`."""
+        return tuple(tenant for tenant in self.tenants if tenant.group == group)
 
 
 def canonical_modules(names: Iterable[str]) -> tuple[str, ...]:

@@ -126,6 +126,8 @@ class Route:
     rate_rps: float
     weights: Mapping[str, float]
     provenance: Mapping[str, ProvenanceKind] = field(default_factory=dict)
+    group: int | None = None
+    """Of the service's adapters: whose requests these are; None where they are for the model itself."""
     decode_weights: Mapping[str, float] = field(default_factory=dict)
     """Where the answers of the requests that `weights` send to prefill replicas are generated, as shares of the
     bucket: of every region they sum to what its prefill replicas get."""
@@ -357,6 +359,8 @@ class HostedAdapter:
 
     adapter: str
     rate_rps: float
+    by_size_rps: tuple[float, ...] = ()
+    """The same by size: of each bucket of its group, in the order of the routing; empty where there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -395,6 +399,8 @@ class AdapterShare:
     replicas: int
     """That hold it."""
     usd_per_month: float
+    group: int = 0
+    """Of like adapters, as the routing has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

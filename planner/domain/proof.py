@@ -67,6 +67,8 @@ class RoundService:
     attainment: float
     met: bool
     sure: bool
+    late_adapters: int = 0
+    """Adapters that surely miss an objective by themselves: a fleet with any does not hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +120,29 @@ class PeriodMiss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LateAdapter:
+    """An adapter that by itself surely misses an objective."""
+
+    adapter: str
+    requests: int
+    attainment: float
+    """Part of its requests that are within every bound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterProof:
+    """How the adapters of a service fared one by one."""
+
+    service: str
+    asked: int
+    """Adapters that were asked for in what was replayed."""
+    met: int
+    """Of these, adapters whose own requests keep every objective by their values."""
+    late: tuple[LateAdapter, ...] = ()
+    """Those that surely miss one, the worst first; none where the plan holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
     """Whether a plan holds its objectives request by request, and how that was found."""
 
@@ -146,5 +171,7 @@ class Proof:
     """Fleets without one instance of an option of the plan, each of which was replayed and misses."""
     missed_periods: tuple[PeriodMiss, ...] = ()
     """Empty where there is no schedule."""
+    adapters: tuple[AdapterProof, ...] = ()
+    """Of the services that have adapters."""
     notes: tuple[str, ...] = ()
     """What was replayed of the plan, and what was not."""

@@ -62,6 +62,8 @@ class Bucket:
     input_tokens: float | None = None
     """Mean input length of the bucket's requests; profilers plan with it."""
     output_tokens: float | None = None
+    group: int | None = None
+    """Of the service's adapters: whose requests these are; None where they are for the model itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,11 @@ class HostedAdapterDocument(Part):
 
     adapter: str = Field(description="Its name, which requests give.")
     rate_rps: NonNegative = Field(description="What this replica serves of its requests.")
+    by_size_rps: list[NonNegative] = Field(
+        default_factory=list,
+        description="The same by size: of each bucket of its group, in the order of `routing`; empty where all sizes go"
+        " together.",
+    )
 
 
 class AdapterReplicaDocument(Part):
@@ -32,7 +37,7 @@ class AdapterReplicaDocument(Part):
 
     def to_replica(self) -> AdapterReplica:
         """Return the domain's replica."""
-        held = tuple(HostedAdapter(**dict(item)) for item in self.adapters)
+        held = tuple(HostedAdapter(**(dict(item) | {"by_size_rps": tuple(item.by_size_rps)})) for item in self.adapters)
         return AdapterReplica(option=self.option, utilization=self.utilization, adapters=held)
 
 
@@ -58,6 +63,7 @@ class AdapterShareDocument(Part):
     rate_rps: NonNegative = Field(description="What is asked of it.")
     replicas: Count = Field(description="Replicas that hold it.")
     usd_per_month: NonNegative = Field(description="Its part of what these replicas cost, by load.")
+    group: Count = Field(0, description="Group of like adapters that it is in, as `routing` has it.")
 
 
 class AdapterAlternativeDocument(Part):

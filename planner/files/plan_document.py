@@ -59,6 +59,9 @@ def plan_to_document(plan: Plan) -> dict[str, Any]:
     body = _encode_dataclass(plan, "plan")
     if not plan.adapters:
         del body["adapters"]
+    for route in body["routing"]:
+        if route["group"] is None:
+            del route["group"]
     # Derived from the rounded figures, so that writing a plan that was read gives the same bytes again.
     cost, tokens = body["cost_usd_per_hour"], body["output_tokens_per_s"]
     body["cost_usd_per_month"] = _round(usd_per_month(cost))

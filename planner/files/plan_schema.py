@@ -155,6 +155,11 @@ class RouteDocument(Part):
     provenance: dict[str, ProvenanceKind] = Field(
         default_factory=dict, description="Origin of each option's throughput for this bucket."
     )
+    group: Count | None = Field(
+        None,
+        description="Group of like adapters whose requests these are (`adapters`, `shares`); the key is not there where"
+        " they are for the model itself.",
+    )
     decode_weights: dict[str, Weight] = Field(
         default_factory=dict,
         description="Where the answers are generated of requests that `weights` send to prefill replicas, as shares of"
@@ -491,7 +496,8 @@ class PlanDocument(Part):
     adapters: list[AdapterPlanDocument] = Field(
         default_factory=list,
         description="Services whose requests are for adapters: which adapter is where. The key is not there without"
-        " any. Buckets of such a service are groups of like adapters, numbered by `row`.",
+        " any. Buckets of such a service are one size of requests of one group of like adapters: `row` is the group,"
+        " `column` the size.",
     )
 
     @model_validator(mode="after")

@@ -5,6 +5,8 @@ from typing import Any
 from pydantic import Field
 
 from planner.domain.proof import (
+    AdapterProof,
+    LateAdapter,
     PeriodMiss,
     Proof,
     ProofEnd,
@@ -43,6 +45,9 @@ class RoundServiceDocument(Part):
     attainment: Fraction = Field(description="Part of the requests within that bound.")
     met: bool = Field(description="Whether the value is within the bound.")
     sure: bool = Field(description="Whether the whole 95% interval says the same.")
+    late_adapters: Count = Field(
+        0, description="Adapters that surely miss an objective by themselves; a fleet with any does not hold."
+    )
 
 
 class ProofRoundDocument(Part):
@@ -92,6 +97,31 @@ class PeriodMissDocument(Part):
     service: str = Field(description="Name of the service.")
 
 
+class LateAdapterDocument(Part):
+    """An adapter that by itself surely misses an objective."""
+
+    adapter: str = Field(description="Its name.")
+    requests: Count = Field(description="Requests for it that count.")
+    attainment: Fraction = Field(description="Part of these that are within every bound.")
+
+
+class AdapterProofDocument(Part):
+    """How the adapters of a service fared one by one."""
+
+    service: str = Field(description="Name of the service.")
+    asked: Count = Field(description="Adapters that were asked for in the replay.")
+    met: Count = Field(description="Of these, adapters whose own requests keep every objective by their values.")
+    late: list[LateAdapterDocument] = Field(
+        default_factory=list,
+        description="Adapters that surely miss an objective (95% confidence in all of them together), the worst first;"
+        " none where the plan holds.",
+    )
+
+    def to_adapters(self) -> AdapterProof:
+        """Return the domain's."""
+        return AdapterProof(**(dict(self) | {"late": tuple(LateAdapter(**dict(row)) for row in self.late)}))
+
+
 class ProofDocument(Part):
     """Whether the plan holds its objectives request by request, and how it was found."""
 
@@ -124,6 +154,11 @@ class ProofDocument(Part):
         description="Periods of a schedule that by themselves miss an objective; objectives are of all periods"
         " together.",
     )
+    adapters: list[AdapterProofDocument] = Field(
+        default_factory=list,
+        description="Of services with adapters: how many of them were asked for, and keep every objective by"
+        " themselves.",
+    )
     notes: list[str] = Field(default_factory=list, description="What was replayed of the plan, and what was not.")
 
     def to_proof(self) -> Proof:
@@ -134,6 +169,7 @@ class ProofDocument(Part):
             "caps": tuple(UtilizationCap(**dict(row)) for row in self.caps),
             "rounds": tuple(row.to_round() for row in self.rounds),
             "notes": tuple(self.notes),
+            "adapters": tuple(row.to_adapters() for row in self.adapters),
             "missed_periods": tuple(PeriodMiss(**dict(row)) for row in self.missed_periods),
         }
         return Proof(**(dict(self) | parts))

@@ -16,9 +16,10 @@ from planner.errors import SolverLiedError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from planner.domain.adapters import Tenancy, Tenant
-    from planner.domain.plan import AdapterPlan, AdapterReplica, Plan
+    from planner.domain.adapters import Tenancy
+    from planner.domain.plan import AdapterPlan, AdapterReplica, HostedAdapter, Plan
     from planner.domain.problem import FleetProblem, ServingOption
+    from planner.domain.workload import Demand
 
     Options = Mapping[tuple[str, str], ServingOption]
 
@@ -36,51 +37,83 @@ def check_adapters(problem: FleetProblem, plan: Plan, by_key: Options) -> None:
     SolverLiedError: naming the adapter or the replica that does not hold.
     """
     stated = {item.service: item for item in plan.adapters}
+    demands = {demand.service: demand for demand in problem.demands}
     tenancies = {tenancy.service: tenancy for tenancy in problem.tenancies}
     if len(stated) != len(plan.adapters) or set(stated) != set(tenancies):
         _fail(f"it places the adapters of {sorted(stated)}, and the request has those of {sorted(tenancies)}")
     for service, item in stated.items():
-        tenancy = tenancies[service]
-        tenants = {tenant.name: tenant for tenant in tenancy.tenants}
-        _check_rates(item, tenants)
+        asked = _Asked(tenancies[service], demands[service])
+        _check_rates(item, asked)
         for number, replica in enumerate(item.placement):
             option = by_key.get((service, replica.option))
             if option is None or option.slots is None:
                 _fail(f"adapters of {service} are on {replica.option}, which cannot hold any")
             else:
-                _check_replica(problem, tenancy, replica, option, tenants, name=f"replica {number} of {service}")
+                _check_replica(problem, replica, option, asked, name=f"replica {number} of {service}")
         _check_counts(plan, item)
-        _check_routes(problem, plan, item, tenants)
+        _check_routes(plan, item, asked)
         _check_costs(plan, item)
+
+
+class _Asked:
+    """What is asked of every adapter of a service, bucket by bucket."""
+
+    def __init__(self, tenancy: Tenancy, demand: Demand) -> None:
+        self.service = tenancy.service
+        self.demand = demand
+        self.tenants = {tenant.name: tenant for tenant in tenancy.tenants}
+        self.buckets: dict[int | None, list[int]] = defaultdict(list)
+        """Positions of a group's buckets in the demand, in order."""
+        for index, bucket in enumerate(demand.buckets):
+            self.buckets[bucket.group].append(index)
+
+    def rates(self, name: str) -> Mapping[int, float]:
+        """Return the req/s of an adapter in each bucket of its group: its rate in the group's sizes."""
+        tenant = self.tenants[name]
+        found = {index: self.demand.buckets[index].rate_rps for index in self.buckets[tenant.group]}
+        total = sum(found.values())
+        return {index: tenant.rate_rps * rate / total for index, rate in found.items()}
+
+    def served(self, hosted: HostedAdapter) -> Mapping[int, float]:
+        """Return what a replica says that it serves of an adapter in each bucket of its group."""
+        indices = self.buckets[self.tenants[hosted.adapter].group]
+        rates = hosted.by_size_rps or (hosted.rate_rps,)
+        if len(rates) != len(indices):
+            _fail(f"{hosted.adapter} is served in {len(rates)} sizes, and asked for in {len(indices)}")
+        return dict(zip(indices, rates, strict=True))
 
 
 def _fail(what: str) -> None:
     raise SolverLiedError(f"The plan does not hold: {what}.", hint="Try another solver with --solver.")
 
 
-def _check_rates(item: AdapterPlan, tenants: Mapping[str, Tenant]) -> None:
-    """What the replicas serve of an adapter is what is asked of it; nobody else is served."""
-    served: dict[str, float] = defaultdict(float)
+def _check_rates(item: AdapterPlan, asked: _Asked) -> None:
+    """What the replicas serve of an adapter is what is asked of it, size by size; nobody else is served."""
+    held = {hosted.adapter for replica in item.placement for hosted in replica.adapters}
+    if held != set(asked.tenants):
+        odd = sorted(held ^ set(asked.tenants))
+        _fail(f"{len(odd)} adapters of {item.service} are not where requests for them are ({odd[0]})")
+    served: dict[str, dict[int, float]] = {name: defaultdict(float) for name in held}
     for replica in item.placement:
         for hosted in replica.adapters:
-            if hosted.rate_rps <= 0:
+            rates = asked.served(hosted)
+            if hosted.rate_rps <= 0 or any(rate < 0 for rate in rates.values()):
                 _fail(f"{hosted.adapter} is where nothing is served of it")
-            served[hosted.adapter] += hosted.rate_rps
-    if set(served) != set(tenants):
-        odd = sorted(set(served) ^ set(tenants))
-        _fail(f"{len(odd)} adapters of {item.service} are not where requests for them are ({odd[0]})")
-    for name, rate in served.items():
-        asked = tenants[name].rate_rps
-        if abs(rate - asked) > TOLERANCE * asked:
-            _fail(f"{rate!r} req/s of {name} are served, and {asked!r} asked")
+            if abs(sum(rates.values()) - hosted.rate_rps) > TOLERANCE * hosted.rate_rps:
+                _fail(f"the sizes of {hosted.adapter} add up to {sum(rates.values())!r}, not to {hosted.rate_rps!r}")
+            for index, rate in rates.items():
+                served[hosted.adapter][index] += rate
+    for name, sizes in served.items():
+        for index, rate in asked.rates(name).items():
+            if abs(sizes[index] - rate) > TOLERANCE * rate:
+                _fail(f"{sizes[index]!r} req/s of {name} are served in bucket {index}, and {rate!r} asked")
 
 
 def _check_replica(
     problem: FleetProblem,
-    tenancy: Tenancy,
     replica: AdapterReplica,
     option: ServingOption,
-    tenants: Mapping[str, Tenant],
+    asked: _Asked,
     *,
     name: str,
 ) -> None:
@@ -92,13 +125,15 @@ def _check_replica(
         return
     load = 0.0
     for hosted in replica.adapters:
-        tenant = tenants[hosted.adapter]
+        tenant = asked.tenants[hosted.adapter]
         if slots.isolation is not Isolation.DEDICATED and tenant.memory_bytes > slots.bytes_each * (1 + TOLERANCE):
             _fail(f"{hosted.adapter} takes {tenant.memory_bytes!r} bytes, and a slot has {slots.bytes_each!r}")
-        rate = float(option.usable_rps[tenant.bucket])
-        if rate <= 0:
-            _fail(f"{name} of {tenancy.service} cannot serve {hosted.adapter}")
-        part = hosted.rate_rps / rate
+        part = 0.0
+        for index, rate in asked.served(hosted).items():
+            most = float(option.usable_rps[index])
+            if rate > 0 and most <= 0:
+                _fail(f"{name} cannot serve {hosted.adapter} in bucket {index}")
+            part += rate / most if rate > 0 else 0.0
         if part * _pressure(problem) > slots.largest_load * (1 + TOLERANCE):
             _fail(f"{hosted.adapter} keeps {part!r} of {name} busy")
         load += part
@@ -122,19 +157,24 @@ def _check_counts(plan: Plan, item: AdapterPlan) -> None:
         _fail(f"it allocates {allocated} of {item.service}, has {hosts} hosts of adapters and fills {dict(placed)}")
 
 
-def _check_routes(problem: FleetProblem, plan: Plan, item: AdapterPlan, tenants: Mapping[str, Tenant]) -> None:
-    """The routes of every group are what its adapters' replicas serve."""
-    demand = next(demand for demand in problem.demands if demand.service == item.service)
+def _check_routes(plan: Plan, item: AdapterPlan, asked: _Asked) -> None:
+    """The routes of every group and size are what its adapters' replicas serve, and every adapter's group is told."""
+    if any(share.group != asked.tenants[share.adapter].group for share in item.shares):
+        _fail(f"it says another group of an adapter of {item.service}")
     served: dict[tuple[int, str], float] = defaultdict(float)
     for replica in item.placement:
         for hosted in replica.adapters:
-            served[tenants[hosted.adapter].bucket, replica.option] += hosted.rate_rps
+            for index, rate in asked.served(hosted).items():
+                served[index, replica.option] += rate
     routes = {(route.row, route.column): route for route in plan.routing if route.service == item.service}
-    for index, bucket in enumerate(demand.buckets):
-        weights = routes[bucket.row, bucket.column].weights
+    for index, bucket in enumerate(asked.demand.buckets):
+        route = routes[bucket.row, bucket.column]
+        if route.group != bucket.group:
+            _fail(f"bucket {index} of {item.service} is group {bucket.group}'s, and it says {route.group}")
+        weights = route.weights
         mine = {option: rate / bucket.rate_rps for (at, option), rate in served.items() if at == index}
         if any(abs(weights.get(key, 0.0) - mine.get(key, 0.0)) > TOLERANCE for key in {*weights, *mine}):
-            _fail(f"group {index} of {item.service} is routed by {dict(weights)}, and its adapters serve {mine}")
+            _fail(f"bucket {index} of {item.service} is routed by {dict(weights)}, and its adapters serve {mine}")
 
 
 def _check_costs(plan: Plan, item: AdapterPlan) -> None:

@@ -25,8 +25,10 @@ from planner.domain.provenance import Warning_
 from planner.errors import InputError, SolverLiedError
 from planner.optimize.arrays import fleet_arrays, replicas_per_instance
 from planner.optimize.assemble import assemble, empty_plan, relative_gap
+from planner.optimize.coarser import Coarser, has_sizes, on_its_offers, on_one_route, restated, with_kin
+from planner.optimize.hosts import DUST
 from planner.optimize.naming import option_keys
-from planner.optimize.placement import DUST, place
+from planner.optimize.placement import place
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.search import search
 from planner.optimize.settings import Clock
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from planner.domain.adapters import Tenancy
     from planner.domain.plan import Allocation, Plan
     from planner.domain.problem import FleetProblem, ServingOption
+    from planner.domain.workload import Demand
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.placement import Placed, Placement
     from planner.optimize.search import SearchResult
@@ -49,6 +52,8 @@ MARGINS = (0.01, 0.03, 0.08)
 """By how much larger all loads are made, one after the other, where what was placed is not what was found."""
 SEARCH_AGAIN_FRACTION = 0.15
 """Of the time limit, for each search with larger loads."""
+ONE_ROUTE_FRACTION = 0.25
+"""Of the time limit, for plans with one route for all sizes, before those over sizes are searched."""
 
 
 NOT_PLACED = "W413"
@@ -62,6 +67,8 @@ UNSETTLED = (
 class _Candidate:
     plan: Plan
     placed: Placed
+    fleet: FleetArrays
+    """That `placed` belongs to."""
 
 
 def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignment: Assignment) -> Plan:
@@ -77,30 +84,78 @@ def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignm
             "Adapters are whole already, and buckets of them are not cut into slices.",
             hint="Leave --assignment sliced out.",
         )
-    clock = Clock(settings)
-    fleet, result = cheapest(problem, settings, assignment)
-    if result.fleet is None:
+    clock, seconds = Clock(settings), 0.0
+    one: _Candidate | None = None
+    coarser = Coarser(problem=problem, made_of={id(option): option for option in problem.options})
+    if has_sizes(problem):
+        coarser = with_kin(problem)
+        limit_s = ONE_ROUTE_FRACTION * settings.time_limit_s
+        one, seconds = _on_one_route(problem, Clock(replace(settings, time_limit_s=limit_s)), assignment)
+    result, best, more = _searched(problem, coarser, Clock(clock.settings()), assignment, one=one)
+    seconds += more
+    if result.fleet is None and result.termination is Termination.INFEASIBLE:
         return empty_plan(result, settings)
-    best: _Candidate | None = None
-    seconds, found = result.seconds, result
-    for margin in (*MARGINS, None):
-        best = _better(best, _candidate(problem, fleet, result, found, settings))
-        if margin is None or clock.is_over or (best is not None and _is_within(best.plan, settings)):
-            break
-        if result.termination is Termination.INTERRUPTED:
-            break
-        limit_s = min(clock.settings().time_limit_s, SEARCH_AGAIN_FRACTION * settings.time_limit_s)
-        found = search(fleet.with_margin(margin), replace(settings, time_limit_s=limit_s))
-        seconds += found.seconds
-        if found.fleet is None:
-            break
+    if best is None and result.fleet is None:
+        return empty_plan(result, settings)
     if best is None:
         nothing = replace(result, fleet=None, seconds=seconds, termination=Termination.TIME_LIMIT)
-        return replace(empty_plan(nothing, settings), warnings=(_not_placed(result.fleet.cost_usd_per_hour),))
+        cost = 0.0 if result.fleet is None else result.fleet.cost_usd_per_hour
+        return replace(empty_plan(nothing, settings), warnings=(_not_placed(cost),))
     plan = replace(best.plan, solver=replace(best.plan.solver, seconds=seconds), assumptions=(UNSETTLED,))
     if plan.status is PlanStatus.OPTIMAL and not _is_within(plan, settings):
         plan = replace(plan, status=PlanStatus.FEASIBLE)
     return plan
+
+
+def _on_one_route(problem: FleetProblem, clock: Clock, assignment: Assignment) -> tuple[_Candidate | None, float]:
+    """Return the cheapest plan in which all sizes of an adapter go together, and the seconds that its search took."""
+    one = on_one_route(problem)
+    if fleet_arrays(one.problem, assignment).unserved:
+        return None, 0.0
+    _, best, seconds = _searched(problem, one, clock, assignment, one=None)
+    return best, seconds
+
+
+def _searched(
+    problem: FleetProblem, coarser: Coarser, clock: Clock, assignment: Assignment, *, one: _Candidate | None
+) -> tuple[SearchResult, _Candidate | None, float]:
+    """Return the search of a problem with fewer buckets, the cheapest candidate for the whole one, and the seconds.
+
+    Where what was placed is not what was found, the search is repeated with larger loads.
+
+    Parameters
+    ----------
+    one : a candidate that is known already; its bound becomes this search's.
+    """
+    fleet, result = cheapest(coarser.problem, clock.settings(), assignment)
+    settings = clock.asked
+    best = None if one is None else _candidate(problem, one.fleet, result, one.placed, settings)
+    seconds, found, larger = result.seconds, result, 0.0
+    for margin in (*MARGINS, None):
+        if found.fleet is None or (best is not None and _is_within(best.plan, settings)):
+            break
+        placed = place(coarser.problem, fleet, found.fleet)
+        whole, restored = restated(problem, assignment, fleet, placed, coarser.made_of)
+        best = _better(best, _candidate(problem, whole, result, restored, settings))
+        if has_sizes(coarser.problem) and not (clock.is_over or (best is not None and _is_within(best.plan, settings))):
+            joint = on_its_offers(problem, assignment, fleet, found.fleet, coarser.made_of)
+            again = search(joint.with_margin(larger), _again(clock))
+            seconds += again.seconds
+            if again.fleet is not None:
+                best = _better(best, _candidate(problem, joint, result, place(problem, joint, again.fleet), settings))
+        if margin is None or clock.is_over or result.termination is Termination.INTERRUPTED:
+            break
+        if best is not None and _is_within(best.plan, settings):
+            break
+        found, larger = search(fleet.with_margin(margin), _again(clock)), margin
+        seconds += found.seconds
+    return result, best, seconds
+
+
+def _again(clock: Clock) -> SolverSettings:
+    """Return the settings of one more search."""
+    limit_s = min(clock.settings().time_limit_s, SEARCH_AGAIN_FRACTION * clock.asked.time_limit_s)
+    return replace(clock.asked, time_limit_s=limit_s)
 
 
 def _not_placed(cost_usd_per_hour: float) -> Warning_:
@@ -125,12 +180,9 @@ def _is_within(plan: Plan, settings: SolverSettings) -> bool:
 
 
 def _candidate(
-    problem: FleetProblem, fleet: FleetArrays, first: SearchResult, found: SearchResult, settings: SolverSettings
+    problem: FleetProblem, fleet: FleetArrays, first: SearchResult, placed: Placed, settings: SolverSettings
 ) -> _Candidate | None:
-    """Return the verified plan of what was `found`, with the bound of the `first` search; None if limits forbid it."""
-    if found.fleet is None:
-        return None
-    placed = place(problem, fleet, found.fleet)
+    """Return the verified plan of what was placed, with the bound of the `first` search; None if limits forbid it."""
     # The programme's bound is for its own fleet; nothing stands beside the price of what is rented here.
     plan = assemble(problem, fleet, placed.fleet, replace(first, fleet=placed.fleet), settings=settings)
     plan = replace(plan, adapters=tuple(adapter_plans(problem, fleet, placed, plan)))
@@ -141,7 +193,7 @@ def _candidate(
         if problem.limits or problem.rules or any(option.offer.available is not None for option in problem.options):
             return None  # placing whole adapters does not look at them
         raise
-    return _Candidate(plan=plan, placed=placed)
+    return _Candidate(plan=plan, placed=placed, fleet=fleet)
 
 
 def adapter_plans(problem: FleetProblem, fleet: FleetArrays, placed: Placed, plan: Plan) -> Iterator[AdapterPlan]:
@@ -171,9 +223,8 @@ def _adapter_plan(
     for host in hosts:
         option, row = fleet.options[host.option], allocation[keys[host.option]]
         price = row.cost_usd_per_hour / row.replicas
-        loads = _loads(option, tenancy, host.rates)
-        total = sum(loads.values())
-        for name, load in loads.items():
+        total = sum(host.loads.values())
+        for name, load in host.loads.items():
             paid[name] += usd_per_month(price * load / total) or 0.0
             copies[name] += 1
         replicas.append(
@@ -181,8 +232,12 @@ def _adapter_plan(
                 option=keys[host.option],
                 utilization=host.load * option.utilization_cap / pressure,
                 adapters=tuple(
-                    HostedAdapter(adapter=name, rate_rps=rate)
-                    for name, rate in sorted(host.rates.items(), key=lambda pair: (-pair[1], pair[0]))
+                    HostedAdapter(
+                        adapter=name,
+                        rate_rps=float(rates.sum()),
+                        by_size_rps=tuple(rates.tolist()) if len(rates) > 1 else (),
+                    )
+                    for name, rates in sorted(host.rates.items(), key=lambda pair: (-pair[1].sum(), pair[0]))
                 ),
             )
         )
@@ -191,7 +246,7 @@ def _adapter_plan(
         service=tenancy.service,
         adapters=len(tenancy.tenants),
         idle=tenancy.idle,
-        groups=len(demand.buckets),
+        groups=len({bucket.group for bucket in demand.buckets}),
         added_replicas=placement.added_replicas,
         hosts=tuple(_hosts(fleet, placement, keys)),
         placement=tuple(replicas),
@@ -201,15 +256,11 @@ def _adapter_plan(
                 rate_rps=tenant.rate_rps,
                 replicas=copies[tenant.name],
                 usd_per_month=paid[tenant.name],
+                group=tenant.group,
             )
             for tenant in tenancy.tenants
         ),
     )
-
-
-def _loads(option: ServingOption, tenancy: Tenancy, rates: Mapping[str, float]) -> dict[str, float]:
-    bucket_of = {tenant.name: tenant.bucket for tenant in tenancy.tenants if tenant.name in rates}
-    return {name: rate / float(option.throughput_rps[bucket_of[name]]) for name, rate in rates.items()}
 
 
 def _hosts(fleet: FleetArrays, placement: Placement, keys: list[str]) -> Iterator[AdapterHost]:
@@ -278,16 +329,22 @@ def _one_pool(problem: FleetProblem) -> FleetProblem | None:
     """
     pressure = (1 + problem.headroom_fraction) / problem.utilization_cap
     kept: list[ServingOption] = [option for option in problem.options if option.slots is None]
+    demands = {demand.service: demand for demand in problem.demands}
     for tenancy in problem.tenancies:
+        demand = demands[tenancy.service]
         mine = [option for option in problem.options if option.service == tenancy.service]
         sharing = [option for option in mine if option.slots is not None and option.slots.count > 1]
-        may_share = {
-            tenant.bucket for tenant in tenancy.tenants if any(o.throughput_rps[tenant.bucket] > 0 for o in sharing)
+        groups = {
+            bucket.group
+            for index, bucket in enumerate(demand.buckets)
+            if any(option.throughput_rps[index] > 0 for option in sharing)
         }
+        may_share = {index for index, bucket in enumerate(demand.buckets) if bucket.group in groups}
         able = [option for option in sharing if all(option.throughput_rps[bucket] > 0 for bucket in may_share)]
         if not able or not may_share:
             return None
-        prices = [_pool_price(option, tenancy, may_share, pressure) for option in able]
+        n_members = sum(len(tenancy.members(group)) for group in groups)
+        prices = [_pool_price(option, demand, may_share, n_members, pressure) for option in able]
         best = able[prices.index(min(prices))]
         kept.append(best)
         for option in mine:
@@ -298,10 +355,9 @@ def _one_pool(problem: FleetProblem) -> FleetProblem | None:
     return replace(problem, options=tuple(kept))
 
 
-def _pool_price(option: ServingOption, tenancy: Tenancy, buckets: set[int], pressure: float) -> float:
-    """Return what whole instances of `option` for these groups cost at least, in USD/h."""
-    members = [tenant for tenant in tenancy.tenants if tenant.bucket in buckets]
-    load = pressure * sum(tenant.rate_rps / float(option.usable_rps[tenant.bucket]) for tenant in members)
+def _pool_price(option: ServingOption, demand: Demand, buckets: set[int], n_adapters: int, pressure: float) -> float:
+    """Return what whole instances of `option` for these buckets of so many adapters cost at least, in USD/h."""
+    load = pressure * sum(demand.buckets[index].rate_rps / float(option.usable_rps[index]) for index in buckets)
     slots = 1 if option.slots is None else option.slots.count
-    replicas = math.ceil(max(load, len(members) / slots) - DUST)
+    replicas = math.ceil(max(load, n_adapters / slots) - DUST)
     return float(option.offer.price_usd_per_hour) * math.ceil(replicas / replicas_per_instance(option))

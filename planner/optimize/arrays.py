@@ -128,15 +128,22 @@ class FleetArrays:
     jobs: tuple[Job, ...] = ()
     """By name."""
     work: WorkArrays = field(default_factory=WorkArrays)
-    bucket_adapters: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """Shape (buckets,): adapters whose requests a bucket is, 0 = it is of a service without; empty without any."""
-    bucket_residents: FloatArray = field(default_factory=lambda: np.zeros(0))
-    """Shape (buckets,): total rate over highest rate of a bucket's adapters; whoever serves all has so many of them."""
+    bucket_kin: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Shape (buckets,): kin of adapters whose requests a bucket is, counted over all services, -1 = none; empty
+    without any."""
+    group_kin: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Shape (groups,): the kin that a group is one of, as in `bucket_kin`; groups of one kin stand together."""
+    group_rate_rps: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """Shape (groups,): requests of every group, without headroom."""
+    group_adapters: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Shape (groups,): adapters of every group."""
+    group_residents: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """Shape (groups,): total rate over highest rate of a group's adapters; whoever serves all has so many of them."""
 
     @property
     def has_adapters(self) -> bool:
         """Whether a request of any service must go where its adapter is."""
-        return bool(np.any(self.bucket_adapters))
+        return len(self.group_adapters) > 0
 
     @property
     def request_load(self) -> FloatArray:
@@ -260,20 +267,30 @@ def fleet_arrays(problem: FleetProblem, assignment: Assignment) -> FleetArrays:
 
 def _with_adapters(fleet: FleetArrays, problem: FleetProblem) -> FleetArrays:
     """Return `fleet` with the adapters of its buckets, and room for replicas that hold one adapter each."""
-    count = np.zeros(len(fleet.buckets), dtype=np.int64)
-    residents = np.zeros(len(fleet.buckets))
-    starts = {service: index for index, (service, _) in reversed(list(enumerate(fleet.buckets)))}
+    rates: dict[tuple[str, int], dict[int, list[float]]] = {}
     for tenancy in problem.tenancies:
-        start = starts[tenancy.service]
-        for bucket in range(len(next(each for each in problem.demands if each.service == tenancy.service).buckets)):
-            rates = [tenant.rate_rps for tenant in tenancy.members(bucket)]
-            count[start + bucket] = len(rates)
-            residents[start + bucket] = sum(rates) / max(rates)
+        for tenant in tenancy.tenants:
+            group = tenant.group if tenant.kin_group is None else tenant.kin_group
+            rates.setdefault((tenancy.service, tenant.group), {}).setdefault(group, []).append(tenant.rate_rps)
+    number = {key: kin for kin, key in enumerate(rates)}
+    groups = [each for kin in rates.values() for each in kin.values()]
+    kin = np.array([number.get((service, bucket.group or 0), -1) for service, bucket in fleet.buckets], dtype=np.int64)
+    count = np.array([len(each) for each in groups], dtype=np.int64)
+    of_kin = np.array([sum(len(each) for each in kin.values()) for kin in rates.values()], dtype=np.int64)
     slots = np.array([1 if option.slots is None else option.slots.count for option in fleet.options])
-    held = np.bincount(fleet.pair_option, weights=count[fleet.pair_bucket], minlength=len(fleet.options))
+    n_options = len(fleet.options)
+    able = np.unique((kin[fleet.pair_bucket] * n_options + fleet.pair_option)[kin[fleet.pair_bucket] >= 0])
+    held = np.bincount(able % n_options, weights=of_kin[able // n_options], minlength=n_options)
     # Each adapter on a replica with others, or where it needs more than one, on so many of its own.
-    upper = fleet.replicas_upper + np.ceil(held / slots)
-    return replace(fleet, bucket_adapters=count, bucket_residents=residents, replicas_upper=upper)
+    return replace(
+        fleet,
+        bucket_kin=kin,
+        group_kin=np.repeat(np.arange(len(rates)), [len(kin) for kin in rates.values()]),
+        group_rate_rps=np.array([sum(each) for each in groups]),
+        group_adapters=count,
+        group_residents=np.array([sum(each) / max(each) for each in groups]),
+        replicas_upper=fleet.replicas_upper + np.ceil(held / slots),
+    )
 
 
 def _with_jobs(fleet: FleetArrays, problem: FleetProblem, options: tuple[ServingOption, ...]) -> FleetArrays:

@@ -425,6 +425,7 @@ def _route(
         rate_rps=float(bucket.rate_rps) * served,
         weights=weights,
         provenance=provenance,
+        group=bucket.group,
     )
 
 

@@ -39,7 +39,8 @@ FULLEST = 8.0
 """Times the caps: a fleet that would have to be fuller than this is not looked at."""
 
 OptionKind = tuple[str, str, int, "EngineConfig | None", str]
-"""Service, GPU, its number, engine configuration and role: what decides how full a replica may be."""
+"""Service, GPU, its number, engine configuration and role, or what adapters share on it: what decides how full a
+replica may be. How many adapters it has room for is not told apart: that is in its throughput."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,8 @@ class ChosenFleet:
 
 def kind_of(option: ServingOption) -> OptionKind:
     """Return what `option` has in common with those that serve as it does on other offers."""
-    return (option.service, option.offer.gpu, option.gpus_per_replica, option.config, option.role.value)
+    use = option.role.value if option.slots is None else option.slots.isolation.value
+    return (option.service, option.offer.gpu, option.gpus_per_replica, option.config, use)
 
 
 def with_caps(problem: FleetProblem, caps: Mapping[OptionKind, float], others: Mapping[str, float]) -> FleetProblem:

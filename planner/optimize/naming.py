@@ -87,7 +87,11 @@ def service_order(problem: FleetProblem) -> dict[str, int]:
 
 
 def bucket_name(service: str, bucket: Bucket) -> str:
-    """Return a bucket in words: "chat: input [0, 100), output [0, 25)", or by row and column."""
+    """Return a bucket in words: "chat: input [0, 100), output [0, 25)", or by row and column; with its group."""
+    if bucket.group is not None:
+        service = f"{service}, adapters of group {bucket.group}"
+        if bucket.input_range is None:
+            return service
     if bucket.input_range is None or bucket.output_range is None:
         return f"{service}: bucket row {bucket.row}, column {bucket.column}"
     (in_low, in_high), (out_low, out_high) = bucket.input_range, bucket.output_range

@@ -55,6 +55,11 @@ class Clock:
         self._deadline = time.monotonic() + settings.time_limit_s
 
     @property
+    def asked(self) -> SolverSettings:
+        """The settings with the whole of the time."""
+        return self._settings
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing is left of the time."""
         return time.monotonic() >= self._deadline

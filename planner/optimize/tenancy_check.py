@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from planner.domain.problem import EnergyBudget, InstanceLoss, ReplicaLoss, Scenario, ShareCap, Survival
@@ -49,16 +50,19 @@ def _check_rates(tenancy: Tenancy, demand: Demand) -> None:
     names = [tenant.name for tenant in tenancy.tenants]
     if len(set(names)) != len(names):
         raise InputError(f"Two adapters of {tenancy.service} have the same name.", hint="Give each its own.")
-    for bucket, asked in enumerate(demand.buckets):
-        rates = [tenant.rate_rps for tenant in tenancy.members(bucket)]
+    asked: dict[int | None, float] = defaultdict(float)
+    for bucket in demand.buckets:
+        asked[bucket.group] += bucket.rate_rps
+    for group, total in asked.items():
+        rates = [tenant.rate_rps for tenant in tenancy.members(group)]
         if not rates or not all(0 < rate < math.inf for rate in rates):
-            raise InputError(f"Group {bucket} of {tenancy.service} has an adapter without requests, or none at all.")
-        if abs(sum(rates) - asked.rate_rps) > TOLERANCE * asked.rate_rps:
+            raise InputError(f"Group {group} of {tenancy.service} has an adapter without requests, or none at all.")
+        if abs(sum(rates) - total) > TOLERANCE * total:
             raise InputError(
-                f"The adapters of group {bucket} of {tenancy.service} have {sum(rates)!r} req/s, and the group"
-                f" {asked.rate_rps!r}."
+                f"The adapters of group {group} of {tenancy.service} have {sum(rates)!r} req/s, and the group"
+                f" {total!r}."
             )
-    if any(not 0 <= tenant.bucket < len(demand.buckets) for tenant in tenancy.tenants):
+    if any(tenant.group not in asked for tenant in tenancy.tenants):
         raise InputError(f"An adapter of {tenancy.service} is in no group of its demand.")
 
 

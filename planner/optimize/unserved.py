@@ -56,7 +56,9 @@ def _of_demand(when: str, demand: Demand, then: FleetProblem) -> list[Conflict]:
         alike.setdefault(conflict.explanation, []).append(index)
     merged = []
     for groups in alike.values():
-        names = [tenant.name for group in groups for tenant in tenancy.members(group)]
+        # Several sizes of one group are the same adapters.
+        alike_groups = dict.fromkeys(demand.buckets[index].group for index in groups)
+        names = [tenant.name for group in alike_groups for tenant in tenancy.members(group)]
         more = f" and {len(names) - ADAPTERS_NAMED} more" if len(names) > ADAPTERS_NAMED else ""
         what = f"{demand.service}: adapters {', '.join(names[:ADAPTERS_NAMED])}{more}"
         merged.append(replace(found[groups[0]], requirement=what))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from planner.domain.provenance import ProvenanceKind
 from planner.domain.workload import Bucket, Demand
 from planner.errors import InputError
 from planner.files.adapters_csv import read_adapters
+from planner.planning.adapter_sizes import SizeClass, size_classes
 from planner.planning.located import at, inside
 from planner.profilers.adapter_engines import adapter_flags, slot_rank
 from planner.profilers.adapters import AdapterRoom
@@ -31,7 +32,7 @@ from planner.workload.rates import mean_rate_rps
 from planner.workload.read import read_trace, resolve_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from planner.domain.problem import FleetProblem
     from planner.domain.provenance import Provenance
     from planner.domain.slo import Slo
+    from planner.domain.workload import Trace
     from planner.files.request import PlanRequest
     from planner.files.request.services import Service
     from planner.profilers.options import OptionProfile
@@ -53,6 +55,8 @@ RATE_TOLERANCE = 1e-3
 CONTEXT_BYTES = 0.5e9
 """Of one process on a GPU: CUDA context and workspace. Assumed, as in ServerlessLoRA's set-up (arXiv 2505.14468)."""
 FEWEST_SHARED = 2
+MOST_BUCKETS = 240
+"""Groups of adapters times sizes of requests that a programme has; sizes are put together until it has no more."""
 _WORST_FIRST = tuple(reversed(ProvenanceKind))
 
 
@@ -87,12 +91,6 @@ class SlotKind:
             engine_flags=adapter_flags(self.engine, slots=count, rank=self.rank, held=held) if is_one_engine else "",
         )
 
-    def room(self, count: int) -> AdapterRoom:
-        """Return what `count` slots take of a replica."""
-        return AdapterRoom(
-            count=count, bytes_each=self.bytes_each, isolation=self.isolation, context_bytes=CONTEXT_BYTES
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceAdapters:
@@ -101,17 +99,26 @@ class ServiceAdapters:
     groups: tuple[AdapterGroup, ...]
     tenancy: Tenancy
     demand: Demand
-    """A bucket for each group, in their order."""
+    """A bucket for each group and each class of sizes, group by group."""
     sizes: Demand
     """What the service's workload says: the sizes of the requests of every group."""
+    classes: tuple[SizeClass, ...]
+    """Of these sizes, which are routed apart."""
     kinds: tuple[SlotKind, ...]
     files: tuple[str, ...]
     """Files that the adapters were read from, as the request names them."""
+    traces: Mapping[str, Trace] = field(default_factory=dict)
+    """By adapter, where it has one of its own."""
+
+    @property
+    def own_slos(self) -> dict[str, tuple[Slo, ...]]:
+        """The objectives of the adapters that have their own, by name."""
+        return {name: group.slos for group in self.groups if group.slos for name in group.names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosting:
-    """One configuration with one number of slots, for every group; arrays of shape (groups,)."""
+    """One configuration with one number of slots, for every bucket of the demand; arrays of shape (buckets,)."""
 
     slots: AdapterSlots
     throughput_rps: NDArray[np.float64]
@@ -143,12 +150,12 @@ def check_adapter_request(request: PlanRequest) -> None:
                 "a peak: their rates are means. Raise constraints.headroom",
             ),
         }
-        for field, (is_asked, what) in asked.items():
+        for part, (is_asked, what) in asked.items():
             if is_asked:
                 raise InputError(
                     f"{service.name} has adapters, which are not planned together with {what}.",
                     hint="Plan this service in a request of its own, or leave one of the two out.",
-                    where=at(field),
+                    where=at(part),
                 )
 
 
@@ -166,8 +173,10 @@ def refuse_adapters(problem: FleetProblem, what: str) -> None:
         )
 
 
-def read_service_adapters(service: Service, index: int, *, base_dir: Path) -> tuple[Adapter, ...]:
-    """Return the adapters of `service`, number `index` of the request, with the rates of their traces.
+def read_service_adapters(
+    service: Service, index: int, *, base_dir: Path
+) -> tuple[tuple[Adapter, ...], dict[str, Trace]]:
+    """Return the adapters of `service`, number `index` of the request, with the rates of their traces, and the traces.
 
     Raises
     ------
@@ -175,18 +184,23 @@ def read_service_adapters(service: Service, index: int, *, base_dir: Path) -> tu
     """
     choice = service.adapters
     if choice is None:
-        return ()
+        return (), {}
     with inside(f"services[{index}].adapters"):
         listed = choice.listed()
         if choice.file is not None:
             listed = read_adapters(base_dir / choice.file, isolation=choice.isolation)
-        return tuple(_with_rate(adapter, base_dir) for adapter in listed)
+        traces = {
+            adapter.name: read_trace(resolve_trace(adapter.trace, base_dir=base_dir))
+            for adapter in listed
+            if adapter.trace is not None
+        }
+        return tuple(_with_rate(adapter, traces.get(adapter.name)) for adapter in listed), traces
 
 
-def _with_rate(adapter: Adapter, base_dir: Path) -> Adapter:
-    if adapter.trace is None:
+def _with_rate(adapter: Adapter, trace: Trace | None) -> Adapter:
+    if trace is None:
         return adapter
-    rate = mean_rate_rps(read_trace(resolve_trace(adapter.trace, base_dir=base_dir)))
+    rate = mean_rate_rps(trace)
     if rate is None:
         raise InputError(
             f"The trace {adapter.trace} of adapter {adapter.name!r} has no duration, so no rate.", hint="Give a rate."
@@ -236,18 +250,20 @@ def prepare_adapters(
             name=name,
             rate_rps=by_name[name].rate_rps or 0.0,
             memory_bytes=adapter_bytes(model, by_name[name]),
-            bucket=index,
+            group=index,
         )
         for index, group in enumerate(groups)
         for name in group.names
     )
+    classes = size_classes(sizes, MOST_BUCKETS // len(groups))
     named = [adapter.trace for adapter in (service.adapters.listed() if service.adapters else ())]
     files = [service.adapters.file if service.adapters else None, *named]
     return ServiceAdapters(
         groups=groups,
         tenancy=Tenancy(service=service.name, tenants=tenants, idle=idle),
-        demand=_demand(groups, sizes),
+        demand=_demand(groups, sizes, classes),
         sizes=sizes,
+        classes=classes,
         kinds=tuple(_kinds(service, model, asked, len(idle))),
         files=tuple(name for name in files if name is not None and ":" not in name),
     )
@@ -280,23 +296,30 @@ def _kinds(service: Service, model: ModelArchitecture, adapters: Sequence[Adapte
         )
 
 
-def _demand(groups: Sequence[AdapterGroup], sizes: Demand) -> Demand:
-    """Return a bucket for each group, whose mean sizes are the workload's."""
+def _demand(groups: Sequence[AdapterGroup], sizes: Demand, classes: Sequence[SizeClass]) -> Demand:
+    """Return a bucket for each group and class of sizes: all groups have the workload's sizes."""
     total = sizes.total_rate_rps
 
-    def mean(of: Callable[[Bucket], float | None]) -> float | None:
-        values = [(bucket.rate_rps, of(bucket)) for bucket in sizes.buckets]
-        return None if any(value is None for _, value in values) else sum(r * (v or 0.0) for r, v in values) / total
+    def mean(members: Sequence[Bucket], of: Callable[[Bucket], float | None]) -> float | None:
+        values = [(bucket.rate_rps, of(bucket)) for bucket in members]
+        rate = sum(rate for rate, _ in values)
+        return None if any(value is None for _, value in values) else sum(r * (v or 0.0) for r, v in values) / rate
+
+    def bucket(index: int, group: AdapterGroup, column: int, each: SizeClass) -> Bucket:
+        members = [sizes.buckets[position] for position in each.positions]
+        return Bucket(
+            row=index,
+            column=column,
+            group=index,
+            rate_rps=group.total_rate_rps * sum(member.rate_rps for member in members) / total,
+            input_range=each.input_range,
+            output_range=each.output_range,
+            input_tokens=mean(members, lambda bucket: bucket.input_tokens),
+            output_tokens=mean(members, lambda bucket: bucket.output_tokens),
+        )
 
     buckets = tuple(
-        Bucket(
-            row=index,
-            column=0,
-            rate_rps=group.total_rate_rps,
-            input_tokens=mean(lambda bucket: bucket.input_tokens),
-            output_tokens=mean(lambda bucket: bucket.output_tokens),
-        )
-        for index, group in enumerate(groups)
+        bucket(index, group, column, each) for index, group in enumerate(groups) for column, each in enumerate(classes)
     )
     count = sum(group.count for group in groups)
     basis = f"{count} adapters in {len(groups)} groups, sizes: {sizes.basis}" if sizes.basis else f"{count} adapters"
@@ -310,8 +333,8 @@ def hostings(
 ) -> Iterator[Hosting]:
     """Yield one adapter per replica, and every number of slots that leaves room to serve anybody.
 
-    An adapter's requests come to its replicas whatever their sizes, in the mix of the workload: with the part p[b] of
-    them in size bucket b, a replica serves 1 / sum_b p[b] / X[b] of them.
+    The requests of a class of sizes come together, in the mix of the workload: with the part p[b] of the class in size
+    bucket b, a replica serves 1 / sum_b p[b] / X[b] of them.
 
     Parameters
     ----------
@@ -324,11 +347,21 @@ def hostings(
         return
     for kind in adapters.kinds:
         for count in kind.counts:
-            with_room = partial(profile_of, room=kind.room(count))
-            found = _hosting(adapters, kind.slots(count), slos, with_room, kind.isolation)
+            slots = kind.slots(count)
+            with_room = partial(profile_of, room=room_of(slots))
+            found = _hosting(adapters, slots, slos, with_room, kind.isolation)
             if not found.throughput_rps.any():
                 break  # more of them leave even less room
             yield found
+
+
+def room_of(slots: AdapterSlots | None) -> AdapterRoom | None:
+    """Return what the adapters of a replica take of it; None where it has no room for any, or one is merged."""
+    if slots is None or slots.isolation is Isolation.DEDICATED:
+        return None
+    return AdapterRoom(
+        count=slots.count, bytes_each=slots.bytes_each, isolation=slots.isolation, context_bytes=CONTEXT_BYTES
+    )
 
 
 def _hosting(
@@ -338,37 +371,63 @@ def _hosting(
     profile_of: Callable[[Sequence[Slo]], OptionProfile],
     isolation: Isolation | None,
 ) -> Hosting:
-    """Return what `slots` serve of each group; groups that share in another way than `isolation` get nothing."""
-    rates = np.array([bucket.rate_rps for bucket in adapters.sizes.buckets])
-    parts = rates / rates.sum()
+    """Return what `slots` serve of each bucket; groups that share in another way than `isolation` get nothing."""
     profiles: dict[tuple[Slo, ...], OptionProfile] = {}
-    throughput = np.zeros(len(adapters.groups))
+    served: dict[tuple[Slo, ...], _Served] = {}
+    throughput: list[NDArray[np.float64]] = []
     provenance: list[Provenance] = []
     limiting: list[str] = []
-    for index, group in enumerate(adapters.groups):
+    for group in adapters.groups:
         met = group.slos or tuple(slos)
         if met not in profiles:
             profiles[met] = profile_of(met)
-        profile = profiles[met]
-        able = bool(np.all(profile.throughput_rps > 0))
-        if able and isolation in {None, group.isolation}:
-            throughput[index] = 1.0 / float(np.sum(parts / profile.throughput_rps))
-        provenance.append(min(profile.provenance, key=lambda origin: _WORST_FIRST.index(origin.kind)))
-        limiting.append(profile.limiting[int(np.argmin(profile.throughput_rps))])
+            served[met] = _served(adapters, profiles[met])
+        here = served[met]
+        may_use = isolation in {None, group.isolation}
+        throughput.append(here.throughput_rps if may_use else np.zeros(len(adapters.classes)))
+        provenance += here.provenance
+        limiting += here.limiting
     return Hosting(
         slots=slots,
-        throughput_rps=throughput,
+        throughput_rps=np.concatenate(throughput),
         provenance=tuple(provenance),
         limiting=tuple(limiting),
         profile=next(iter(profiles.values())),
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    """What a replica serves of each class of sizes, in their order."""
+
+    throughput_rps: NDArray[np.float64]
+    provenance: tuple[Provenance, ...]
+    limiting: tuple[str, ...]
+
+
+def _served(adapters: ServiceAdapters, profile: OptionProfile) -> _Served:
+    rates = np.array([bucket.rate_rps for bucket in adapters.sizes.buckets])
+    throughput = np.zeros(len(adapters.classes))
+    provenance: list[Provenance] = []
+    limiting: list[str] = []
+    for column, each in enumerate(adapters.classes):
+        here = np.array(each.positions)
+        rps = profile.throughput_rps[here]
+        if np.all(rps > 0):
+            throughput[column] = float(rates[here].sum()) / float(np.sum(rates[here] / rps))
+        of_class = (profile.provenance[position] for position in each.positions)
+        provenance.append(min(of_class, key=lambda origin: _WORST_FIRST.index(origin.kind)))
+        limiting.append(profile.limiting[int(here[np.argmin(rps)])])
+    return _Served(throughput_rps=throughput, provenance=tuple(provenance), limiting=tuple(limiting))
+
+
 def adapter_assumptions(name: str, adapters: ServiceAdapters) -> Iterator[str]:
     """Yield what a plan takes for granted of a service's adapters."""
+    n_sizes, n_classes = len(adapters.sizes.buckets), len(adapters.classes)
+    together = f", put together to {n_classes}" if n_classes < n_sizes else ""
     yield (
-        f"{name}: an adapter's requests go to the replicas that hold it, whatever their sizes, which are the "
-        "workload's for every adapter. An adapter alone on a replica is merged into its weights."
+        f"{name}: an adapter's requests have the workload's sizes ({n_sizes} buckets{together}), and each goes to the "
+        "replicas that hold the adapter and serve its size. An adapter alone on a replica is merged into its weights."
     )
     for kind in adapters.kinds:
         size = format_bytes(kind.bytes_each)

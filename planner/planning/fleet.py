@@ -25,7 +25,7 @@ from planner.domain.problem import (
 from planner.errors import InputError
 from planner.files.bundled import bundled_sha256
 from planner.files.request.constraints import LARGEST_INSTANCES
-from planner.planning.adapters import adapter_assumptions, check_adapter_request, hostings
+from planner.planning.adapters import adapter_assumptions, check_adapter_request, hostings, room_of
 from planner.planning.catalog import owned_offers, read_catalog
 from planner.planning.deferrable import PreparedJob, job_assumptions, own_options, prepare_jobs
 from planner.planning.disaggregation import check_engines, disaggregation_assumptions, handover_of, stages
@@ -46,7 +46,7 @@ from planner.planning.horizon import (
 from planner.planning.limits import countable, limits_of
 from planner.planning.located import at, inside
 from planner.planning.power_caps import capped_configs, check_power_caps, power_cap_assumptions
-from planner.planning.question import DisaggregationWaysOut, Question, Relaxation, ReplaySource
+from planner.planning.question import AdapterSource, DisaggregationWaysOut, Question, Relaxation, ReplaySource
 from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
 from planner.planning.services import PreparedService, prepare_service
@@ -89,11 +89,6 @@ INSTANCES_LOST = (
 
 UNPROVEN = "The SLO enters through each GPU's throughput; bursts and mixed sizes come on top (`gpuplan simulate`)."
 """Of plans that are not replayed."""
-UNPROVEN_WITH_ADAPTERS = (
-    "The SLO enters through each GPU's throughput; bursts and mixed sizes come on top, and plans with adapters are not "
-    "simulated."
-)
-"""Of plans that cannot be."""
 
 ASSUMPTIONS = (
     "A replica's load is the sum of its buckets' loads (rate / largest rate of that bucket alone within the SLO).",
@@ -269,8 +264,13 @@ class Prepared:
         service = next(service for service in self.services if service.request.name == option.service)
         config = option.config or EngineConfig()
         gpu, cap_w = self.gpus.get(option.offer.gpu), config.power_cap_w
-        profile = self._profile(service, option.offer.gpu, config, service.request.slo)
-        loads = {b: rate / option.throughput_rps[b] for b, rate in sent_rps.items() if rate > 0}
+        sizes = None if service.adapters is None else service.adapters.sizes.buckets  # every adapter's, in one mix
+        profile = self._profile(service, option.offer.gpu, config, service.request.slo, buckets=sizes)
+        if sizes is None:
+            loads = {b: rate / option.throughput_rps[b] for b, rate in sent_rps.items() if rate > 0}
+        else:
+            rates = enumerate(profile.throughput_rps.tolist())
+            loads = {b: sizes[b].rate_rps / rate for b, rate in rates if rate > 0}
         total = sum(loads.values())
         return EngineKind(
             model=service.model,
@@ -278,6 +278,7 @@ class Prepared:
             config=config,
             params=self.params,
             speed=sum(load * float(profile.speed[b]) for b, load in loads.items()) / total if total else 1.0,
+            room=room_of(option.slots),
         )
 
     def _availability(self, offer: Offer) -> float:
@@ -404,6 +405,13 @@ def fleet_question(
             engine=prepared.engine,
             traffic={service.request.name: service.traffic for service in services},
             slos=slos,
+            adapters={
+                service.request.name: AdapterSource(
+                    sizes=service.adapters.sizes, traces=service.adapters.traces, slos=service.adapters.own_slos
+                )
+                for service in services
+                if service.adapters is not None
+            },
             start_up_s=request.horizon.start_up if request.horizon is not None else None,
             spot_recovery_s=recovery_time_s(request),
         ),
@@ -526,8 +534,7 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
     if request.robust is not None:
         yield from robust_assumptions(request.robust, request.constraints.headroom)
     yield from unused_settings(request, offers)
-    has_adapters = any(service.adapters is not None for service in services)
-    yield from (UNPROVEN_WITH_ADAPTERS if has_adapters and text == UNPROVEN else text for text in ASSUMPTIONS)
+    yield from ASSUMPTIONS
 
 
 def _specs(offers: Sequence[Offer]) -> list[GpuSpec]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,7 +17,7 @@ from planner.planning.replay_page import interval_text, percent_text, seconds_te
 from planner.report.lines import Axis, Mark, Series, line_chart
 from planner.report.page import Figure
 from planner.report.replay_page import Cell, ResultPage, Table, result_html, rows_csv
-from planner.report.wording import clean
+from planner.report.wording import clean, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,13 +40,15 @@ class LoadPoint:
 
     load: float
     services: tuple[ServiceOutcome, ...]
+    late_adapters: tuple[tuple[str, int], ...] = ()
+    """Service, and how many of its adapters surely miss an objective by themselves, where any does."""
 
     @property
     def missed(self) -> tuple[str, ...]:
         """The objectives that do not hold, in words."""
-        return tuple(
-            f"{service.service}: {item.slo}" for service in self.services for item in service.slos if not item.is_met
-        )
+        missed = [f"{service.service}: {item}" for service in self.services for item in service.slos if not item.is_met]
+        late = (f"{service}: an SLO of {plural(n, 'adapter')}" for service, n in self.late_adapters)
+        return (*missed, *late)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +118,7 @@ class LoadSweep:
                 "load": float(f"{point.load:.6g}"),
                 "service": service.service,
                 "rate_rps": service.rate_rps,
-                "slo": str(item.slo),
+                "slo": str(item),
                 "bound_s": item.slo.bound_s,
                 "simulated_s": finite(item.simulated.value),
                 "low_s": finite(item.simulated.low),
@@ -152,7 +155,8 @@ def load_sweep(prepared: Prepared, settings: ReplaySettings, *, low: float, high
 
     def at(load: float, threads: int) -> tuple[LoadPoint, Replay]:
         found = prepared.run(replace(settings, load=load, n_threads=threads))
-        return LoadPoint(load=load, services=found.services), found
+        late = Counter(item.service for item in found.adapters if item.is_surely_late)
+        return LoadPoint(load=load, services=found.services, late_adapters=tuple(late.items())), found
 
     loads = [low + (high - low) * i / (n_points - 1) for i in range(n_points)]
     with ThreadPoolExecutor(max_workers=min(n_threads, n_points)) as pool:
@@ -225,7 +229,7 @@ def _charts(found: LoadSweep) -> Iterator[LineChart]:
         attained.append(Series(name=name, x=loads, y=values))
         for j, item in enumerate(service.slos):
             part = [point.services[i].slos[j].simulated.value / item.slo.bound_s for point in found.points]
-            parts.append(Series(name=f"{name}: {item.slo}", x=loads, y=part))
+            parts.append(Series(name=f"{name}: {clean(str(item))}", x=loads, y=part))
     yield line_chart(
         "attainment",
         "Requests within every SLO, by load",
@@ -257,7 +261,7 @@ def _table(found: LoadSweep) -> Table:
         (
             Cell(text=f"{point.load:.4g}"),
             Cell(text=clean(service.service)),
-            Cell(text=str(item.slo)),
+            Cell(text=clean(str(item))),
             Cell(text=seconds_text(item.simulated.value)),
             Cell(text=interval_text(item.simulated)),
             Cell(text="ok" if item.is_met else "missed", tone="good" if item.is_met else "bad"),

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from planner.domain.problem import FleetProblem, ServingOption
     from planner.domain.provenance import Warning_
     from planner.domain.slo import Slo
+    from planner.domain.workload import Demand, Trace
     from planner.planning.traffic import TrafficSource
     from planner.simulate.steps import EngineKind
 
@@ -38,6 +39,18 @@ class DisaggregationWaysOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSource:
+    """What a simulation of a service's adapters needs beside who they are and what is asked of them."""
+
+    sizes: Demand
+    """What sizes of requests are drawn from where there is no trace."""
+    traces: Mapping[str, Trace]
+    """By adapter, where it has one of its own."""
+    slos: Mapping[str, tuple[Slo, ...]]
+    """By adapter, where it has objectives of its own in place of the service's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplaySource:
     """What a simulation of the plan needs beside the problem."""
 
@@ -45,6 +58,8 @@ class ReplaySource:
     """One replica of an option that serves so many req/s of each bucket, by its number."""
     traffic: Mapping[str, TrafficSource]
     slos: Mapping[str, tuple[Slo, ...]]
+    adapters: Mapping[str, AdapterSource] = field(default_factory=dict)
+    """By service, of those that have adapters."""
     start_up_s: float | None = None
     """Until a replica that is started serves; None = the request does not say."""
     spot_recovery_s: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from planner.domain.disaggregation import Role
 from planner.errors import InputError
-from planner.planning.adapters import refuse_adapters
 from planner.planning.explain import question_of
+from planner.planning.replay_adapters import Objectives, adapter_outcomes, objectives_of
 from planner.planning.replay_outcome import (
     Phase,
     PoolOutcome,
@@ -37,6 +37,7 @@ from planner.simulate.events import Reclaims
 from planner.simulate.faults import SPOT, Recovery, timeline
 from planner.simulate.plans import planned_fleet
 from planner.simulate.run import Policy, simulate
+from planner.simulate.tenants import adapter_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -128,27 +129,34 @@ class Prepared:
             recovery=Recovery(start_up_s=self.source.start_up_s, spot_s=self.source.spot_recovery_s),
             rng=np.random.default_rng([seed, FAULT_STREAM]),
         )
-        simulation = simulate(
+        simulated = simulate(
             fleet.pools,
             traffic,
             fleet.router,
             seed=seed,
             is_exact=settings.is_exact,
-            faults=changes.faults,
-            down_at_start=changes.down_at_start,
+            faults=[replace(fault, replica=fleet.seats.engines_of(fault.replica)[0]) for fault in changes.faults],
+            down_at_start=[engine for each in changes.down_at_start for engine in fleet.seats.engines_of(each)],
         )
+        simulation = fleet.seats.by_replica(simulated)
         records = simulation.records
         counts_from_s = scene.origin_s or WARM_UP_FRACTION * float(records.arrival_s[-1])
         counted = records.select(records.arrival_s >= counts_from_s)
-        slos = {demand.service: self.source.slos[demand.service] for demand in scene.demands}
+        promised = {demand.service: objectives_in(self.question, demand.service) for demand in scene.demands}
+        mine = {name: counted.select(counted.service == index) for index, name in enumerate(promised)}
         return Replay(
-            services=tuple(
-                service_outcome(name, objectives, counted.select(counted.service == index))
-                for index, (name, objectives) in enumerate(slos.items())
+            services=tuple(service_outcome(name, objectives, mine[name]) for name, objectives in promised.items()),
+            adapters=tuple(
+                found
+                for name, objectives in promised.items()
+                if name in self.source.adapters
+                for found in adapter_outcomes(name, objectives, fleet.adapter_names(name), mine[name])
             ),
+            adapter_names=tuple(name for _, name in fleet.adapters),
+            objectives=promised,
             phases=tuple(
                 phases_of(
-                    slos,
+                    promised,
                     records,
                     events,
                     scene.stretches,
@@ -221,11 +229,20 @@ def prepare(question: Question, plan: Plan, *, traces: Mapping[str, Trace] | Non
             "This plan has throughputs alone: nothing says how long an engine step takes.",
             hint="Plan a PlanRequest, whose models and GPUs are known.",
         )
-    refuse_adapters(question.problem, "simulated")
     for name in traces or {}:
         if name not in services:
             raise InputError(f"The plan has no service {name!r}.", hint=f"There are: {', '.join(services)}.")
     return Prepared(question=question, source=question.replay, plan=plan, traces=traces or {})
+
+
+def objectives_in(question: Question, service: str) -> Objectives:
+    """Return what `service` promises to whom in a replay."""
+    source = question.replay
+    if source is None:
+        return Objectives(parts=())
+    numbers = {name: number for (mine, name), number in adapter_numbers(question.problem).items() if mine == service}
+    own = source.adapters[service].slos if service in source.adapters else {}
+    return objectives_of(source.slos[service], own, numbers)
 
 
 def _pools(fleet: PlannedFleet, simulation: Simulation, changes: Timeline) -> Iterator[PoolOutcome]:
@@ -235,7 +252,7 @@ def _pools(fleet: PlannedFleet, simulation: Simulation, changes: Timeline) -> It
     ends = (records.arrival_s + records.e2e_s)[answered]
     served_s = np.array(changes.served_s(float(ends.max()) if len(ends) else 0.0))
     there = np.bincount(records.replica[answered], weights=records.e2e_s[answered], minlength=len(served_s))
-    last = np.cumsum(fleet.pools.replicas).tolist()
+    last = np.cumsum([item.replicas for item in fleet.allocation]).tolist()
     for item, end in zip(fleet.allocation, last, strict=True):
         mine = slice(end - item.replicas, end)
         total_s = float(served_s[mine].sum())
@@ -262,6 +279,12 @@ def _notes(
         )
     if plan.unserved:
         yield "Requests that the plan leaves unserved are turned away at random, by the share of their size."
+    for name, known in scene.adapters.items():
+        own = f"; {len(known.traces)} of {len(known.numbers)} come as in their own traces" if known.traces else ""
+        yield (
+            f"{name}: each request is for an adapter, at random by their rates{own}. It goes to a replica that holds "
+            "it, whose steps read the different adapters of their batch."
+        )
     if any(item.role is Role.PREFILL for item in fleet.allocation):
         yield (
             "KV caches leave a prefill replica one after the other, at the rate of its network or of the slowest "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from planner.planning.replay_adapters import adapters_csv, adapters_dict
 from planner.simulate.statistics import across, across_outcomes, fraction, outcome
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from planner.domain.slo import Slo
+    from planner.planning.replay_adapters import AdapterOutcome, Objectives
     from planner.simulate.events import AnyEvent
     from planner.simulate.plans import Stretch
     from planner.simulate.records import RequestRecords
@@ -116,11 +118,17 @@ class Replay:
     """The same without a schedule too: a fleet starts empty, and what arrives until then does not count."""
     n_lost: int = 0
     """Times that a replica was lost, in the first replication."""
+    adapters: tuple[AdapterOutcome, ...] = ()
+    """Of every service, the worst of each first; in the first replication."""
+    adapter_names: tuple[str, ...] = ()
+    """By the number that records have."""
+    objectives: Mapping[str, Objectives] = field(default_factory=dict)
+    """What each service promises to whom."""
 
     @property
     def is_met(self) -> bool:
-        """Whether every objective of every service holds."""
-        return all(service.is_met for service in self.services)
+        """Whether every objective of every service holds, and no adapter surely misses one by itself."""
+        return all(service.is_met for service in self.services) and not any(a.is_surely_late for a in self.adapters)
 
     @property
     def utilization(self) -> dict[str, float]:
@@ -131,6 +139,14 @@ class Replay:
     def slos(self) -> dict[str, tuple[Slo, ...]]:
         """The objectives by service."""
         return {service.service: tuple(found.slo for found in service.slos) for service in self.services}
+
+    def adapters_of(self, service: str) -> tuple[AdapterOutcome, ...]:
+        """Return how the adapters of a service fare that were asked for, the worst first; () where it has none."""
+        return tuple(item for item in self.adapters if item.service == service)
+
+    def to_adapters_csv(self) -> str:
+        """Return a row for each adapter and each of its objectives as CSV."""
+        return adapters_csv(self.adapters)
 
     def missed_periods(self) -> list[tuple[int, str]]:
         """Return period and service wherever one period by itself does not hold an objective."""
@@ -149,7 +165,9 @@ class Replay:
             "requests": len(self.simulation.records),
             "replications": self.n_replications,
             "met": self.is_met,
-            "services": {service.service: _service_dict(service) for service in self.services},
+            "services": {
+                service.service: _service_dict(service, self.adapters_of(service.service)) for service in self.services
+            },
             "phases": [_phase_dict(phase) for phase in self.phases],
             "utilization": self.utilization,
             "pools": [asdict(pool) | {"at_a_time": finite(pool.at_a_time)} for pool in self.pools],
@@ -219,7 +237,7 @@ def _phase_across(found: Sequence[Phase]) -> Phase:
     return replace(found[0], services=services)
 
 
-def service_outcome(service: str, slos: tuple[Slo, ...], records: RequestRecords) -> ServiceOutcome:
+def service_outcome(service: str, objectives: Objectives, records: RequestRecords) -> ServiceOutcome:
     """Return how the requests of one service fare."""
     span_s = float(np.ptp(records.arrival_s)) if len(records) > 1 else 0.0
     served = records.select(~records.is_turned_away)
@@ -229,22 +247,30 @@ def service_outcome(service: str, slos: tuple[Slo, ...], records: RequestRecords
         n_unanswered=int(np.sum(~served.is_answered)),
         n_turned_away=len(records) - len(served),
         rate_rps=(len(records) - 1) / span_s if span_s else 0.0,
-        slos=tuple(outcome(served, slo) for slo in slos),
-        attainment=fraction(is_within(served, slos).astype(np.float64)),
-        attainment_of_all=fraction((is_within(records, slos) & ~records.is_turned_away).astype(np.float64)),
+        slos=tuple(_outcomes(served, objectives)),
+        attainment=fraction(is_within(served, objectives).astype(np.float64)),
+        attainment_of_all=fraction((is_within(records, objectives) & ~records.is_turned_away).astype(np.float64)),
     )
 
 
-def is_within(records: RequestRecords, slos: tuple[Slo, ...]) -> NDArray[np.bool_]:
-    """Return for each request whether it is within every bound that applies to it."""
+def _outcomes(served: RequestRecords, objectives: Objectives) -> Iterator[SloOutcome]:
+    """Yield how each part of a service's requests fares against each of its objectives."""
+    for part, mask in objectives.masks(served):
+        mine = served.select(mask) if part.name else served
+        yield from (outcome(mine, slo, of=part.name) for slo in part.slos)
+
+
+def is_within(records: RequestRecords, objectives: Objectives) -> NDArray[np.bool_]:
+    """Return for each request of a service whether it is within every bound that applies to it."""
     within = np.ones(len(records), dtype=bool)
-    for slo in slos:
-        within &= ~(records.values(slo.metric) > slo.bound_s)  # NaN: the objective does not apply
+    for part, mask in objectives.masks(records):
+        for slo in part.slos:
+            within &= ~(mask & (records.values(slo.metric) > slo.bound_s))  # NaN: the objective does not apply
     return within
 
 
 def phases_of(
-    slos: Mapping[str, tuple[Slo, ...]],
+    objectives: Mapping[str, Objectives],
     records: RequestRecords,
     events: Sequence[AnyEvent],
     stretches: Sequence[Stretch],
@@ -256,7 +282,7 @@ def phases_of(
 
     Parameters
     ----------
-    slos : by service, in the order in which records number them.
+    objectives : by service, in the order in which records number them.
     events : in the time of the simulation, as records are.
     replicas : that the plan has in each of `stretches`.
     """
@@ -274,8 +300,8 @@ def phases_of(
             end_s=end_s - origin_s,
             events=tuple(event.text for event in events if event.start_s < end_s and event.end_s > start_s),
             services={
-                name: _service_phase(records.select(inside & (records.service == index)), slos[name])
-                for index, name in enumerate(slos)
+                name: _service_phase(records.select(inside & (records.service == index)), objectives[name])
+                for index, name in enumerate(objectives)
             },
             period=at.period,
             replicas=n_replicas,
@@ -294,13 +320,13 @@ def _edges(counted: Sequence[Stretch], events: Sequence[AnyEvent], last_s: float
     return [origin_s, *sorted(cut for cut in cuts if origin_s < cut < last_s), last_s]
 
 
-def _service_phase(records: RequestRecords, slos: tuple[Slo, ...]) -> ServicePhase:
+def _service_phase(records: RequestRecords, objectives: Objectives) -> ServicePhase:
     served = records.select(~records.is_turned_away)
     return ServicePhase(
         n_requests=len(records),
         n_turned_away=len(records) - len(served),
-        attainment=float(is_within(served, slos).mean()) if len(served) else math.nan,
-        simulated_s=tuple(outcome(served, slo).simulated.value for slo in slos),
+        attainment=float(is_within(served, objectives).mean()) if len(served) else math.nan,
+        simulated_s=tuple(item.simulated.value for item in _outcomes(served, objectives)),
     )
 
 
@@ -327,6 +353,7 @@ def slo_dict(item: SloOutcome) -> dict[str, Any]:
     return {
         "metric": str(item.slo.metric),
         "statistic": item.slo.statistic,
+        **({"of": item.of} if item.of else {}),
         "bound_s": item.slo.bound_s,
         "simulated_s": finite(item.simulated.value),
         "interval_s": [finite(item.simulated.low), finite(item.simulated.high)],
@@ -337,7 +364,7 @@ def slo_dict(item: SloOutcome) -> dict[str, Any]:
     }
 
 
-def _service_dict(found: ServiceOutcome) -> dict[str, Any]:
+def _service_dict(found: ServiceOutcome, adapters: Sequence[AdapterOutcome]) -> dict[str, Any]:
     return {
         "requests": found.n_requests,
         "unanswered": found.n_unanswered,
@@ -347,6 +374,7 @@ def _service_dict(found: ServiceOutcome) -> dict[str, Any]:
         "attainment": finite(found.attainment.value),
         "attainment_interval": [finite(found.attainment.low), finite(found.attainment.high)],
         "attainment_of_all": finite(found.attainment_of_all.value),
+        **({"adapters": adapters_dict(adapters)} if adapters else {}),
     }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.planning.replay_adapters import WORST, adapters_sentence
 from planner.planning.replay_outcome import is_within
 from planner.report.lines import Axis, Mark, Series, line_chart
 from planner.report.page import Figure
@@ -18,6 +19,7 @@ from planner.units import format_duration
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from planner.planning.replay_adapters import AdapterOutcome
     from planner.planning.replay_outcome import Phase, Replay
     from planner.report.lines import LineChart
     from planner.simulate.statistics import Estimate
@@ -43,7 +45,7 @@ def replay_html(found: Replay, *, title: str) -> str:
             figures=tuple(_figures(found)),
             tables=(_slo_table(found),),
             charts=tuple(_charts(found)),
-            later_tables=(_pool_table(found), _phase_table(found)),
+            later_tables=(*_adapter_tables(found), _pool_table(found), _phase_table(found)),
             notes=tuple(map(clean, found.notes)),
         )
     )
@@ -88,7 +90,7 @@ def _slo_table(found: Replay) -> Table:
             rows.append(
                 (
                     Cell(text=clean(service.service)),
-                    Cell(text=str(item.slo)),
+                    Cell(text=clean(str(item))),
                     Cell(text=seconds_text(item.simulated.value)),
                     Cell(text=interval_text(item.simulated)),
                     Cell(text=verdict, tone="good" if item.is_met else "bad"),
@@ -136,11 +138,11 @@ def _charts(found: Replay) -> Iterator[LineChart]:
     time = _time_axis(found, last_s)
     middles = [time.at(at) for at in ((edges[1:] + edges[:-1]) / 2).tolist()]
     held, came = [], []
-    for index, (name, slos) in enumerate(found.slos.items()):
+    for index, (name, objectives) in enumerate(found.objectives.items()):
         mine = counted.service == index
         served = mine & ~counted.is_turned_away
         n_served = np.histogram(at_s[served], edges)[0].astype(np.float64)
-        n_held = np.histogram(at_s[served & is_within(counted, slos)], edges)[0]
+        n_held = np.histogram(at_s[served & is_within(counted, objectives)], edges)[0]
         shares = np.divide(n_held, n_served, out=np.full(n_bins, np.nan), where=n_served > 0)
         held.append(Series(name=clean(name), x=middles, y=shares.tolist()))
         rates = np.histogram(at_s[mine], edges)[0] / (edges[1] - edges[0])
@@ -216,6 +218,42 @@ def _pool_table(found: Replay) -> Table:
     )
     columns = ("pool", "replicas#", "time at work#", "requests at a time#", "most KV memory#")
     return Table(title="Pools", columns=columns, rows=rows, remark="Requests at a time: mean of one replica.")
+
+
+def _adapter_tables(found: Replay) -> Iterator[Table]:
+    """Yield the worst adapters of each service that has any, and how many keep their objectives."""
+    for service in found.services:
+        adapters = found.adapters_of(service.service)
+        if not adapters:
+            continue
+        rows = tuple(
+            (
+                Cell(text=clean(item.adapter)),
+                Cell(text=f"{item.n_requests:,}"),
+                Cell(text=adapter_slos_text(item)),
+                Cell(text=adapter_verdict(item), tone="good" if item.is_met else "bad"),
+                Cell(text=percent_text(item.attainment)),
+            )
+            for item in adapters[:WORST]
+        )
+        remark = adapters_sentence(clean(service.service), adapters)
+        if len(adapters) > WORST:
+            remark += f" The {WORST} worst are shown."
+        columns = ("adapter", "requests#", "simulated", "verdict", "within every SLO#")
+        yield Table(title=f"Adapters of {clean(service.service)}", columns=columns, rows=rows, remark=remark)
+
+
+def adapter_slos_text(item: AdapterOutcome) -> str:
+    """Return what an adapter's objectives came to in words."""
+    found = zip(item.slos, item.simulated_s, strict=True)
+    return ", ".join(f"{slo.metric} {slo.statistic} {seconds_text(value)}" for slo, value in found)
+
+
+def adapter_verdict(item: AdapterOutcome) -> str:
+    """Return whether an adapter keeps its objectives by itself in words."""
+    if item.is_met:
+        return "ok"
+    return "missed" if item.is_surely_late else "missed, not sure"
 
 
 def _phase_table(found: Replay) -> Table:

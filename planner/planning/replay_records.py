@@ -45,11 +45,14 @@ def write_records(found: Replay, path: Path, *, force: bool) -> None:
 
 
 def record_columns(found: Replay) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the columns by name, shape (requests,)."""
+    """Return the columns by name, shape (requests,); that of adapters only where there are any."""
     records = found.simulation.records
     names = np.array([service.service for service in found.services])
     special = {"service": names[records.service], "arrival_s": records.arrival_s - found.origin_s}
-    return {name: special[name] if name in special else getattr(records, name) for name in COLUMNS}
+    columns = {name: special[name] if name in special else getattr(records, name) for name in COLUMNS}
+    if found.adapter_names:
+        columns["adapter"] = np.array([*found.adapter_names, ""])[records.adapter]  # -1 = none
+    return columns
 
 
 def _cells(column: np.ndarray[Any, Any]) -> list[object]:

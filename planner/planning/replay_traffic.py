@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from planner.errors import InputError
-from planner.simulate.events import Surge, with_surge
-from planner.simulate.plans import Rates, Stretch, merged, requests_of, rows_of
+from planner.simulate.events import AdapterBurst, Surge, with_burst, with_surge
+from planner.simulate.plans import Stretch
+from planner.simulate.requests import (
+    AdapterTraffic,
+    Rates,
+    ServiceTraffic,
+    adapter_requests_of,
+    adapter_rows,
+    merged,
+    requests_of,
+    rows_of,
+)
+from planner.simulate.tenants import adapter_numbers, tenants_of
 from planner.units import format_duration
 
 if TYPE_CHECKING:
@@ -32,8 +44,8 @@ LEAST_WINDOW_S = 120.0
 MOST_LEAD_IN_S = 600.0
 """A schedule is played from so long before its first period on, at most: the fleet is then as full as it would be."""
 
-TRAFFIC_STREAM, FAULT_STREAM = 2, 1
-"""Random numbers for the two are independent of each other and of those that route requests."""
+TRAFFIC_STREAM, FAULT_STREAM, ADAPTER_STREAM = 2, 1, 3
+"""Random numbers for the three are independent of each other and of those that route requests."""
 
 _PERIODS = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
 
@@ -63,6 +75,8 @@ class Scene:
     n_most: Mapping[str, int]
     """By service, requests of a trace that is played at one rate."""
     settings: TrafficSettings
+    adapters: Mapping[str, AdapterTraffic] = field(default_factory=dict)
+    """By service, of those that have adapters."""
 
     @property
     def origin_s(self) -> float:
@@ -116,7 +130,27 @@ def scene_of(question: Question, source: ReplaySource, traces: Mapping[str, Trac
         stretches=(stretch,),
         n_most={name: max(1, round(span_s * rate)) for name, rate in means.items()},
         settings=settings,
+        adapters=dict(_adapter_traffic(question, source, replaced=traces)),
     )
+
+
+def _adapter_traffic(
+    question: Question, source: ReplaySource, *, replaced: Mapping[str, Trace]
+) -> Iterator[tuple[str, AdapterTraffic]]:
+    """Yield by service who its requests are for; where another trace is `replaced`, that holds all of them."""
+    numbers = adapter_numbers(question.problem)
+    for service, known in source.adapters.items():
+        tenants = tenants_of(question.problem.tenancies, service)
+        traces = {} if service in replaced else known.traces
+        yield (
+            service,
+            AdapterTraffic(
+                numbers=np.array([numbers[service, tenant.name] for tenant in tenants], dtype=np.int64),
+                rates_rps=np.array([tenant.rate_rps for tenant in tenants]),
+                sizes=known.sizes,
+                traces={numbers[service, t.name]: traces[t.name] for t in tenants if t.name in traces},
+            ),
+        )
 
 
 def _over_a_horizon(
@@ -169,26 +203,47 @@ def traffic_of(scene: Scene, fleet: PlannedFleet, seed: int, *, is_resampled: bo
     InputError: if none come in.
     """
     rng = np.random.default_rng([seed, TRAFFIC_STREAM])  # not the numbers that choose replicas
+    adapter_rng = np.random.default_rng([seed, ADAPTER_STREAM])
     asked, rows = [], []
     for demand in scene.demands:
-        requests = requests_of(
-            demand,
-            scene.traces[demand.service],
-            scene.rates[demand.service],
-            process=scene.settings.process,
-            n_most=scene.n_most.get(demand.service),
-            rng=rng,
-            is_resampled=is_resampled,
-        )
+        requests = _requests(scene, demand, rng, adapter_rng, is_resampled=is_resampled)
         asked.append(requests)
-        rows.append(rows_of(fleet.classes, demand.service, requests.input_tokens, requests.output_tokens))
+        if requests.adapter is not None:
+            rows.append(adapter_rows(fleet.classes, demand.service, requests, requests.adapter))
+        else:
+            rows.append(rows_of(fleet.classes, demand.service, requests.input_tokens, requests.output_tokens))
     traffic = merged(asked, rows)
     for event in scene.settings.events:
         if isinstance(event, Surge):
             traffic = with_surge(traffic, event, rng)
+        elif isinstance(event, AdapterBurst):
+            service, number = fleet.adapter_named(event.name)
+            index = [demand.service for demand in scene.demands].index(service)
+            row_of = partial(adapter_rows, fleet.classes, service)
+            traffic = with_burst(traffic, event, service=index, adapter=number, row_of=row_of, rng=adapter_rng)
     if len(traffic.arrival_s) == 0:
         raise InputError("No request comes in in the time that is replayed.", hint="Replay more, or at a higher load.")
     return fleet.routed(traffic, rng)
+
+
+def _requests(
+    scene: Scene, demand: Demand, rng: np.random.Generator, adapter_rng: np.random.Generator, *, is_resampled: bool
+) -> ServiceTraffic:
+    name, process = demand.service, scene.settings.process
+    trace, rates, n_most = scene.traces[name], scene.rates[name], scene.n_most.get(name)
+    who = scene.adapters.get(name)
+    if who is None:
+        return requests_of(demand, trace, rates, process=process, n_most=n_most, rng=rng, is_resampled=is_resampled)
+    return adapter_requests_of(
+        who,
+        trace,
+        rates,
+        process=process,
+        n_most=n_most,
+        rng=rng,
+        adapter_rng=adapter_rng,
+        is_resampled=is_resampled,
+    )
 
 
 def scene_notes(scene: Scene, step_s: float | None) -> Iterator[str]:

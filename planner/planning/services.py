@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from planner.catalog.models import load_record
@@ -45,7 +45,7 @@ def prepare_service(service: Service, index: int, *, base_dir: Path, horizon: Ho
     """Return `service`, number `index` of the request, with everything read that it names."""
     with inside(f"services[{index}].model"):
         record = load_record(service.model, base_dir=base_dir)
-    adapters = () if service.adapters is None else read_service_adapters(service, index, base_dir=base_dir)
+    adapters, traces = read_service_adapters(service, index, base_dir=base_dir)
     if adapters:
         service = with_sum_of_rates(service, index, adapters)
     with inside(f"services[{index}].workload"):
@@ -63,7 +63,7 @@ def prepare_service(service: Service, index: int, *, base_dir: Path, horizon: Ho
     prepared = None
     if adapters:
         with inside(f"services[{index}].adapters"):
-            prepared = prepare_adapters(service, record.architecture, adapters, demand)
+            prepared = replace(prepare_adapters(service, record.architecture, adapters, demand), traces=traces)
         demand = prepared.demand
     return PreparedService(
         request=service,

@@ -11,7 +11,7 @@ from planner.report.wording import clean, plural, usd
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from planner.domain.plan import AdapterAlternative, AdapterHost, AdapterPlan, Plan
+    from planner.domain.plan import AdapterAlternative, AdapterHost, AdapterPlan, Plan, Route
 
 MAX_FLAGS = 2
 """Kinds of replicas whose flags a report shows; plan.json has all."""
@@ -30,6 +30,20 @@ def comparison_text(plan: Plan) -> str:
         return ""
     ways = [_way_text(other, plan.cost_usd_per_hour) for other in plan.adapters[0].alternatives]
     return f"this plan {usd(plan.cost_usd_per_hour)} USD/h; {'; '.join(ways)}." if ways else ""
+
+
+def group_text(plan: Plan, route: Route) -> str:
+    """Return whose requests a route is for: "a0", or "a7 and 40 more" of a group of like adapters."""
+    names = [
+        share.adapter
+        for item in plan.adapters
+        if item.service == route.service
+        for share in item.shares
+        if share.group == route.group
+    ]
+    if not names:
+        return f"group {route.group}"
+    return clean(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _way_text(other: AdapterAlternative, cost: float) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from planner.report.adapters import group_text
 from planner.report.serves import NEGLIGIBLE_WEIGHT, bucket_text
 from planner.report.summary import service_names, summarize, usd_per_million_output_tokens
 from planner.report.wording import clean, number, percent, plural, price
@@ -201,13 +202,17 @@ def _routing_tables(plan: Plan) -> Iterator[RoutingTable]:
         routes = [route for route in plan.routing if route.service == service]
         used = {key for route in routes for key, weight in route.shares.items() if weight > NEGLIGIBLE_WEIGHT}
         options = tuple(sorted(used))
-        rows = tuple((*_sizes(route), tuple(route.shares.get(option, 0.0) for option in options)) for route in routes)
+        rows = tuple(
+            (*_sizes(plan, route), tuple(route.shares.get(option, 0.0) for option in options)) for route in routes
+        )
         if rows:
             yield RoutingTable(service=clean(service), options=tuple(map(clean, options)), rows=rows)
 
 
-def _sizes(route: Route) -> tuple[str, str, str]:
+def _sizes(plan: Plan, route: Route) -> tuple[str, str, str]:
     inputs = bucket_text(route.input_tokens, f"row {route.row}")
+    if route.group is not None:
+        inputs = f"{group_text(plan, route)}: {inputs if route.input_tokens else 'all sizes'}"
     outputs = bucket_text(route.output_tokens, f"column {route.column}")
     return inputs, outputs, number(route.rate_rps)
 

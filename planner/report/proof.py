@@ -10,14 +10,10 @@ from planner.units import format_duration
 
 if TYPE_CHECKING:
     from planner.domain.plan import Plan
-    from planner.domain.proof import Proof, SimulatedSlo
+    from planner.domain.proof import AdapterProof, Proof, SimulatedSlo
 
 NOT_SIMULATED = (
     "not simulated: SLOs enter through the throughput of each GPU; gpuplan simulate replays it request by request."
-)
-
-NOT_SIMULATED_WITH_ADAPTERS = (
-    "not simulated: SLOs enter through the throughput of each GPU; gpuplan simulate does not know adapters."
 )
 
 
@@ -25,12 +21,17 @@ def slo_text(plan: Plan) -> str:
     """Return what the objectives came to in the simulation, or that there was none."""
     proof = plan.proof
     if proof is None:
-        text = NOT_SIMULATED_WITH_ADAPTERS if plan.adapters else NOT_SIMULATED
-        return text if plan.allocation else ""
+        return NOT_SIMULATED if plan.allocation else ""
     several = len({slo.service for slo in proof.slos}) > 1
     traffic = ", ".join(dict.fromkeys(clean(service.traffic) for service in proof.services))
     head = f"simulated, {traffic} at {percent(proof.load)} of the planned rate: "
-    return head + "; ".join(_slo(slo, several=several) for slo in proof.slos) + "."
+    adapters = "".join(f" {_adapters(item)}" for item in proof.adapters)
+    return head + "; ".join(_slo(slo, several=several) for slo in proof.slos) + "." + adapters
+
+
+def _adapters(item: AdapterProof) -> str:
+    late = f", {len(item.late)} surely do not" if item.late else ""
+    return f"{clean(item.service)}: {item.met} of {plural(item.asked, 'adapter')} keep every SLO by themselves{late}."
 
 
 def _slo(slo: SimulatedSlo, *, several: bool) -> str:

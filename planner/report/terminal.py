@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.domain.plan import PlanStatus
+from planner.report.adapters import group_text
 from planner.report.serves import NEGLIGIBLE_WEIGHT, bucket_text
 from planner.report.summary import service_names, summarize
 from planner.report.wording import clean, number, plural
@@ -261,7 +262,7 @@ def _routing_tables(plan: Plan) -> list[RenderableType]:
             Padding(Text.assemble((letter, "bold"), f" = {clean(option)}"), (0, 0, 0, 2), expand=False)
             for option, letter in letters.items()
         ]
-        parts.append(_routing_table(routes, letters))
+        parts.append(_routing_table(plan, routes, letters))
     return parts
 
 
@@ -282,13 +283,16 @@ def _shares_text(weights: Mapping[str, float], letters: Mapping[str, str]) -> st
     )
 
 
-def _routing_table(routes: Sequence[Route], letters: Mapping[str, str]) -> Table:
+def _routing_table(plan: Plan, routes: Sequence[Route], letters: Mapping[str, str]) -> Table:
     table = _table(("input", "left"), ("output", "left"), ("req/s", "right"), ("goes to", "left"))
     for route in routes:
         stages = (_shares_text(weights, letters) for weights in (route.weights, route.decode_weights))
         shares = "; decode ".join(text for text in stages if text)
+        inputs = bucket_text(route.input_tokens, f"row {route.row}")
+        if route.group is not None:
+            inputs = f"{group_text(plan, route)}: {inputs if route.input_tokens else 'all sizes'}"
         table.add_row(
-            Text(bucket_text(route.input_tokens, f"row {route.row}")),
+            Text(inputs),
             Text(bucket_text(route.output_tokens, f"column {route.column}")),
             Text(number(route.rate_rps)),
             Text(shares),

@@ -33,6 +33,7 @@ REQUEST = np.dtype(
         ("output_tokens", "i8"),
         ("bucket", "i8"),  # row of the router's tables
         ("draw", "f8"),  # uniform in [0, 1), for weighted routing
+        ("adapter", "i8"),  # number of its adapter; NOBODY = it has none
         ("computed", "i8"),  # tokens whose KV is in memory
         ("generated", "i8"),
         ("held", "i8"),  # blocks of the prefix cache that it keeps from being evicted
@@ -56,6 +57,8 @@ REQUEST = np.dtype(
 REPLICA = np.dtype(
     [
         ("kind", "i8"),
+        ("first_mate", "i8"),  # of the engines that take turns on its GPUs, itself among them
+        ("n_mates", "i8"),
         ("is_up", "i8"),
         ("n_running", "i8"),
         ("head", "i8"),
@@ -74,6 +77,7 @@ REPLICA = np.dtype(
         ("n_steps", "i8"),
         ("n_jumps", "i8"),
         ("peak_bytes", "f8"),
+        ("peak_adapters", "i8"),  # most that one step was for
     ]
 )
 """The state of a replica. Its running requests stand in a row of their own, in the order of admission."""
@@ -154,14 +158,16 @@ def factor_at(knots: Record, factors: Record, tokens: float) -> float:
 
 
 @compiled
-def step_seconds(kind: Record, sequences: float, prefill: float, decode_s: float, attention_s: float) -> float:
+def step_seconds(
+    kind: Record, sequences: float, prefill: float, decode_s: float, attention_s: float, n_adapters: int
+) -> float:
     """Return the time of one step, as `StepModel.step_s` has it.
 
     `decode_s` and `attention_s` are sums over the decoding sequences and the prompt tokens.
     """
     batch = sequences / kind.stages
     tokens = batch + prefill / kind.stages
-    read = kind.dense_read_s
+    read = kind.dense_read_s + n_adapters * kind.adapter_read_s
     for g in range(MAX_LINES):
         if kind.expert_read_s[g] > 0:
             read += kind.expert_read_s[g] * (1.0 - (1.0 - kind.expert_share[g]) ** tokens)
@@ -381,8 +387,28 @@ def _is_decoding(request: Record) -> bool:
 
 
 @compiled
-def _price_step(kind: Record, replica: Record, running: Ints, requests: Records) -> bool:
+def _count_adapters(replica: Record, running: Ints, requests: Records, seen: Ints) -> int:
+    """Return how many different adapters the scheduled step is for.
+
+    seen : for each adapter the number of the last count that met it; at the end the number of this one.
+    """
+    seen[-1] += 1
+    count = 0
+    for i in range(replica.n_running):
+        request = requests[running[i]]
+        if request.chunk > 0 and request.adapter != NOBODY and seen[request.adapter] != seen[-1]:
+            seen[request.adapter] = seen[-1]
+            count += 1
+    return count
+
+
+@compiled
+def _price_step(kind: Record, replica: Record, running: Ints, requests: Records, seen: Ints) -> bool:
     """Set the duration of the scheduled step; return whether it only decodes."""
+    n_adapters = 0
+    if kind.adapter_read_s > 0:
+        n_adapters = _count_adapters(replica, running, requests, seen)
+        replica.peak_adapters = max(replica.peak_adapters, n_adapters)
     sequences, prefill, decode_s, growth_s, attention_s = 0, 0, 0.0, 0.0, 0.0
     for i in range(replica.n_running):
         request = requests[running[i]]
@@ -395,14 +421,15 @@ def _price_step(kind: Record, replica: Record, running: Ints, requests: Records)
         elif request.chunk > 0:
             prefill += request.chunk
             attention_s += _pairs_s(kind, request.computed + request.chunk) - _pairs_s(kind, request.computed)
-    replica.step_s = step_seconds(kind, sequences, prefill, decode_s, attention_s)
+    replica.step_s = step_seconds(kind, sequences, prefill, decode_s, attention_s, n_adapters)
     replica.growth_s = growth_s / kind.stages / kind.speed
     if prefill:
-        added_s = replica.step_s - step_seconds(kind, sequences, 0.0, decode_s, 0.0)
+        added_s = replica.step_s - step_seconds(kind, sequences, 0.0, decode_s, 0.0, n_adapters)
         extra_s = (kind.lone_prefill_factor - 1.0) * added_s
         through_s = 0.0
         if kind.stages > 1:  # a prompt's last chunk passes stage after stage
-            whole_s = step_seconds(kind, sequences, prefill * kind.stages, decode_s, attention_s * kind.stages)
+            prompts = prefill * kind.stages
+            whole_s = step_seconds(kind, sequences, prompts, decode_s, attention_s * kind.stages, n_adapters)
             through_s = kind.lone_prefill_factor * (whole_s - replica.step_s)
         for i in range(replica.n_running):
             request = requests[running[i]]
@@ -465,6 +492,7 @@ def begin_step(
     running: Ints,
     requests: Records,
     cache: PrefixCache,
+    seen: Ints,
     now_s: float,
     is_exact: bool,
 ) -> float:
@@ -476,7 +504,7 @@ def begin_step(
     if replica.n_running == 0:
         replica.jump = 0
         return np.inf
-    only_decodes = _price_step(kind, replica, running, requests)
+    only_decodes = _price_step(kind, replica, running, requests, seen)
     replica.jump = 1
     if only_decodes and not was_preempted and not is_exact:
         replica.jump = _unchanged_steps(kind, replica, running, requests)

@@ -1,8 +1,8 @@
 """What goes wrong in a replay: places lost for a while, bursts of load, replicas that fail and spot that is reclaimed.
 
 Written as "FROM-TO: WHAT": "10min-20min: lose region us-east-1", "10min-20min: lose 30% of market spot",
-"10min-20min: load x 2", "10min-20min: spot at 5%/h, back in 15min"; what happens at random may do so all the time:
-"fail every 30d, back in 10min".
+"10min-20min: load x 2", "10min-20min: spot at 5%/h, back in 15min", "10min-11min: adapter NAME at 5 req/s"; what
+happens at random may do so all the time: "fail every 30d, back in 10min".
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from planner.errors import InputError
-from planner.units import format_duration, parse_duration_s
+from planner.units import format_duration, parse_duration_s, parse_rate_rps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
 
     from planner.simulate.run import Traffic
 
@@ -29,12 +31,13 @@ _SPAN_S = {"h": 3600.0, "day": 86400.0, "week": 7 * 86400.0, "month": 30 * 86400
 _TIMES = re.compile(r"\s*([^:]+?)\s*-\s*([^:]+?)\s*:\s*(.*?)\s*")
 _LOSS = re.compile(rf"lose\s+(?:(\d+(?:\.\d+)?)\s*%\s+of\s+)?({'|'.join(PLACES)})\s+(\S.*)", re.IGNORECASE)
 _SURGE = re.compile(r"load\s*x\s*(\d+(?:\.\d+)?)", re.IGNORECASE)
+_BURST = re.compile(r"adapter\s+(\S.*?)\s+at\s+(\S.*)", re.IGNORECASE)
 _BACK = r"(?:\s*,\s*back\s+in\s+(\S.*))?"
 _SPOT = re.compile(rf"spot\s+at\s+(\d+(?:\.\d+)?)\s*%\s*/\s*({'|'.join(_SPAN_S)}){_BACK}", re.IGNORECASE)
 _FAIL = re.compile(rf"fail\s+every\s+([^,]+?){_BACK}", re.IGNORECASE)
 _HINT = (
-    "Write '10min-20min: lose region us-east-1', 'lose 30% of market spot', 'load x 2', 'spot at 20%/month' or "
-    "'fail every 30d, back in 10min'."
+    "Write '10min-20min: lose region us-east-1', 'lose 30% of market spot', 'load x 2', 'adapter NAME at 5 req/s', "
+    "'spot at 20%/month' or 'fail every 30d, back in 10min'."
 )
 
 
@@ -73,6 +76,14 @@ class Surge(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterBurst(Event):
+    """Requests for one adapter, beside those that come anyway."""
+
+    name: str
+    rate_rps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reclaims(Event):
     """Spot instances are taken back at random, each by itself."""
 
@@ -95,7 +106,7 @@ class Failures(Event):
 MOST_REQUESTS = 50_000_000
 MOST_TIMES = 100_000
 
-AnyEvent = Loss | Surge | Reclaims | Failures
+AnyEvent = Loss | Surge | AdapterBurst | Reclaims | Failures
 
 AS_THE_CATALOG_SAYS = Reclaims(start_s=0.0, end_s=math.inf, text="spot interruptions", per_s=None)
 """What `--spot-interruptions` asks for."""
@@ -115,6 +126,8 @@ def parse_event(text: str) -> AnyEvent:
     (600.0, 1200.0, 'market', 'spot', 0.3)
     >>> parse_event("0s-1h: load x 2").factor
     2.0
+    >>> parse_event("1min-2min: adapter a7 at 5 req/s").rate_rps
+    5.0
     >>> parse_event("fail every 10h, back in 5min").back_s
     300.0
     >>> round(1 / parse_event("spot at 50%/h").per_s)
@@ -135,6 +148,9 @@ def parse_event(text: str) -> AnyEvent:
         raise InputError(f"{text!r} is no event.", hint=_HINT)
     if surge := _SURGE.fullmatch(what):
         return Surge(start_s=start_s, end_s=end_s, text=what, factor=float(surge[1]))
+    if burst := _BURST.fullmatch(what):
+        rate_rps = _above_0(parse_rate_rps(burst[2]), text)
+        return AdapterBurst(start_s=start_s, end_s=end_s, text=what, name=burst[1], rate_rps=rate_rps)
     if loss := _LOSS.fullmatch(what):
         fraction = float(loss[1]) / 100 if loss[1] else 1.0
         if not 0 < fraction <= 1:
@@ -186,6 +202,48 @@ def with_surge(traffic: Traffic, surge: Surge, rng: np.random.Generator) -> Traf
         by_time = np.argsort(times, kind="stable")
         order, times = source[by_time], times[by_time]
     return replace(traffic.select(order), arrival_s=times)
+
+
+def with_burst(
+    traffic: Traffic,
+    burst: AdapterBurst,
+    *,
+    service: int,
+    adapter: int,
+    row_of: Callable[[Traffic, NDArray[np.int64]], NDArray[np.int64]],
+    rng: np.random.Generator,
+) -> Traffic:
+    """Return the traffic with requests of `service` for one adapter more, a Poisson process while the burst lasts.
+
+    Their sizes are those of other requests of the service, at random. The burst ends with the traffic at the latest.
+
+    row_of : requests of the service, and the adapters that they are for -> their rows of the router's table.
+
+    Raises
+    ------
+    InputError: if that makes more requests than can be simulated.
+    """
+    span_s = max(0.0, min(burst.end_s, float(traffic.arrival_s[-1])) - burst.start_s)
+    if span_s * burst.rate_rps > MOST_REQUESTS:
+        raise InputError(
+            f"{burst.text!r} makes {span_s * burst.rate_rps:,.0f} requests more.",
+            hint=f"At most {MOST_REQUESTS:,} can be simulated.",
+        )
+    more = int(rng.poisson(span_s * burst.rate_rps))
+    alike = np.flatnonzero(traffic.service == service)
+    if more == 0 or not len(alike) or traffic.adapter is None:
+        return traffic
+    drawn = rng.choice(alike, size=more)
+    numbers = np.full(more, adapter, dtype=np.int64)
+    rows = row_of(traffic.select(drawn), numbers)
+    times = np.concatenate([traffic.arrival_s, burst.start_s + rng.random(more) * span_s])
+    together = replace(
+        traffic.select(np.concatenate([np.arange(len(traffic.arrival_s)), drawn])),
+        arrival_s=times,
+        row=np.concatenate([traffic.row, rows]),
+        adapter=np.concatenate([traffic.adapter, numbers]),
+    )
+    return together.select(np.argsort(times, kind="stable"))
 
 
 def random_times_s(

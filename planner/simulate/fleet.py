@@ -57,6 +57,8 @@ class Fleet(NamedTuple):
     """Array of `engine.REQUEST`, in the order of arrival."""
     cache: PrefixCache
     """With a row for every replica in `users`, `older` and `newer`."""
+    seen: Ints
+    """(adapters + 1,): scratch with which a step's different adapters are counted."""
 
 
 class Routing(NamedTuple):
@@ -108,7 +110,41 @@ def _cache_of(cache: PrefixCache, r: int) -> PrefixCache:
 def _begin(fleet: Fleet, r: int, now_s: float, is_exact: bool) -> float:
     replica = fleet.replicas[r]
     kind, cache = fleet.kinds[replica.kind], _cache_of(fleet.cache, r)
-    return begin_step(kind, replica, fleet.running[r], fleet.requests, cache, now_s, is_exact)
+    return begin_step(kind, replica, fleet.running[r], fleet.requests, cache, fleet.seen, now_s, is_exact)
+
+
+@compiled
+def _whose_turn(replicas: Records, r: int) -> int:
+    """Return which of the engines on the GPUs of `r` has a step under way; NOBODY where they are idle."""
+    first = replicas[r].first_mate
+    for mate in range(first, first + replicas[r].n_mates):
+        if replicas[mate].jump > 0:
+            return mate
+    return NOBODY
+
+
+@compiled
+def _next_turn(fleet: Fleet, tree: Floats, r: int, now_s: float, is_exact: bool) -> None:
+    """Let the next engine after `r` that has work begin; `r` itself is the last to be asked.
+
+    Engines on the same GPUs take turns by the step, so steps are jumped over only where nobody else has work.
+    """
+    first, n_mates = fleet.replicas[r].first_mate, fleet.replicas[r].n_mates
+    if n_mates == 1:
+        _set_time(tree, r, _begin(fleet, r, now_s, is_exact))
+        return
+    fleet.replicas[r].jump = 0
+    _set_time(tree, r, np.inf)
+    n_with_work = 0
+    for mate in range(first, first + n_mates):
+        n_with_work += _load(fleet.replicas[mate]) > 0
+    for i in range(1, n_mates + 1):
+        mate = first + (r - first + i) % n_mates
+        if _load(fleet.replicas[mate]) > 0:
+            end_s = _begin(fleet, mate, now_s, is_exact or n_with_work > 1)
+            _set_time(tree, mate, end_s)
+            if end_s < np.inf:
+                return
 
 
 @compiled
@@ -335,10 +371,11 @@ def _place(fleet: Fleet, routing: Routing, tree: Floats, q: int, now_s: float, i
         request.finish_s = np.inf  # it would never fit: rejected at once, as engines do
         return True
     enqueue(replica, fleet.requests, q)
-    if replica.jump == 0:
+    turn = _whose_turn(fleet.replicas, r)
+    if turn == NOBODY:
         _set_time(tree, r, _begin(fleet, r, now_s, is_exact))
-    elif replica.jump > 1:
-        _set_time(tree, r, cut_jump(replica, now_s))
+    elif fleet.replicas[turn].jump > 1:
+        _set_time(tree, turn, cut_jump(fleet.replicas[turn], now_s))
     return True
 
 
@@ -382,15 +419,18 @@ def _apply_fault(
 ) -> None:
     """Lose a replica, bring it up or let it drain, and place what has no replica for it.
 
-    One that comes up while it has work was draining, and goes on; else it comes up empty.
+    One that comes up while it has work was draining, and goes on; else it comes up empty. Engines on the same GPUs
+    come and go together.
     """
     waiting = homeless.copy()
     homeless.clear()
-    replica = fleet.replicas[r]
-    replica.is_up = change == UP
-    if change == LOST or (change == UP and _load(replica) == 0):
-        _evict_all(replica, fleet.running[r], fleet.requests, _cache_of(fleet.cache, r), waiting, now_s)
-        _set_time(tree, r, np.inf)
+    first = fleet.replicas[r].first_mate
+    for mate in range(first, first + fleet.replicas[r].n_mates):
+        replica = fleet.replicas[mate]
+        replica.is_up = change == UP
+        if change == LOST or (change == UP and _load(replica) == 0):
+            _evict_all(replica, fleet.running[mate], fleet.requests, _cache_of(fleet.cache, mate), waiting, now_s)
+            _set_time(tree, mate, np.inf)
     for q in waiting:
         if not _place(fleet, routing, tree, q, now_s, is_exact):
             homeless.append(q)
@@ -436,7 +476,7 @@ def _run(fleet: Fleet, routing: Routing, arrivals: Arrivals, faults: Faults, is_
         if step_at <= now_s:
             r = _first_leaf(tree)
             n_done = _end(fleet, r, heap, now_s)
-            _set_time(tree, r, _begin(fleet, r, now_s, is_exact))
+            _next_turn(fleet, tree, r, now_s, is_exact)
             if arrivals.population:
                 for _ in range(min(n_done, n_requests - issued)):
                     _push(heap, now_s + arrivals.think_s[issued], issued)

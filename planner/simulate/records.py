@@ -36,6 +36,8 @@ class RequestRecord:
     """Prompt tokens that were found in the cache."""
     is_turned_away: bool = False
     """The router sent it to no replica, because the plan leaves so many unserved."""
+    adapter: int = -1
+    """Number of its adapter; -1 = it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,7 @@ class RequestRecords:
     restarts: NDArray[np.int64]
     prefix_hit_tokens: NDArray[np.int64]
     is_turned_away: NDArray[np.bool_]
+    adapter: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -74,6 +77,7 @@ class RequestRecords:
             restarts=int(self.restarts[index]),
             prefix_hit_tokens=int(self.prefix_hit_tokens[index]),
             is_turned_away=bool(self.is_turned_away[index]),
+            adapter=int(self.adapter[index]),
         )
 
     @property
@@ -100,6 +104,6 @@ class RequestRecords:
             never &= self.output_tokens > 1
         return np.where(never, np.inf, found)
 
-    def select(self, chosen: NDArray[np.bool_]) -> RequestRecords:
-        """Return the records of which `chosen` is true."""
+    def select(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> RequestRecords:
+        """Return the records of which `chosen` is true, or those of the given numbers."""
         return RequestRecords(**{name: getattr(self, name)[chosen] for name in self.__slots__})

@@ -61,6 +61,8 @@ class Traffic:
     service: NDArray[np.int64]
     prefix: PrefixHashes | None = None
     """Blocks of the prompts, for prefix caching; None = nothing is cached."""
+    adapter: NDArray[np.int64] | None = None
+    """Number of each request's adapter, -1 where it has none; None = no request has one."""
 
     def with_rows(self, row: NDArray[np.int64]) -> Traffic:
         """Return the same requests with other rows of the router's tables."""
@@ -75,6 +77,7 @@ class Traffic:
             row=self.row[chosen],
             service=self.service[chosen],
             prefix=None if self.prefix is None else prefixes_of(self.prefix, chosen),
+            adapter=None if self.adapter is None else self.adapter[chosen],
         )
 
 
@@ -131,6 +134,8 @@ class Simulation:
     """(replicas,): time that each was at work."""
     peak_kv_fraction: Floats
     """(replicas,): largest part of the KV memory that was ever given out."""
+    peak_adapters: NDArray[np.int64]
+    """(replicas,): most different adapters that one step was for; 0 where they cost a step nothing."""
     seconds: float
     """What the simulation took."""
 
@@ -152,6 +157,9 @@ class Pools:
     """Array of `steps.KIND`, one for each pool."""
     replicas: Sequence[int] = field(default=())
     """How many replicas each pool has."""
+    gpus: NDArray[np.int64] | None = None
+    """(replicas,): replicas that stand side by side with the same number here take turns on the same GPUs, step by
+    step, and come and go together; None = each has its own."""
 
 
 def simulate(
@@ -180,7 +188,8 @@ def simulate(
     replicas = _replicas(pools, down_at_start)
     slots = int(pools.kinds["max_seqs"].max()) if len(pools.kinds) else 0
     running = np.zeros((len(replicas), slots), dtype=np.int64)
-    state = loop.Fleet(pools.kinds, replicas, running, requests, _prefix_cache(traffic, len(replicas)))
+    seen = np.zeros(int(requests["adapter"].max(initial=-1)) + 2, dtype=np.int64)
+    state = loop.Fleet(pools.kinds, replicas, running, requests, _prefix_cache(traffic, len(replicas)), seen)
     planned = np.broadcast_to(np.array(pools.replicas, dtype=np.float64), router.weights.shape)
     if router.planned is not None:
         planned = router.planned
@@ -224,6 +233,7 @@ def _requests(traffic: Traffic, seed: int) -> NDArray[np.void]:
     requests["bucket"] = traffic.row
     requests["draw"] = np.random.default_rng(seed).random(len(requests))
     requests["replica"] = NOBODY
+    requests["adapter"] = NOBODY if traffic.adapter is None else traffic.adapter
     for name in ("sent_s", "first_s", "finish_s"):
         requests[name] = np.nan
     return requests
@@ -255,6 +265,11 @@ def _prefix_cache(traffic: Traffic, n_replicas: int) -> PrefixCache:
 def _replicas(pools: Pools, down: Sequence[int]) -> NDArray[np.void]:
     replicas = np.zeros(sum(pools.replicas), dtype=REPLICA)
     replicas["kind"] = np.repeat(np.arange(len(pools.replicas)), pools.replicas)
+    n_replicas = len(replicas)
+    gpus = np.arange(n_replicas) if pools.gpus is None else pools.gpus
+    starts = np.flatnonzero(np.diff(gpus, prepend=-1))
+    sizes = np.diff(starts, append=n_replicas)
+    replicas["first_mate"], replicas["n_mates"] = np.repeat(starts, sizes), np.repeat(sizes, sizes)
     replicas["is_up"] = 1
     replicas["is_up"][list(down)] = 0
     for name in ("head", "tail", "oldest", "newest"):
@@ -275,6 +290,7 @@ def _result(
     sent = requests["sent_s"]
     span = float(np.nanmax(finish) - np.nanmin(sent)) if np.isfinite(finish).any() else 0.0
     room = pools.kinds["kv_room"][replicas["kind"]]
+    has_room = np.isfinite(room) & (room > 0)
     answered = np.isfinite(finish)
     columns = {
         "arrival_s": sent,
@@ -289,6 +305,7 @@ def _result(
         "restarts": requests["restarts"],
         "prefix_hit_tokens": requests["hit_tokens"],
         "is_turned_away": requests["bucket"] == TURNED_AWAY,
+        "adapter": requests["adapter"],
     }
     for column in columns.values():
         column.flags.writeable = False
@@ -298,6 +315,7 @@ def _result(
         n_steps=int(replicas["n_steps"].sum()),
         utilization=replicas["busy_s"] / span if span else np.zeros(len(replicas)),
         busy_s=replicas["busy_s"].copy(),
-        peak_kv_fraction=np.divide(replicas["peak_bytes"], room, out=np.zeros(len(replicas)), where=np.isfinite(room)),
+        peak_kv_fraction=np.divide(replicas["peak_bytes"], room, out=np.zeros(len(replicas)), where=has_room),
+        peak_adapters=replicas["peak_adapters"].copy(),
         seconds=time.perf_counter() - started,
     )

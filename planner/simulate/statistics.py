@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +30,30 @@ N_BATCHES = 20
 _LEVEL_95 = 0.975
 """Of the upper end of a two-sided interval of 95%."""
 _Z_95 = 1.959964
+
+
+def level_95(among: int = 1) -> float:
+    """Return the level of the upper end of a two-sided interval of 95%, or of each of `among` such intervals.
+
+    among : so many intervals shall all hold with 95% together (Bonferroni), each by itself with more.
+
+    Examples
+    --------
+    >>> level_95(), level_95(among=100)
+    (0.975, 0.99975)
+    """
+    return 1.0 - (1.0 - _LEVEL_95) / among
+
+
+def z_95(among: int = 1) -> float:
+    """Return how many standard deviations a 95% interval reaches to each side; `among` as for `level_95`."""
+    return _Z_95 if among == 1 else NormalDist().inv_cdf(level_95(among))
+
+
+@cache
+def t_95(freedom: int, among: int = 1) -> float:
+    """Return Student's t for 95%, two sides, with so many degrees of freedom; `among` as for `level_95`."""
+    return student_t_quantile(_LEVEL_95 if among == 1 else level_95(among), freedom)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +76,11 @@ class SloOutcome:
     """The objective's statistic, in seconds."""
     attainment: Estimate
     """Fraction of requests whose own value is within the bound."""
+    of: str = ""
+    """Whose requests they are in words, where not all of the service's."""
+
+    def __str__(self) -> str:
+        return f"{self.slo} ({self.of})" if self.of else str(self.slo)
 
     @property
     def is_met(self) -> bool:
@@ -62,12 +93,12 @@ class SloOutcome:
         return self.simulated.high <= self.slo.bound_s or self.simulated.low > self.slo.bound_s
 
 
-def mean(values: Floats) -> Estimate:
-    """Return the mean of `values`, which are in the order of arrival; NaN without any."""
+def mean(values: Floats, among: int = 1) -> Estimate:
+    """Return the mean of `values`, which are in the order of arrival; NaN without any. `among` as for `level_95`."""
     if len(values) == 0:
         return Estimate(value=math.nan, low=math.nan, high=math.nan, n=0)
     value = float(np.mean(values))
-    spread = _half_width(values)
+    spread = _half_width(values, among)
     return Estimate(value=value, low=value - spread, high=value + spread, n=len(values))
 
 
@@ -91,36 +122,37 @@ def percentile(values: Floats, level: float) -> Estimate:
     return Estimate(value=value, low=at(max(0.0, low)), high=at(high) if high < 1 else math.inf, n=n)
 
 
-def fraction(is_true: Floats) -> Estimate:
+def fraction(is_true: Floats, among: int = 1) -> Estimate:
     """Return the share of ones among zeros and ones in the order of arrival.
 
     Batch means know nothing of what is too rare to be in most batches, so the interval is at least as wide as that of
-    independent requests.
+    independent requests. `among` as for `level_95`.
     """
-    found = mean(is_true)
+    found = mean(is_true, among)
     if found.n == 0:
         return found
-    low, high = wilson(found.value, found.n)
+    low, high = wilson(found.value, found.n, among)
     return Estimate(
         value=found.value, low=max(0.0, min(found.low, low)), high=min(1.0, max(found.high, high)), n=found.n
     )
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
+def wilson(share: float, n: int, among: int = 1) -> tuple[float, float]:
     """Return the 95% interval of a probability of which `share` was seen in `n` independent trials.
 
     Wilson's score interval with correction for continuity (Newcombe, Statistics in Medicine 17, 1998, method 4), which
-    covers at least as much as it says where events are rare.
+    covers at least as much as it says where events are rare. `among` as for `level_95`.
 
     Examples
     --------
     >>> [round(end, 4) for end in wilson(1.0, 100)]
     [0.9539, 1.0]
     """
-    z2, rest = _Z_95**2, 1.0 - share
-    width = _Z_95 * math.sqrt(max(0.0, z2 - 2 - 1 / n + 4 * share * (n * rest + 1)))
+    z = z_95(among)
+    z2, rest = z**2, 1.0 - share
+    width = z * math.sqrt(max(0.0, z2 - 2 - 1 / n + 4 * share * (n * rest + 1)))
     low = (2 * n * share + z2 - 1 - width) / (2 * (n + z2))
-    width = _Z_95 * math.sqrt(max(0.0, z2 + 2 - 1 / n + 4 * share * (n * rest - 1)))
+    width = z * math.sqrt(max(0.0, z2 + 2 - 1 / n + 4 * share * (n * rest - 1)))
     high = (2 * n * share + z2 + 1 + width) / (2 * (n + z2))
     return (0.0 if share == 0 else max(0.0, low)), (1.0 if share == 1 else min(1.0, high))
 
@@ -138,7 +170,7 @@ def across(replications: Sequence[Estimate]) -> Estimate:
         return Estimate(value=math.nan, low=math.nan, high=math.nan, n=n)
     if np.isinf(values).any():
         return Estimate(value=math.inf, low=float(values.min()), high=math.inf, n=n)
-    half = student_t_quantile(_LEVEL_95, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = t_95(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
     middle = float(values.mean())
     return Estimate(value=middle, low=middle - half, high=middle + half, n=n)
 
@@ -148,12 +180,13 @@ def across_outcomes(replications: Sequence[SloOutcome]) -> SloOutcome:
     attained = across([found.attainment for found in replications])
     return SloOutcome(
         slo=replications[0].slo,
+        of=replications[0].of,
         simulated=across([found.simulated for found in replications]),
         attainment=replace(attained, low=max(0.0, attained.low), high=min(1.0, attained.high)),
     )
 
 
-def _half_width(values: Floats) -> float:
+def _half_width(values: Floats, among: int) -> float:
     """Return half the width of the mean's 95% interval by batch means; infinite for fewer values than batches."""
     length = len(values) // N_BATCHES
     if length == 0:
@@ -161,12 +194,13 @@ def _half_width(values: Floats) -> float:
     if not np.isfinite(values).all():
         return math.inf
     batches = values[: length * N_BATCHES].reshape(N_BATCHES, length).mean(axis=1)
-    return float(student_t_quantile(_LEVEL_95, N_BATCHES - 1) * batches.std(ddof=1) / math.sqrt(N_BATCHES))
+    return float(t_95(N_BATCHES - 1, among) * batches.std(ddof=1) / math.sqrt(N_BATCHES))
 
 
-def outcome(records: RequestRecords, slo: Slo) -> SloOutcome:
-    """Return how the requests of one service fare against one of its objectives."""
+def outcome(records: RequestRecords, slo: Slo, of: str = "") -> SloOutcome:
+    """Return how requests fare against an objective of theirs; `of` says whose they are, where not all of a service."""
     values = records.values(slo.metric)
     values = values[~np.isnan(values)]
     simulated = mean(values) if slo.percentile is None else percentile(values, slo.percentile)
-    return SloOutcome(slo=slo, simulated=simulated, attainment=fraction((values <= slo.bound_s).astype(np.float64)))
+    attained = fraction((values <= slo.bound_s).astype(np.float64))
+    return SloOutcome(slo=slo, simulated=simulated, attainment=attained, of=of)

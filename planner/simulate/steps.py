@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from planner.domain.hardware import EngineConfig, GpuSpec
     from planner.domain.model import LayerGroup, ModelArchitecture
+    from planner.profilers.adapters import AdapterRoom
     from planner.profilers.curve import Curve
     from planner.profilers.efficiency import EstimatorParams
 
@@ -45,6 +46,7 @@ KIND = np.dtype(
         ("lone_prefill_factor", "f8"),
         ("kv_room", "f8"),  # bytes on one GPU
         ("block_tokens", "i8"),  # KV memory is given out in blocks of so many
+        ("adapter_read_s", "f8"),  # per different adapter of a step; 0 = merged into the weights, or none
         ("transfer_s", "f8"),  # per byte of KV cache (of one GPU) handed to a decode replica
         ("is_prefill", "i8"),  # 1 = yields first tokens and hands over; 0 = serves requests to their end
         ("max_seqs", "i8"),
@@ -77,6 +79,8 @@ class EngineKind(NamedTuple):
     config: EngineConfig
     params: EstimatorParams
     speed: float = 1.0
+    room: AdapterRoom | None = None
+    """For adapters; of processes that share the weights this is one. None = there are none, or one is merged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +147,8 @@ def _fill(row: np.void, kind: EngineKind) -> None:
     row["stages"], row["speed"] = step.stages, kind.speed
     row["lone_prefill_factor"] = step.lone_prefill_factor
     row["kv_room"] = roofline.replica_memory(kind.model, kind.gpu, kind.config, kind.params).kv_bytes
+    if kind.room is not None:
+        _leave_room(row, kind, kind.room)
     row["block_tokens"] = BLOCK_TOKENS
     row["max_seqs"], row["token_budget"] = kind.config.max_num_seqs, kind.config.max_num_batched_tokens
     row["expert_share"] = _padded([group.n_active / group.n_experts for group in step.experts], 0.0)
@@ -160,6 +166,22 @@ def _fill_curves(row: np.void, layers: Curve | None, links: Curve | None) -> Non
     for name, curve in (("layer", layers), ("link", links)):
         if curve is not None:
             row[f"{name}_knots"], row[f"{name}_factors"] = curve.log_sizes, curve.factors
+
+
+def _leave_room(row: np.void, kind: EngineKind, room: AdapterRoom) -> None:
+    """Take the adapters' memory from the KV cache, and let steps read those that are in them.
+
+    As `planner.profilers.capacity` has it, which takes the dearest mix of adapters for the batch where the engine loop
+    counts those that are there.
+    """
+    n_gpus = kind.config.gpus_per_replica
+    memory = roofline.replica_memory(kind.model, kind.gpu, kind.config, kind.params)
+    taken = room.taken_bytes(n_gpus, room_bytes=memory.kv_bytes, activation_bytes=memory.activation_bytes)
+    efficiency = roofline.engine_efficiency(kind.gpu, kind.config, kind.params)
+    rate = kind.gpu.bandwidth_bytes_per_s * efficiency.bandwidth_fraction
+    row["kv_room"] = max(0.0, memory.kv_bytes - taken)
+    row["adapter_read_s"] = room.bytes_each / n_gpus / rate
+    row["fixed_s"] += kind.model.n_layers * efficiency.adapter_overhead_s
 
 
 def _padded(values: Sequence[float] | Floats, fill: float) -> Floats:

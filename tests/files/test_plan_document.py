@@ -44,6 +44,8 @@ from planner.domain.plan import (
     Unserved,
 )
 from planner.domain.proof import (
+    AdapterProof,
+    LateAdapter,
     PeriodMiss,
     Proof,
     ProofEnd,
@@ -271,6 +273,7 @@ def built(kind, **given_fields):
         "Isolation": st.sampled_from(Isolation),
         "ProvenanceKind": st.sampled_from(ProvenanceKind),
         "tuple[int, int] | None": st.none() | st.tuples(counts, counts),
+        "tuple[float, ...]": st.lists(figures, max_size=3).map(tuple),
         "tuple[str, ...]": st.lists(names, max_size=3).map(tuple),
     }
     others = {field.name: by_type[field.type] for field in dataclasses.fields(kind) if field.name not in given_fields}
@@ -352,6 +355,7 @@ def plans(draw):
         slos=several(built(SimulatedSlo, attainment_low=part, **shares)),
         services=several(built(ServiceProof, other_cap=positive)),
         missed_periods=several(built(PeriodMiss)),
+        adapters=several(built(AdapterProof, late=several(built(LateAdapter, attainment=part)))),
         caps=several(built(UtilizationCap, utilization_cap=positive)),
         rounds=several(
             built(
@@ -480,6 +484,8 @@ MODELS = [
     proof_schema.UtilizationCapDocument,
     proof_schema.ServiceProofDocument,
     proof_schema.PeriodMissDocument,
+    proof_schema.AdapterProofDocument,
+    proof_schema.LateAdapterDocument,
     robustness_schema.RobustnessDocument,
     robustness_schema.ScenarioCaseDocument,
     robustness_schema.FleetOutcomesDocument,

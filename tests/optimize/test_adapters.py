@@ -49,12 +49,13 @@ def problem_of(rates, kinds, *, isolation=Isolation.SHARED_PROCESS, n_alone=16, 
     groups = group_adapters(adapters, n_alone=n_alone)
     rate_of = {adapter.name: adapter.rate_rps for adapter in adapters}
     tenants = tuple(
-        Tenant(name=name, rate_rps=rate_of[name], memory_bytes=1e8, bucket=index)
+        Tenant(name=name, rate_rps=rate_of[name], memory_bytes=1e8, group=index)
         for index, group in enumerate(groups)
         for name in group.names
     )
     buckets = tuple(
-        Bucket(row=i, column=0, rate_rps=sum(t.rate_rps for t in tenants if t.bucket == i)) for i in range(len(groups))
+        Bucket(row=i, column=0, group=i, rate_rps=sum(t.rate_rps for t in tenants if t.group == i))
+        for i in range(len(groups))
     )
     options = tuple(
         ServingOption(

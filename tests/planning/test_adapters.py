@@ -9,17 +9,26 @@ from datetime import date
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests_support import REPO
 
 import planner
 from planner.catalog.gpus import load_gpus
 from planner.catalog.models import load_model
 from planner.domain.adapters import Isolation, adapter_params
-from planner.domain.hardware import EngineConfig
+from planner.domain.hardware import EngineConfig, Market, Offer
+from planner.domain.plan import PlanStatus
+from planner.domain.problem import FleetProblem, ServingOption
+from planner.domain.workload import Bucket, Demand
 from planner.errors import InputError
 from planner.files.documents import parse_document
 from planner.files.plan_document import plan_to_document
 from planner.files.plan_schema import plan_from_document
+from planner.optimize import Assignment, SolverSettings, solve
+from planner.optimize.unserved import unserved_positions
+from planner.planning import relax
+from planner.planning.answer import read_question, read_request
 from planner.profilers.adapters import AdapterRoom
 from planner.profilers.capacity import estimate_buckets
 from planner.profilers.efficiency import default_params
@@ -179,19 +188,73 @@ def test_a_workload_without_adapters_still_needs_its_rate():
         planner.plan(request(None))
 
 
-def test_a_plan_with_adapters_is_not_proven_explained_or_simulated(tmp_path, gpuplan):
+def test_a_plan_with_adapters_is_not_explained_or_swept(tmp_path, gpuplan):
     path = tmp_path / "r.json"
     path.write_text(json.dumps(request({"each": [adapter("a"), adapter("b")]})), encoding="utf-8")
-    assert gpuplan("plan", path, "--verify").code == 2
     assert gpuplan("plan", path, "--assignment", "sliced").code == 2
     made = gpuplan("plan", path, "-o", tmp_path / "plan.json")
     assert made.code == 0
     assert "throughput_error" not in made.out  # what does not combine is no way out
-    for command in (("explain", tmp_path / "plan.json"), ("simulate", tmp_path / "plan.json")):
-        ran = gpuplan(*command)
-        assert ran.code == 2
-        assert "adapters" in ran.err
+    ran = gpuplan("explain", tmp_path / "plan.json")
+    assert ran.code == 2
+    assert "adapters" in ran.err
     assert gpuplan("sweep", path, "--pareto", "cost,power").code == 2
+
+
+def test_ways_out_of_an_objective_are_found_with_few_plans(monkeypatch):
+    solves = []
+    monkeypatch.setattr(relax, "solve", lambda *given, **more: solves.append(1) or solve(*given, **more))
+    impossible = {"slo": ["ttft p99 <= 20ms", "tpot mean <= 60ms"]}
+    each = [adapter("a", "4 req/s"), adapter("b"), adapter("own", isolation="dedicated")]
+    found = planned({"each": each}, service=impossible).plan
+    assert found.status is PlanStatus.INFEASIBLE
+    (conflict,) = (each for each in found.conflicts if each.relaxed is not None)
+    assert conflict.requirement == "chat: ttft p99 <= 20 ms"
+    assert len(solves) <= 3
+
+    def is_served(bound_s):
+        asked = request({"each": each}, service={"slo": [f"ttft p99 <= {bound_s}s", "tpot mean <= 60ms"]})
+        question = read_question(
+            read_request(asked), base_dir=REPO, today=date.fromisoformat(TODAY), strict=False, current=None
+        )
+        return not unserved_positions(question.problem.demands[0], question.problem)
+
+    assert is_served(conflict.relaxed)
+    assert not is_served(conflict.relaxed * 0.97)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(0.1, 5), min_size=1, max_size=4), st.floats(0, 0.5))
+def test_requests_cost_at_least_what_they_do_where_they_are_cheapest(rates, headroom):
+    offers = [
+        Offer(
+            name=f"K{i}",
+            provider="p",
+            instance_type="t",
+            region="r",
+            market=Market.ON_DEMAND,
+            gpu=f"G{i}",
+            gpus_per_instance=2,
+            price_usd_per_hour=1.0 + i,
+        )
+        for i in range(2)
+    ]
+    options = tuple(
+        ServingOption(
+            service="s",
+            offer=each,
+            gpus_per_replica=1,
+            throughput_rps=np.array([1.0 + 2 * i, *[2.0] * (len(rates) - 1)]),
+        )
+        for i, each in enumerate(offers)
+    )
+    buckets = tuple(Bucket(row=i, column=0, rate_rps=rate) for i, rate in enumerate(rates))
+    problem = FleetProblem(demands=(Demand(service="s", buckets=buckets),), options=options, headroom_fraction=headroom)
+    plan = solve(problem, settings=SolverSettings(), assignment=Assignment.fractional())
+    least = relax.least_cost(problem)
+    assert least <= plan.cost_usd_per_hour + 1e-9
+    # Each of two instances can be empty but for a request.
+    assert least >= plan.cost_usd_per_hour - 3.0 - 1e-9
 
 
 SIZES = {"input_tokens": np.array([800.0]), "output_tokens": np.array([200.0]), "slos": ()}

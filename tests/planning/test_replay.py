@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.domain.plan import Route
-from planner.simulate.plans import rows_of
+from planner.simulate.requests import rows_of
 
 REQUESTS = ("--requests", "6000")
 

@@ -48,7 +48,7 @@ def test_a_step_takes_what_the_profile_says(model, parallel):
             attention_s=np.array([attention_s]),
         )[0]
         record = engine_table([kind])[0]
-        found = step_seconds(record, sequences, prompt, sequences * decode_s, prompt * attention_s)
+        found = step_seconds(record, sequences, prompt, sequences * decode_s, prompt * attention_s, 0)
         assert found == pytest.approx(expected, rel=1e-9)
 
 

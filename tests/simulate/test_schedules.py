@@ -11,6 +11,7 @@ from planner.simulate import arrivals, statistics
 from planner.simulate.faults import Place, timeline
 from planner.simulate.plans import PlannedFleet, SizeClass, Stretch
 from planner.simulate.run import Fault, Policy, Pools, Router, simulate
+from planner.simulate.tenants import Seats
 
 SERVICE_S = MEAN_TOKENS * STEP_S
 
@@ -30,6 +31,8 @@ def planned(replicas, lengths_s, *, turned_away=None, slots=1, policy=Policy.WEI
         stretches=tuple(
             Stretch(start_s=start, end_s=end, period=i) for i, (start, end) in enumerate(pairwise(edges.tolist()))
         ),
+        seats=Seats(replica=np.arange(most), n_replicas=most, holds=np.zeros((most, 0), dtype=np.bool_)),
+        adapters={},
     )
 
 

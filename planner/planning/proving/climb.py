@@ -132,7 +132,6 @@ def check_can_be_proven(question: Question, plan: Plan) -> None:
         (question.replay is None, "has throughputs alone: nothing says how long an engine step takes"),
         (not plan.allocation, "rents nothing"),
         (bool(problem.jobs), "does work with a deadline"),
-        (bool(problem.tenancies), "places adapters, which the simulation does not know"),
     ):
         if is_so:
             raise InputError(f"This plan {what}, and cannot be proven by simulation.", hint="Plan with --no-verify.")
@@ -394,6 +393,7 @@ def _proven(search: ProofSearch, unproven: Plan, ended: ProofEnd) -> Proven:
         rounds=tuple(search.rounds),
         removals=search.removals.get(fleet_key(plan), 0),
         missed_periods=tuple(PeriodMiss(period=period, service=name) for period, name in verdict.missed_periods),
+        adapters=verdict.adapters,
         notes=verdict.notes,
     )
     status, solver = plan.status, plan.solver

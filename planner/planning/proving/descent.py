@@ -36,7 +36,8 @@ def can_descend(problem: FleetProblem, assignment: Assignment) -> bool:
         or (problem.egress is not None and problem.egress.usd_per_gb > 0)
     )
     is_other = problem.goal is not None or problem.horizon is not None or bool(problem.jobs) or problem.shed is not None
-    return not (is_priced or is_other) and assignment.slice_factor is None
+    # Fleets of given replicas are routed by groups, and would leave open where each adapter is.
+    return not (is_priced or is_other or problem.tenancies) and assignment.slice_factor is None
 
 
 def removals(

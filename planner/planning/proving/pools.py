@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from planner.domain.plan import Plan
     from planner.domain.slo import Slo
@@ -30,7 +30,7 @@ PoolMargins = dict[tuple[str, str], float]
 """By service and option: how far within its objectives a pool is; below 0 it misses."""
 
 
-def pool_margins(plan: Plan, replay: Replay, slos: Mapping[str, Sequence[Slo]]) -> PoolMargins:
+def pool_margins(plan: Plan, replay: Replay) -> PoolMargins:
     """Return how far each pool's own requests are within their objectives; pools with too few requests are left out."""
     records = replay.simulation.records
     counted = records.select(records.arrival_s >= replay.counts_from_s)
@@ -40,7 +40,9 @@ def pool_margins(plan: Plan, replay: Replay, slos: Mapping[str, Sequence[Slo]]) 
     for index, item in enumerate(plan.allocation):
         mine = (pool == index) & (counted.replica >= 0)
         if int(mine.sum()) >= FEW:
-            found[item.service, item.option] = _margin(counted.select(mine), slos[item.service])
+            own = counted.select(mine)
+            parts = replay.objectives[item.service].masks(own)
+            found[item.service, item.option] = min(_margin(own.select(mask), part.slos) for part, mask in parts)
     return found
 
 

@@ -101,8 +101,7 @@ class ProofSearch:
                 n_requests=None if plan.schedule else PROOF_REQUESTS,
             )
             found = replay_of(self.question, plan, settings=settings)
-            slos = self.question.replay.slos if self.question.replay else {}
-            self.simulated[key] = judge(found), pool_margins(plan, found, slos)
+            self.simulated[key] = judge(found), pool_margins(plan, found)
         return self.simulated[key]
 
     def attempt(
@@ -219,6 +218,7 @@ def _round(step: ProofStep, plan: Plan, verdict: Verdict, factors: Mapping[str, 
                 attainment=service.worst.slo.attainment,
                 met=service.worst.slo.met,
                 sure=service.worst.slo.sure,
+                late_adapters=service.n_late,
             )
             for service in verdict.services
             if service.objectives
@@ -232,8 +232,20 @@ def replicas_key(plan: Plan) -> tuple[object, ...]:
 
 
 def fleet_key(plan: Plan) -> tuple[object, ...]:
-    """Return what decides how a plan fares: replicas, weights and who is turned away, over all and by period."""
-    return (_part_key(plan), *map(_part_key, plan.schedule))
+    """Return what decides how a plan fares: replicas, weights, who is turned away, by period too, and adapters."""
+    placed = tuple(
+        (
+            item.service,
+            replica.option,
+            tuple(
+                (each.adapter, *(round(rate, 9) for rate in each.by_size_rps or (each.rate_rps,)))
+                for each in replica.adapters
+            ),
+        )
+        for item in plan.adapters
+        for replica in item.placement
+    )
+    return (_part_key(plan), *map(_part_key, plan.schedule), placed)
 
 
 def _part_key(part: Plan | Period) -> tuple[object, ...]:

@@ -13,10 +13,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from planner.domain.proof import SimulatedSlo
+from planner.domain.proof import AdapterProof, LateAdapter, SimulatedSlo
 from planner.simulate.statistics import N_BATCHES, wilson
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from planner.planning.replay import Replay, ServiceOutcome
     from planner.simulate.statistics import SloOutcome
 
@@ -41,11 +43,14 @@ class ServiceVerdict:
     rate_rps: float
     requests: int
     objectives: tuple[Judged, ...]
+    n_late: int = 0
+    """Adapters that surely miss an objective by themselves. A pool of equal replicas shares its requests; adapters
+    share nothing but what holds them, so that all together may hold while one replica's never do."""
 
     @property
     def holds(self) -> bool:
-        """Whether every objective holds."""
-        return all(item.holds for item in self.objectives)
+        """Whether every objective holds, for each adapter too as far as can be told."""
+        return all(item.holds for item in self.objectives) and not self.n_late
 
     @property
     def worst(self) -> Judged:
@@ -62,6 +67,8 @@ class Verdict:
     """That were replayed, all services."""
     missed_periods: tuple[tuple[int, str], ...] = ()
     """Period and service wherever one period of a schedule by itself does not hold an objective."""
+    adapters: tuple[AdapterProof, ...] = ()
+    """How the adapters of each service fare that has any."""
     notes: tuple[str, ...] = ()
     """What was replayed, and what was not."""
 
@@ -84,19 +91,37 @@ class Verdict:
 def judge(replay: Replay) -> Verdict:
     """Return whether the objectives of `replay` hold."""
     return Verdict(
-        services=tuple(_judge_service(found) for found in replay.services),
+        services=tuple(
+            _judge_service(found, sum(item.is_surely_late for item in replay.adapters_of(found.service)))
+            for found in replay.services
+        ),
         requests=len(replay.simulation.records),
         missed_periods=tuple(replay.missed_periods()),
+        adapters=tuple(_judge_adapters(replay)),
         notes=replay.notes,
     )
 
 
-def _judge_service(found: ServiceOutcome) -> ServiceVerdict:
+def _judge_adapters(replay: Replay) -> Iterator[AdapterProof]:
+    for service in replay.services:
+        found = replay.adapters_of(service.service)
+        if found:
+            late = (
+                LateAdapter(adapter=item.adapter, requests=item.n_requests, attainment=item.attainment)
+                for item in found
+                if item.is_surely_late
+            )
+            met = sum(item.is_met for item in found)
+            yield AdapterProof(service=service.service, asked=len(found), met=met, late=tuple(late))
+
+
+def _judge_service(found: ServiceOutcome, n_late: int) -> ServiceVerdict:
     return ServiceVerdict(
         service=found.service,
         rate_rps=found.rate_rps,
         requests=found.n_requests,
         objectives=tuple(_judge(found.service, item) for item in found.slos),
+        n_late=n_late,
     )
 
 

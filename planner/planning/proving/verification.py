@@ -12,7 +12,7 @@ from planner.errors import InputError
 from planner.optimize.termination import Termination
 from planner.planning.fleet import UNPROVEN
 from planner.planning.proving.caps import with_found_caps
-from planner.planning.proving.climb import check_can_be_proven, prove
+from planner.planning.proving.climb import prove
 from planner.units import format_duration
 from planner.workload.buckets import W_MEAN_OF_BURSTY
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from planner.domain.plan import Plan
-    from planner.domain.proof import Proof, ProofRound
+    from planner.domain.proof import AdapterProof, Proof, ProofRound
     from planner.optimize import Assignment, SolverSettings
     from planner.planning.question import Question
 
@@ -31,6 +31,7 @@ STOPPED = "W411"
 PERIODS_MISS = "W412"
 
 MOST_PERIODS_NAMED = 12
+MOST_ADAPTERS_NAMED = 5
 
 
 def verified(
@@ -54,13 +55,11 @@ def verified(
     if plan.solver.termination == Termination.INTERRUPTED.value or not (is_asked or has_arrivals(question)):
         return question, plan
     try:
-        check_can_be_proven(question, plan)
+        found = prove(question, plan, settings=settings, assignment=assignment, on_round=on_round)
     except InputError as error:
         if is_asked:
             raise
         return question, replace(plan, warnings=(*plan.warnings, _not_proven(error)))
-    try:
-        found = prove(question, plan, settings=settings, assignment=assignment, on_round=on_round)
     except KeyboardInterrupt:
         stopped = replace(plan.solver, termination=Termination.INTERRUPTED.value)
         warning = Warning_(code=STOPPED, message="Ctrl-C came before the plan was replayed: its SLOs are not proven.")
@@ -84,10 +83,19 @@ def verified(
 
 def has_arrivals(question: Question) -> bool:
     """Return whether all traffic comes from traces that say when each request came."""
-    if question.replay is None:
+    replay = question.replay
+    if replay is None:
         return False
-    traces = [source.trace for source in question.replay.traffic.values()]
-    return bool(traces) and all(trace is not None and trace.has_arrivals for trace in traces)
+    tenants = {tenancy.service: tenancy.tenants for tenancy in question.problem.tenancies}
+
+    def has(service: str) -> bool:
+        trace = replay.traffic[service].trace
+        if trace is not None and trace.has_arrivals:
+            return True
+        own = replay.adapters[service].traces if service in replay.adapters else {}
+        return bool(own) and all(tenant.name in own for tenant in tenants[service])
+
+    return bool(replay.traffic) and all(map(has, replay.traffic))
 
 
 def _not_proven(error: InputError) -> Warning_:
@@ -140,7 +148,17 @@ def _missed_periods(proof: Proof) -> str:
 
 
 def _misses(proof: Proof) -> list[str]:
-    return list(dict.fromkeys(slo.service for slo in proof.slos if not (slo.met and slo.sure)))
+    services = [slo.service for slo in proof.slos if not (slo.met and slo.sure)]
+    return list(dict.fromkeys([*services, *(item.service for item in proof.adapters if item.late)]))
+
+
+def _late_adapters(item: AdapterProof) -> str:
+    named = [f"{each.adapter} ({each.attainment:.2%} of {each.requests:,})" for each in item.late[:MOST_ADAPTERS_NAMED]]
+    more = f" and {len(item.late) - len(named)} more" if len(item.late) > len(named) else ""
+    return (
+        f"{len(item.late)} of {item.asked} adapters of {item.service} surely miss an objective by themselves (requests"
+        f" in time: {', '.join(named)}{more})"
+    )
 
 
 def _missed(proof: Proof) -> str:
@@ -155,6 +173,7 @@ def _missed(proof: Proof) -> str:
             f"{slo.service} {slo.metric} {slo.statistic} {value} instead of {format_duration(slo.bound_s)}{unsure}"
             f" ({slo.attainment:.2%} of its requests are in time)"
         )
+    parts += [_late_adapters(item) for item in proof.adapters if item.late]
     return (
         f"No plan within the limits was found whose replay holds; of those tried this is nearest: {'; '.join(parts)}."
         " A looser bound, a lower percentile, other GPUs (catalog.gpus, parallelism.tp) or looser limits would help."

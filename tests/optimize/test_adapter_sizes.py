@@ -1,0 +1,222 @@
+"""Adapters whose requests come in sizes: all fleets are tried on small cases, and one route for all is no better."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.domain.adapter_groups import group_adapters
+from planner.domain.adapters import Adapter, AdapterSlots, Isolation, Tenancy, Tenant
+from planner.domain.hardware import Market, Offer
+from planner.domain.problem import FleetProblem, ServingOption
+from planner.domain.workload import Bucket, Demand
+from planner.errors import InputError, SolverLiedError
+from planner.optimize import Assignment, SolverSettings, solve, verify_plan
+from planner.optimize.backends import solve_milp
+from planner.optimize.coarser import has_sizes, on_one_route
+from planner.optimize.milp import MilpBuilder
+from planner.optimize.termination import Termination
+
+SETTINGS = SolverSettings(time_limit_s=20.0, relative_gap=0.0)
+FRACTIONAL = Assignment.fractional()
+
+
+def option_of(name, price, speeds, count):
+    """Return an option on an offer of one GPU without limit."""
+    given = {"provider": "p", "instance_type": name, "region": "r", "market": Market.ON_DEMAND, "gpu": name}
+    slots = AdapterSlots(
+        count=count,
+        bytes_each=0.0 if count == 1 else 1e8,
+        isolation=Isolation.DEDICATED if count == 1 else Isolation.SHARED_PROCESS,
+    )
+    return ServingOption(
+        service="s",
+        offer=Offer(name=name, gpus_per_instance=1, price_usd_per_hour=price, **given),
+        gpus_per_replica=1,
+        throughput_rps=np.array(speeds, dtype=float),
+        slots=slots,
+    )
+
+
+def problem_of(rates, kinds, parts, *, n_alone=16, **given_parts):
+    """Return adapters with `rates` on `kinds`: (name, price, req/s of a replica by size, slots); sizes in `parts`."""
+    adapters = [
+        Adapter(name=f"a{i}", rank=8, target_modules=("q_proj",), rate_rps=rate) for i, rate in enumerate(rates)
+    ]
+    groups = group_adapters(adapters, n_alone=n_alone)
+    tenants = tuple(
+        Tenant(name=name, rate_rps=rates[int(name[1:])], memory_bytes=1e8, group=index)
+        for index, group in enumerate(groups)
+        for name in group.names
+    )
+    buckets = tuple(
+        Bucket(row=i, column=size, group=i, rate_rps=group.total_rate_rps * part)
+        for i, group in enumerate(groups)
+        for size, part in enumerate(parts)
+    )
+    options = tuple(option_of(name, price, [*speeds] * len(groups), count) for name, price, speeds, count in kinds)
+    return FleetProblem(
+        demands=(Demand(service="s", buckets=buckets),),
+        options=options,
+        tenancies=(Tenancy(service="s", tenants=tenants),),
+        **given_parts,
+    )
+
+
+def solved(problem):
+    return solve(problem, settings=SETTINGS, assignment=FRACTIONAL)
+
+
+def holds(replicas, rates, parts):
+    """Return whether these replicas serve the adapters, whichever of them each holds: every way to fill them is tried.
+
+    replicas : (speeds by size, slots) of each.
+    """
+    n, n_sizes = len(rates), len(parts)
+    fillings = (itertools.combinations(range(n), min(slots, n)) for _, slots in replicas)
+    for filling in itertools.product(*fillings):
+        flows = [
+            (host, adapter, size)
+            for host, held in enumerate(filling)
+            for adapter in held
+            for size in range(n_sizes)
+            if replicas[host][0][size] > 0
+        ]
+        asked = {
+            (adapter, size): row for row, (adapter, size) in enumerate(itertools.product(range(n), range(n_sizes)))
+        }
+        hosts = np.array([host for host, _, _ in flows])
+        builder = MilpBuilder()
+        flow = builder.add_columns("flow", len(flows), cost=1.0)
+        speed = np.array([replicas[host][0][size] for host, _, size in flows])
+        builder.add_rows("busy", rows=hosts, columns=flow, values=1.0 / speed, upper=np.ones(len(replicas)))
+        want = np.array([rates[adapter] * parts[size] for adapter, size in asked])
+        rows = np.array([asked[adapter, size] for _, adapter, size in flows])
+        builder.add_rows("served", rows=rows, columns=flow, values=1.0, lower=want, upper=want)
+        if len(set(rows.tolist())) == len(asked):
+            found = solve_milp(builder.freeze(), SETTINGS)
+            if found.termination is not Termination.INFEASIBLE:
+                return True
+    return False
+
+
+def cheapest_of_all(rates, kinds, parts, most):
+    """Return the least price of up to `most` replicas that serve these adapters, splitting them at will."""
+    fleets = [
+        chosen
+        for count in range(1, most + 1)
+        for chosen in itertools.combinations_with_replacement(range(len(kinds)), count)
+    ]
+    for chosen in sorted(fleets, key=lambda fleet: sum(kinds[k][1] for k in fleet)):
+        if holds([(kinds[k][2], kinds[k][3]) for k in chosen], rates, parts):
+            return sum(kinds[k][1] for k in chosen)
+    return math.inf
+
+
+SMALL = st.lists(st.sampled_from([0.3, 0.5, 1.0, 1.4]), min_size=1, max_size=3)
+PARTS = st.sampled_from([(0.5, 0.5), (0.8, 0.2), (0.9, 0.1)])
+KINDS = st.sampled_from(
+    [
+        [("A", 1.0, (2.0, 0.5), 1), ("B", 2.5, (4.0, 3.0), 2)],
+        [("A", 1.0, (2.0, 0.0), 2), ("B", 2.0, (2.0, 2.0), 2)],
+        [("A", 1.0, (2.0, 0.2), 3), ("B", 3.0, (3.0, 3.0), 3)],
+    ]
+)
+
+
+@given(SMALL, KINDS, PARTS)
+def test_the_bound_is_below_every_fleet_and_no_plan_is_below_the_cheapest(rates, kinds, parts):
+    plan = solved(problem_of(rates, kinds, parts))
+    least = cheapest_of_all(rates, kinds, parts, most=4)
+    assert plan.bound_usd_per_hour <= least + 1e-6
+    if least < math.inf:
+        assert plan.cost_usd_per_hour >= least - 1e-6
+
+
+@given(
+    st.lists(st.sampled_from([0.05, 0.3, 0.5, 1.0, 2.5]), min_size=1, max_size=8),
+    KINDS,
+    PARTS,
+    st.sampled_from([0, 16]),
+)
+def test_routes_by_size_never_cost_more_than_one_route(rates, kinds, parts, n_alone):
+    problem = problem_of(rates, kinds, parts, n_alone=n_alone)
+    together = on_one_route(problem).problem
+    assert has_sizes(problem)
+    assert not has_sizes(together)
+    apart, one = solved(problem), solved(together)
+    assert apart.cost_usd_per_hour <= one.cost_usd_per_hour + 1e-9
+    assert apart.bound_usd_per_hour <= one.bound_usd_per_hour + 1e-6
+
+
+@given(st.floats(0.2, 9.0), st.lists(st.tuples(st.floats(0.5, 4), st.floats(0.1, 4)), min_size=1, max_size=3), PARTS)
+def test_one_adapter_that_costs_nothing_is_planned_like_the_model_itself(rate, speeds, parts):
+    kinds = [(f"K{i}", 1.0 + i, speed, 1) for i, speed in enumerate(speeds)]
+    problem = problem_of([rate], kinds, parts)
+    plain = replace(problem, tenancies=(), options=tuple(replace(option, slots=None) for option in problem.options))
+    bare = tuple(replace(bucket, group=None) for bucket in problem.demands[0].buckets)
+    plain = replace(plain, demands=(replace(problem.demands[0], buckets=bare),))
+    assert solved(problem).cost_usd_per_hour == pytest.approx(solved(plain).cost_usd_per_hour)
+
+
+def test_long_and_short_requests_of_one_adapter_go_to_different_replicas():
+    # Short ones are cheap on A, which is no good for long ones; one route for both would need B for all of them.
+    kinds = [("A", 1.0, (2.0, 0.1), 2), ("B", 4.0, (2.0, 2.0), 2)]
+    problem = problem_of([2.0, 2.0], kinds, (0.5, 0.5))
+    plan = solved(problem)
+    assert plan.cost_usd_per_hour == pytest.approx(5.0)
+    assert solved(on_one_route(problem).problem).cost_usd_per_hour == pytest.approx(8.0)
+    weights = {(route.group, route.column): route.weights for route in plan.routing}
+    assert weights == {(g, size): {"AB"[size]: 1.0} for g in range(2) for size in range(2)}
+    (item,) = plan.adapters
+    assert item.groups == 2
+    held = {(r.option, h.adapter): h.by_size_rps for r in item.placement for h in r.adapters}
+    assert held == {
+        (option, name): pytest.approx((1.0, 0.0) if option == "A" else (0.0, 1.0))
+        for option in "AB"
+        for name in ("a0", "a1")
+    }
+
+
+def test_the_check_finds_sizes_that_do_not_hold():
+    kinds = [("A", 1.0, (2.0, 0.1), 2), ("B", 4.0, (2.0, 2.0), 2)]
+    problem = problem_of([2.0, 2.0], kinds, (0.5, 0.5))
+    plan = solved(problem)
+    verify_plan(problem, plan)
+    (item,) = plan.adapters
+
+    def with_sizes(*sizes):
+        first = replace(item.placement[0].adapters[0], by_size_rps=sizes)
+        replica = replace(item.placement[0], adapters=(first, *item.placement[0].adapters[1:]))
+        return replace(plan, adapters=(replace(item, placement=(replica, *item.placement[1:])),))
+
+    for sizes, what in (((), "1 sizes"), ((0.0, 1.0), "are served in bucket"), ((2.0, -1.0), "nothing is served")):
+        with pytest.raises(SolverLiedError, match=what):
+            verify_plan(problem, with_sizes(*sizes))
+    regrouped = replace(item, shares=tuple(replace(share, group=1 - share.group) for share in item.shares))
+    with pytest.raises(SolverLiedError, match="another group"):
+        verify_plan(problem, replace(plan, adapters=(regrouped,)))
+
+
+def test_a_group_has_the_rates_of_its_adapters_in_all_sizes_together():
+    problem = problem_of([2.0, 2.0], [("A", 1.0, (2.0, 2.0), 2)], (0.5, 0.5))
+    first, *others = problem.demands[0].buckets
+    wrong = replace(problem.demands[0], buckets=(replace(first, rate_rps=1.5), *others))
+    with pytest.raises(InputError, match="and the group"):
+        solved(replace(problem, demands=(wrong,)))
+
+
+def test_a_process_that_has_half_of_a_replica_needs_two_for_its_sizes_together():
+    # 0.3 of a replica in each size: no size needs more than its half, both do; and then a slot is missing for a1.
+    problem = problem_of([1.2, 0.1], [("A", 1.0, (2.0, 2.0), 2)], (0.5, 0.5))
+    turns = AdapterSlots(count=2, bytes_each=1e8, isolation=Isolation.SHARED_BACKBONE)
+    problem = replace(problem, options=tuple(replace(option, slots=turns) for option in problem.options))
+    plan = solved(problem)
+    assert plan.bound_usd_per_hour == pytest.approx(2.0)
+    assert plan.cost_usd_per_hour == pytest.approx(2.0)
