@@ -127,6 +127,13 @@ def _offer(row: Row, gpus: GpuCatalog) -> PayPerUse:
             "The row has no price.", hint="Give usd_per_gpu_s, usd_per_request or both.", where=row.at("usd_per_gpu_s")
         )
     bills_idle = TRUTH[row.choice("bills_idle", TRUTH)] if row.cells.get("bills_idle") else True
+    keep_alive_s = row.optional_number("keep_alive_s")
+    if not bills_idle and keep_alive_s is None:
+        raise InputError(
+            "Idle time is not billed, and nothing says how long a container is kept.",
+            hint="Give keep_alive_s, e.g. 300: a cloud that keeps it for nothing says itself for how long.",
+            where=row.at("keep_alive_s"),
+        )
     return PayPerUse(
         name=f"{provider}/{gpu.gpu}",
         provider=provider,
@@ -136,7 +143,7 @@ def _offer(row: Row, gpus: GpuCatalog) -> PayPerUse:
         step_s=row.optional_number("step_s") or 0.0,
         minimum_s=row.optional_number("minimum_s") or 0.0,
         bills_idle=bills_idle,
-        keep_alive_s=row.optional_number("keep_alive_s"),
+        keep_alive_s=keep_alive_s,
         as_of=row.optional_date("as_of"),
         source=row.cells.get("source", ""),
         notes=join_notes(row.cells.get("notes", ""), gpu.note),

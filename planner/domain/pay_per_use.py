@@ -45,6 +45,9 @@ class PayPerUse:
         if self.usd_per_gpu_s == 0 and self.usd_per_request == 0:
             msg = f"{self.name} costs nothing, neither by the second nor by the request"
             raise ValueError(msg)
+        if not self.bills_idle and self.keep_alive_s is None:
+            msg = f"{self.name} does not bill idle time, so it says itself how long a container idles"
+            raise ValueError(msg)
 
     def billed_s(self, held_s: ArrayLike) -> NDArray[np.float64]:
         """Return the seconds that are billed for containers that were held so long, shape of `held_s`.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.adapters import adapter_bytes
+from planner.domain.adapters import Isolation, adapter_bytes
 from planner.domain.hardware import EngineConfig
 from planner.domain.precision import BYTES_PER_PARAMETER, kv_cache_bytes, state_bytes, weight_bytes
 from planner.domain.slo import Metric
@@ -38,6 +38,8 @@ MOST_BATCH = 8
 """Requests that one function's process has KV cache for."""
 POOL_BATCH = 32
 """Batch at which the times of a pool's batches are read, beside that of one."""
+STRICTNESS = (Isolation.SHARED_PROCESS, Isolation.SHARED_BACKBONE, Isolation.DEDICATED)
+"""What shares most comes first."""
 HOST_BYTES = 64e9
 """Host memory for containers, for each GPU, unless it is told."""
 
@@ -59,6 +61,10 @@ class FunctionCase:
     target_fraction: float
     """Part of the requests that has to meet its bounds."""
     assumptions: tuple[str, ...]
+    isolation: Isolation = Isolation.SHARED_PROCESS
+    """The most that adapters may share: what the strictest of them asks for."""
+    isolated_by: str = ""
+    """The first adapter that asks for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +141,7 @@ def function_case(
         start=start,
     )
     bounds, target = _bounds(adapters, slos)
+    strictest = max(adapters, key=lambda adapter: STRICTNESS.index(adapter.isolation))
     return FunctionCase(
         functions=Functions(
             adapter_bytes=np.array(own),
@@ -149,6 +156,8 @@ def function_case(
         output_tokens=sizes.output_tokens,
         target_fraction=target,
         assumptions=_assumptions(hosting),
+        isolation=strictest.isolation,
+        isolated_by=strictest.name,
     )
 
 

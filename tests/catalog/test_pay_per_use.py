@@ -57,9 +57,9 @@ def test_what_containers_cost():
     held = [10.2, 5.0]
     assert offer(step_s=1.0).cost_usd(held, n_requests=7, used_s=3.0) == pytest.approx(16e-3)
     assert offer(step_s=1.0).cost_usd(held, n_requests=7, used_s=3.0, gpus_per_container=2) == pytest.approx(32e-3)
-    assert offer(bills_idle=False, usd_per_request=0.01).cost_usd(held, n_requests=7, used_s=3.0) == pytest.approx(
-        0.07 + 3e-3
-    )
+    assert offer(bills_idle=False, keep_alive_s=60.0, usd_per_request=0.01).cost_usd(
+        held, n_requests=7, used_s=3.0
+    ) == pytest.approx(0.07 + 3e-3)
 
 
 @pytest.mark.parametrize(
