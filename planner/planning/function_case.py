@@ -124,10 +124,10 @@ def function_case(
     published = figures("re-implementation")
     request_bytes = kv_cache_bytes(model, sizes.input_tokens + sizes.output_tokens) + state_bytes(model)
     own = [adapter_bytes(model, adapter) for adapter in adapters]
-    alone = _batch_times(model, gpu, config, sizes, params, adapters=None, batch=most_batch)
+    alone = batch_times(model, gpu, config, sizes, params, adapters=None, batch=most_batch)
     rank = float(np.mean([adapter.rank for adapter in adapters]))
     many = Adapters(count=len(adapters), rank=rank, zipf_alpha=_pool_popularity(adapters), is_shared=True)
-    together = _batch_times(model, gpu, config, sizes, params, adapters=many, batch=POOL_BATCH)
+    together = batch_times(model, gpu, config, sizes, params, adapters=many, batch=POOL_BATCH)
     start = _start_times(model, gpu, config, hosting, adapter_size=max(own))
     setting = Setting(
         gpu_bytes=memory.usable_bytes - memory.activation_bytes,
@@ -167,7 +167,7 @@ def _pool_popularity(adapters: Sequence[Adapter]) -> float:
     return Popularity.fitted(rates, is_shifted=False).exponent if len(rates) > 1 else 0.0
 
 
-def _batch_times(
+def batch_times(
     model: ModelArchitecture,
     gpu: GpuSpec,
     config: EngineConfig,
@@ -177,7 +177,7 @@ def _batch_times(
     adapters: Adapters | None,
     batch: int,
 ) -> tuple[BatchLatency, BatchLatency | None]:
-    """Return T(b) and D(b): straight lines through the estimates of static batches of 1 and of `batch`."""
+    """Return T(b) and D(b) of the mean request: lines through the estimates of static batches of 1 and of `batch`."""
     questions = [
         Question(
             model=model,
