@@ -178,6 +178,16 @@ class Candidate:
         """GPU time that a start takes, at its price; what is rented is paid while the machine is made ready, too."""
         return self.billing.usd_per_gpu_s * self.kind.n_gpus * (self.kind.start_s + self.provision_s)
 
+    def misses_when_cold(self, slos: Sequence[Slo]) -> bool:
+        """Return whether a request that waits for a start of median length is beyond a bound."""
+        start_s = self.kind.start_s + self.provision_s
+        ends_s = {
+            Metric.TTFT: start_s + self.kind.setting.prefill.first_s,
+            Metric.E2E: start_s + self.kind.alone_s,
+            Metric.TPOT: 0.0,
+        }
+        return any(ends_s[slo.metric] > slo.bound_s for slo in slos)
+
     @property
     def usd_per_request(self) -> float:
         """What a request costs by itself on a replica that starts for it: candidates are sorted by it."""
@@ -306,7 +316,7 @@ def learnt(candidate: Candidate, seen: Requests, slos: Sequence[Slo], *, missed_
         return played(candidate.billing.keep_alive_s)
     rule = LEARNT
     gaps = idle_gaps(seen.arrival_s, service_s=candidate.kind.alone_s, end_s=seen.duration_s)
-    cold_usd = candidate.usd_per_start + missed_usd
+    cold_usd = candidate.usd_per_start + (missed_usd if candidate.misses_when_cold(slos) else 0.0)
     prices = KeepAlivePrices(idle_usd_per_s=candidate.usd_per_idle_s, cold_start_usd=cold_usd)
     best = played(best_keep_alive(gaps, prices).until_s)
     if best.is_safe:
