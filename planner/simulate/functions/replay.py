@@ -328,6 +328,8 @@ class _Run:
         n_live = self.n_processes[function]
         if n_live >= self.policy.most_instances:
             return False
+        if self.policy.queue_per_start == math.inf:
+            return n_live == 0
         if is_crowded:
             return self.n_starting[function] == 0
         return len(self.queue[function]) > self.policy.queue_per_start * self.n_starting[function]
