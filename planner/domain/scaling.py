@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class ScalingWay(StrEnum):
@@ -47,6 +51,8 @@ class ScaledService:
     """Part of the requests that waited for a start."""
     mean_replicas: float | None
     """Held on average; machines where adapters share."""
+    keep_alive_by_adapter_s: Mapping[str, float] = field(default_factory=dict)
+    """How long each adapter's idle process is kept, where that was learnt for each."""
 
     @property
     def total_usd_per_hour(self) -> float:

@@ -30,6 +30,10 @@ class ScaledServiceDocument(Part):
     ttft_p99_s: NonNegative | None = Field(description="99th percentile of it.")
     cold_fraction: Fraction | None = Field(description="Part of the requests that waited for a start.")
     mean_replicas: NonNegative | None = Field(description="Replicas held on average; machines where adapters share.")
+    keep_alive_by_adapter_s: dict[str, NonNegative] = Field(
+        default_factory=dict,
+        description="Adapter -> how long its idle process is kept, where that was learnt for each.",
+    )
 
 
 class ScalingChoiceDocument(Part):

@@ -22,7 +22,7 @@ from planner.simulate.functions.setting import process_bytes
 from planner.workload.popularity import default_gaps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from planner.catalog.gpus import GpuCatalog
@@ -40,7 +40,11 @@ if TYPE_CHECKING:
 MOST_REQUESTS = 4_000
 """Of all adapters together; made up at their rates for a day at most, or read of their traces."""
 DAY_S = 86_400.0
-WAYS = {Way.SERVERLESS: ScalingWay.SERVERLESS, Way.SHARED: ScalingWay.SHARED}
+WAYS = {
+    Way.SERVERLESS: ScalingWay.SERVERLESS,
+    Way.KEPT: ScalingWay.SERVERLESS,
+    Way.SHARED: ScalingWay.SHARED,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,8 @@ class AdapterAsk:
             for gpu, prices, provision_s in self._prices():
                 case = self._case(gpu, adapters, provision_s)
                 found = compare_ways(traffic, case, prices, ways=list(WAYS), seed=SEED)
-                ways += [_told(outcome, found, prices, gpu) for outcome in found.ways]
+                names = [adapter.name for adapter in adapters]
+                ways += [_told(outcome, found, prices, gpu, names) for outcome in found.ways]
                 notes += [text for text in found.cautions if "left out" in text or "never served" in text]
                 n_requests, judged_s = found.n_requests, found.duration_s
         except InputError as error:
@@ -175,7 +180,7 @@ class AdapterAsk:
             yield "Requests are made up at the stated rates, in sessions as fitted to a production trace."
 
 
-def _told(outcome: WayOutcome, found: Comparison, prices: Prices, gpu: GpuSpec) -> ScaledService:
+def _told(outcome: WayOutcome, found: Comparison, prices: Prices, gpu: GpuSpec, names: Sequence[str]) -> ScaledService:
     hours = found.duration_s / HOUR_S
     kept_s = outcome.learnt.get("keep_alive_s")
     is_clouds = prices.offer is not None and prices.offer.keep_alive_s is not None
@@ -194,4 +199,12 @@ def _told(outcome: WayOutcome, found: Comparison, prices: Prices, gpu: GpuSpec) 
         ttft_p99_s=outcome.ttft_p99_s if math.isfinite(outcome.ttft_p99_s) else None,
         cold_fraction=outcome.cold_fraction,
         mean_replicas=outcome.replay.gpu_s / found.duration_s,
+        keep_alive_by_adapter_s=_each(outcome, names),
     )
+
+
+def _each(outcome: WayOutcome, names: Sequence[str]) -> dict[str, float]:
+    """Return how long each adapter is kept; empty where all are kept alike."""
+    if outcome.way is not Way.KEPT or outcome.keep_alive_s is None:
+        return {}
+    return dict(zip(names, outcome.keep_alive_s.tolist(), strict=True))

@@ -373,8 +373,13 @@ def test_services_with_adapters_are_compared_with_processes_that_come_and_go(rep
     )
     found = plan(request, base_dir=repo / "examples", verify=False)
     (choice,) = found.plan.scale_to_zero
-    assert [each.way for each in choice.ways] == [ScalingWay.ALWAYS_ON, ScalingWay.SERVERLESS, ScalingWay.SHARED]
-    plain, shared = choice.ways[1:]
+    assert [(each.way, each.rule) for each in choice.ways[1:]] == [
+        (ScalingWay.SERVERLESS, "60 s"), (ScalingWay.SERVERLESS, "learnt"), (ScalingWay.SHARED, "learnt"),
+    ]  # fmt: skip
+    plain, kept, shared = choice.ways[1:]
+    assert sorted(kept.keep_alive_by_adapter_s) == sorted(share.adapter for share in found.plan.adapters[0].shares)
+    assert plain.keep_alive_by_adapter_s == {}
+    assert kept.attainment > plain.attainment
     assert plain.offer == shared.offer == "modal/L4"
     assert plain.keep_alive_s == 60.0
     assert not plain.is_met
@@ -384,7 +389,7 @@ def test_services_with_adapters_are_compared_with_processes_that_come_and_go(rep
     apart = {"file": "tenants.csv", "isolation": "dedicated"}
     request["services"][0]["adapters"] = apart
     (choice,) = plan(request, base_dir=repo / "examples", verify=False).plan.scale_to_zero
-    assert [each.way for each in choice.ways] == [ScalingWay.ALWAYS_ON, ScalingWay.SERVERLESS]
+    assert {each.way for each in choice.ways} == {ScalingWay.ALWAYS_ON, ScalingWay.SERVERLESS}
     assert any("shared is left out" in note for note in choice.notes)
 
 
