@@ -177,7 +177,12 @@ def batch_times(
     adapters: Adapters | None,
     batch: int,
 ) -> tuple[BatchLatency, BatchLatency | None]:
-    """Return T(b) and D(b) of the mean request: lines through the estimates of static batches of 1 and of `batch`."""
+    """Return T(b) and D(b) of the mean request: lines through the estimates of static batches of 1 and of `batch`.
+
+    Raises
+    ------
+    InputError: if there is no estimate.
+    """
     questions = [
         Question(
             model=model,
@@ -193,9 +198,15 @@ def batch_times(
         )
         for size in (1, max(2, batch))
     ]
-    found = [answer.estimate for answer in estimate_questions(questions, params)]
-    firsts = [float(estimate.ttft_s["mean"] or 0.0) for estimate in found if estimate is not None]
-    steps = [float(estimate.tpot_s["mean"] or 0.0) for estimate in found if estimate is not None]
+    answers = estimate_questions(questions, params)
+    found = [answer.estimate for answer in answers if answer.estimate is not None]
+    if len(found) < len(answers):
+        reason = next(answer.note for answer in answers if answer.estimate is None)
+        raise InputError(
+            f"Batches of {model.name} on {gpu.name} cannot be estimated: {reason}.", hint="Name another GPU."
+        )
+    firsts = [float(estimate.ttft_s["mean"] or 0.0) for estimate in found]
+    steps = [float(estimate.tpot_s["mean"] or 0.0) for estimate in found]
     later = [step * (sizes.output_tokens - 1) for step in steps]
     span = max(2, batch) - 1
     prefill = BatchLatency(first_s=firsts[0], per_request_s=max(0.0, (firsts[1] - firsts[0]) / span))

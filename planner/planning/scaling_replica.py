@@ -12,6 +12,7 @@ from planner.domain.adapters import Isolation
 from planner.domain.precision import kv_cache_bytes, state_bytes
 from planner.domain.scaling import ScaledService, ScalingWay
 from planner.domain.slo import Metric
+from planner.errors import InputError
 from planner.optimize.keep_alive import (
     COMMON_KEEP_ALIVE_S,
     HUAWEI_KEEP_ALIVE_S,
@@ -94,7 +95,7 @@ def replica_kind(
     choice: ScaleToZero,
     params: EstimatorParams,
 ) -> ReplicaKind | None:
-    """Return the kind; None if the model does not fit, or a request that is served alone misses a bound."""
+    """Return the kind; None if the model does not fit, is not known there, or misses a bound with one request alone."""
     if misfit(model, gpu, config, params):
         return None
     n_gpus = config.gpus_per_replica
@@ -103,7 +104,10 @@ def replica_kind(
     fits = min(config.max_num_seqs, math.floor(room / each) if each > 0 else config.max_num_seqs)
     if fits < 1:
         return None
-    prefill, decode = batch_times(model, gpu, config, sizes, params, adapters=None, batch=min(fits, POOL_BATCH))
+    try:
+        prefill, decode = batch_times(model, gpu, config, sizes, params, adapters=None, batch=min(fits, POOL_BATCH))
+    except InputError:
+        return None  # nothing is known of it
     most = math.floor(min(fits, _within_bounds(prefill, decode, slos, sizes.output_tokens)))
     if most < 1:
         return None
