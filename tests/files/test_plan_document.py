@@ -336,6 +336,7 @@ def plans(draw):
                         way=st.sampled_from(ScalingWay),
                         attainment=st.sampled_from([None, 0.5]),
                         cold_fraction=st.sampled_from([None, 0.25]),
+                        keep_alive_by_adapter_s=st.sampled_from([{}, {"a": 0.0, "b": 12.5}]),
                     )
                 ),
             )
