@@ -49,10 +49,6 @@ DERIVED = ("cost_usd_per_month", "usd_per_million_output_tokens")
 """Fields of the document that follow from others; ignored when a plan is read."""
 
 
-OPTIONAL = ("adapters", "scale_to_zero")
-"""Left out where they are empty."""
-
-
 def plan_to_document(plan: Plan) -> dict[str, Any]:
     """Return `plan` as plan.json's content: dicts, lists, text and finite numbers only.
 
@@ -61,9 +57,10 @@ def plan_to_document(plan: Plan) -> dict[str, Any]:
     PlannerError: if the plan holds a NaN, an infinity or something that JSON cannot say; names the field.
     """
     body = _encode_dataclass(plan, "plan")
-    for name in OPTIONAL:
-        if not body[name]:
-            del body[name]
+    if not plan.scale_to_zero:
+        del body["scale_to_zero"]
+    if not plan.adapters:
+        del body["adapters"]
     # Derived from the rounded figures, so that writing a plan that was read gives the same bytes again.
     cost, tokens = body["cost_usd_per_hour"], body["output_tokens_per_s"]
     body["cost_usd_per_month"] = _round(usd_per_month(cost))
