@@ -51,6 +51,8 @@ class ScaledService:
     """Part of the requests that waited for a start."""
     mean_replicas: float | None
     """Held on average; machines where adapters share."""
+    price_as_of: str | None = None
+    """Date of the offer's price; None = the plan's own fleet, or not known."""
     keep_alive_by_adapter_s: Mapping[str, float] = field(default_factory=dict)
     """How long each adapter's idle process is kept, where that was learnt for each."""
 

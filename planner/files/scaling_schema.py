@@ -30,6 +30,9 @@ class ScaledServiceDocument(Part):
     ttft_p99_s: NonNegative | None = Field(description="99th percentile of it.")
     cold_fraction: Fraction | None = Field(description="Part of the requests that waited for a start.")
     mean_replicas: NonNegative | None = Field(description="Replicas held on average; machines where adapters share.")
+    price_as_of: str | None = Field(
+        None, description="Date of the offer's price; null = not known, or the plan's own fleet."
+    )
     keep_alive_by_adapter_s: dict[str, NonNegative] = Field(
         default_factory=dict,
         description="Adapter -> how long its idle process is kept, where that was learnt for each.",

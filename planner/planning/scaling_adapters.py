@@ -16,13 +16,14 @@ from planner.planning.function_case import Hosting, Sizes, function_case
 from planner.planning.function_traffic import function_traffic
 from planner.planning.function_ways import Prices, Way
 from planner.planning.functions import compare_ways
-from planner.planning.scaling_ways import CLOUDS, HOUR_S, LEARNT, NO_PROVISION, SEED, always_on, chosen
+from planner.planning.scaling_ways import CLOUDS, HOUR_S, LEARNT, NO_PROVISION, SEED, always_on, chosen, dated
 from planner.profilers.roofline import misfit
 from planner.simulate.functions.setting import process_bytes
 from planner.workload.popularity import default_gaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from datetime import date
     from pathlib import Path
 
     from planner.catalog.gpus import GpuCatalog
@@ -48,6 +49,18 @@ WAYS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Sold:
+    """A GPU that is given back, and what it costs."""
+
+    gpu: GpuSpec
+    offer: str
+    prices: Prices
+    provision_s: float
+    """Until a machine is there."""
+    as_of: date | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterAsk:
     """A service with adapters, and what could serve it in place of its part of the fleet."""
 
@@ -68,11 +81,11 @@ class AdapterAsk:
         n_requests, judged_s = 0, 0.0
         try:
             adapters, traffic = self._traffic()
-            for gpu, prices, provision_s in self._prices():
-                case = self._case(gpu, adapters, provision_s)
-                found = compare_ways(traffic, case, prices, ways=list(WAYS), seed=SEED)
+            for sold in self._prices():
+                case = self._case(sold.gpu, adapters, sold.provision_s)
+                found = compare_ways(traffic, case, sold.prices, ways=list(WAYS), seed=SEED)
                 names = [adapter.name for adapter in adapters]
-                ways += [_told(outcome, found, prices, gpu, names) for outcome in found.ways]
+                ways += [_told(outcome, found, sold, names) for outcome in found.ways]
                 notes += [text for text in found.cautions if "left out" in text or "never served" in text]
                 n_requests, judged_s = found.n_requests, found.duration_s
         except InputError as error:
@@ -113,8 +126,8 @@ class AdapterAsk:
             )
         return adapters, traffic
 
-    def _prices(self) -> Iterator[tuple[GpuSpec, Prices, float]]:
-        """Yield the cheapest GPU to rent, and the cheapest pay-per-use offer, with how long a machine takes to come.
+    def _prices(self) -> Iterator[_Sold]:
+        """Yield the cheapest GPU to rent, and the cheapest pay-per-use offer.
 
         Both are the cheapest by their price alone of those that the weights fit on; what is always on beside a
         pay-per-use offer is rented at the price of the plan's cheapest GPU of the kind.
@@ -128,13 +141,21 @@ class AdapterAsk:
             for price, offer in rented:
                 if self._fits(offer.gpu):
                     prices = Prices(usd_per_gpu_hour=price, usd_per_miss=missed)
-                    yield self.gpus.get(offer.gpu), prices, self.choice.provision
+                    yield _Sold(
+                        gpu=self.gpus.get(offer.gpu),
+                        offer=offer.name,
+                        prices=prices,
+                        provision_s=self.choice.provision,
+                        as_of=offer.as_of,
+                    )
                     break
         for sold in sorted(self.by_use, key=lambda each: (each.usd_per_gpu_s, each.name)):
             if self._fits(sold.gpu):
                 own = next((price for price, offer in rented if offer.gpu == sold.gpu), sold.usd_per_gpu_s * HOUR_S)
                 prices = Prices(usd_per_gpu_hour=own, offer=sold, usd_per_miss=missed)
-                yield self.gpus.get(sold.gpu), prices, 0.0
+                yield _Sold(
+                    gpu=self.gpus.get(sold.gpu), offer=sold.name, prices=prices, provision_s=0.0, as_of=sold.as_of
+                )
                 return
 
     def _fits(self, gpu: str) -> bool:
@@ -180,15 +201,16 @@ class AdapterAsk:
             yield "Requests are made up at the stated rates, in sessions as fitted to a production trace."
 
 
-def _told(outcome: WayOutcome, found: Comparison, prices: Prices, gpu: GpuSpec, names: Sequence[str]) -> ScaledService:
+def _told(outcome: WayOutcome, found: Comparison, sold: _Sold, names: Sequence[str]) -> ScaledService:
     hours = found.duration_s / HOUR_S
     kept_s = outcome.learnt.get("keep_alive_s")
-    is_clouds = prices.offer is not None and prices.offer.keep_alive_s is not None
+    by_use = sold.prices.offer
+    is_clouds = by_use is not None and by_use.keep_alive_s is not None
     return ScaledService(
         way=WAYS[outcome.way],
         rule=CLOUDS if is_clouds else LEARNT if kept_s is None else f"{kept_s:g} s",
-        offer=gpu.name if prices.offer is None else prices.offer.name,
-        gpu=gpu.name,
+        offer=sold.offer,
+        gpu=sold.gpu.name,
         gpus_per_replica=1,
         keep_alive_s=kept_s,
         cost_usd_per_hour=outcome.cost_usd / hours,
@@ -199,6 +221,7 @@ def _told(outcome: WayOutcome, found: Comparison, prices: Prices, gpu: GpuSpec, 
         ttft_p99_s=outcome.ttft_p99_s if math.isfinite(outcome.ttft_p99_s) else None,
         cold_fraction=outcome.cold_fraction,
         mean_replicas=outcome.replay.gpu_s / found.duration_s,
+        price_as_of=dated(sold.as_of),
         keep_alive_by_adapter_s=_each(outcome, names),
     )
 

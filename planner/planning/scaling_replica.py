@@ -22,7 +22,7 @@ from planner.optimize.keep_alive import (
 )
 from planner.optimize.preload import Tier
 from planner.planning.function_case import POOL_BATCH, Sizes, batch_times
-from planner.planning.scaling_ways import CLOUDS, HOUR_S, LEARNT, SEED
+from planner.planning.scaling_ways import CLOUDS, HOUR_S, LEARNT, SEED, dated
 from planner.profilers.adapter_batching import BatchLatency, batch_cap
 from planner.profilers.roofline import misfit, replica_memory
 from planner.profilers.startup import Quantiles, start_up
@@ -357,6 +357,7 @@ def told(outcome: Outcome, requests: Requests) -> ScaledService:
         ttft_p99_s=p99 if math.isfinite(p99) else None,
         cold_fraction=float(records.is_cold.mean()),
         mean_replicas=outcome.replay.gpu_s / requests.duration_s,
+        price_as_of=dated(outcome.candidate.billing.as_of),
     )
 
 

@@ -9,6 +9,7 @@ from planner.domain.scaling import ScaledService, ScalingWay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import date
 
     from planner.domain.plan import Plan
 
@@ -46,3 +47,8 @@ def chosen(ways: Sequence[ScaledService]) -> int:
     """Return the position of the cheapest way that meets the objectives, misses at their price; the first of these."""
     met = [index for index, way in enumerate(ways) if way.is_met]
     return min(met, key=lambda index: (ways[index].total_usd_per_hour, index))
+
+
+def dated(as_of: date | None) -> str | None:
+    """Return the date of a price as plan.json has it."""
+    return None if as_of is None else as_of.isoformat()

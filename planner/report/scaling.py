@@ -40,7 +40,8 @@ def _usd(way: ScaledService) -> str:
 
 def _group_text(way: ScalingWay, offer: str, found: list[ScaledService]) -> str:
     """Return the rules of one way on one offer."""
-    return f"{NAMES[way]} ({clean(offer)}), {'; '.join(_rule_text(each) for each in found)}"
+    dated = f", price of {found[0].price_as_of}" if found[0].price_as_of else ""
+    return f"{NAMES[way]} ({clean(offer)}{dated}), {'; '.join(_rule_text(each) for each in found)}"
 
 
 def _rule_text(way: ScaledService) -> str:

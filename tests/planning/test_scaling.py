@@ -275,7 +275,7 @@ def test_a_service_that_is_rarely_called_is_cheaper_given_back(rare):
     ]  # fmt: skip
     assert [each.rule for each in ways[1:]] == ["learnt", "60 s", "10 min"] * 2
     assert ways[0].cost_usd_per_hour == rare.plan.cost_usd_per_hour
-    assert {each.offer.split("/")[0] for each in ways[4:]} == {"modal"}
+    assert {(each.offer.split("/")[0], each.price_as_of) for each in ways[4:]} == {("modal", "2026-07-01")}
     best = ways[choice.chosen]
     assert best.is_met
     assert best.total_usd_per_hour < 0.6 * ways[0].total_usd_per_hour
@@ -381,6 +381,7 @@ def test_services_with_adapters_are_compared_with_processes_that_come_and_go(rep
     assert plain.keep_alive_by_adapter_s == {}
     assert kept.attainment > plain.attainment
     assert plain.offer == shared.offer == "modal/L4"
+    assert shared.price_as_of == "2026-07-01"
     assert plain.keep_alive_s == 60.0
     assert not plain.is_met
     assert shared.attainment > plain.attainment
