@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from planner.catalog.select import Selection
     from planner.domain.hardware import GpuSpec, Market, Offer
+    from planner.domain.pay_per_use import PayPerUse
     from planner.domain.provenance import Warning_
 
 app = typer.Typer(add_completion=False)
@@ -189,6 +190,94 @@ def _offer_table(offers: Iterable[Offer], *, title: str | None = None) -> Table:
     return table
 
 
+@app.command("pay-per-use")
+def pay_per_use_command(
+    provider: Annotated[list[str], typer.Option(metavar="NAME", help="Only this cloud; may be repeated.")] = [],  # noqa: B006 - typer wants it
+    gpu: Annotated[list[str], typer.Option(metavar="NAME", help="Only this GPU, or family of GPUs (A100).")] = [],  # noqa: B006
+    file: Annotated[
+        list[Path], typer.Option("--file", metavar="FILE", help="Add your own: CSV with provider, gpu, usd_per_gpu_s.")
+    ] = [],  # noqa: B006 - typer wants it
+    as_json: JsonOption = False,
+) -> None:
+    """List GPUs of serverless clouds, paid while a container holds them, cheapest first."""
+    offers = [
+        offer for offer in _pay_per_use(file) if _is_wanted(offer.provider, provider) and _is_gpu_wanted(offer.gpu, gpu)
+    ]
+    if not offers:
+        raise DataMissingError(
+            "No pay-per-use offer fits all filters together.", hint="See all: gpuplan catalog pay-per-use"
+        )
+    offers.sort(key=lambda offer: (offer.usd_per_gpu_s, offer.name))
+    if as_json:
+        document = {
+            "schema_version": "1",
+            "kind": "PayPerUseOffers",
+            "offers": [_pay_document(each) for each in offers],
+        }
+        console.print_json(document)
+        return
+    console.print_result(_pay_table(offers))
+    console.note("--json has what is billed beside the GPU, and where each price is from.")
+
+
+def _pay_per_use(files: Iterable[Path]) -> tuple[PayPerUse, ...]:
+    from planner.catalog.gpus import load_gpus
+    from planner.catalog.pay_per_use import load_pay_per_use, read_pay_per_use, with_own
+
+    offers = load_pay_per_use()
+    for path in files:
+        offers = with_own(offers, read_pay_per_use(path, gpus=load_gpus()))
+    return offers
+
+
+def _is_wanted(name: str, wanted: Sequence[str]) -> bool:
+    return not wanted or name in wanted
+
+
+def _is_gpu_wanted(gpu: str, wanted: Sequence[str]) -> bool:
+    from planner.catalog.gpus import load_gpus
+
+    return not wanted or any(gpu in load_gpus().matching(name) for name in wanted)
+
+
+def _pay_document(offer: PayPerUse) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(offer) | {"as_of": offer.as_of.isoformat() if offer.as_of else None}
+
+
+def _pay_table(offers: Iterable[PayPerUse], *, title: str | None = None) -> Table:
+    from rich.table import Table
+
+    from planner.units import format_duration
+
+    is_wide = console.result_console().width >= WIDE_COLUMNS
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for name in ("gpu", "provider"):
+        table.add_column(name, overflow="fold")
+    more = ("USD/request", "steps", "at least", "idle billed") if is_wide else ()
+    for name in ("USD/s", "USD/h", *more, "keeps"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("as of", no_wrap=True)
+    for offer in offers:
+        rules = (
+            f"{offer.usd_per_request:g}" if offer.usd_per_request else "-",
+            format_duration(offer.step_s) if offer.step_s else "-",
+            format_duration(offer.minimum_s) if offer.minimum_s else "-",
+            "yes" if offer.bills_idle else "no",
+        )
+        table.add_row(
+            offer.gpu,
+            offer.provider,
+            f"{offer.usd_per_gpu_s:.6f}",
+            f"{3600 * offer.usd_per_gpu_s:.2f}",
+            *(rules if is_wide else ()),
+            "as set" if offer.keep_alive_s is None else format_duration(offer.keep_alive_s),
+            offer.as_of.isoformat() if offer.as_of else "?",
+        )
+    return table
+
+
 @app.command("gpus")
 def gpus_command(as_json: JsonOption = False) -> None:
     """List the GPUs that gpuplan knows."""
@@ -252,14 +341,24 @@ def show_command(
     gpus = load_gpus()
     spec, found = gpus.get(name), gpus.find(name)
     theirs = sorted((offer for offer in offers if offer.gpu == spec.name), key=SORTS["price-per-gpu"])
+    by_use = sorted(
+        (offer for offer in _pay_per_use(()) if offer.gpu == spec.name),
+        key=lambda offer: (offer.usd_per_gpu_s, offer.name),
+    )
     if as_json:
-        document = {"gpu": _gpu_document(spec), "offers": [_offer_document(known) for known in theirs]}
+        document = {
+            "gpu": _gpu_document(spec),
+            "offers": [_offer_document(known) for known in theirs],
+            "pay_per_use": [_pay_document(known) for known in by_use],
+        }
         console.print_json(document)
         return
     console.print_result(_facts_table(spec))
     if theirs:
         title = f"\ncheapest of {len(theirs)} offers"
         console.print_result(_offer_table(theirs[:SHOWN_OFFERS], title=title))
+    if by_use:
+        console.print_result(_pay_table(by_use, title="\npaid while a container holds it"))
     if found is not None and found.note:
         console.note(f"{name!r} was read as {spec.name}: {found.note}.")
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from planner.domain.proof import Proof
     from planner.domain.provenance import Warning_
     from planner.domain.robustness import Robustness
+    from planner.domain.scaling import ScalingChoice
 
 
 class PlanStatus(StrEnum):
@@ -495,3 +496,5 @@ class Plan:
     """Work with a deadline; not in `rate_rps` and `routing`, nor in the utilisation of a service's replicas."""
     adapters: tuple[AdapterPlan, ...] = ()
     """Services whose requests are for adapters; the key is left out of documents of plans without any."""
+    scale_to_zero: tuple[ScalingChoice, ...] = ()
+    """Services that were compared with replicas that are given back; the key is left out where there are none."""

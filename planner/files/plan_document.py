@@ -57,6 +57,8 @@ def plan_to_document(plan: Plan) -> dict[str, Any]:
     PlannerError: if the plan holds a NaN, an infinity or something that JSON cannot say; names the field.
     """
     body = _encode_dataclass(plan, "plan")
+    if not plan.scale_to_zero:
+        del body["scale_to_zero"]
     if not plan.adapters:
         del body["adapters"]
     for route in body["routing"]:

@@ -40,6 +40,7 @@ from planner.files.parts import Count, NonNegative, Part
 from planner.files.plan_document import DERIVED, KIND, SCHEMA_VERSION
 from planner.files.proof_schema import ProofDocument
 from planner.files.robustness_schema import RobustnessDocument
+from planner.files.scaling_schema import ScalingChoiceDocument
 
 SUPPORTED_VERSIONS = (SCHEMA_VERSION,)
 MAX_PLAN_BYTES = 500_000_000
@@ -500,6 +501,12 @@ class PlanDocument(Part):
         " `column` the size.",
     )
 
+    scale_to_zero: list[ScalingChoiceDocument] = Field(
+        default_factory=list,
+        description="Services that were compared with replicas that are given back while nobody asks. The fleet of the"
+        " plan is always on, whatever was chosen. The key is not there without any.",
+    )
+
     @model_validator(mode="after")
     def _routes_lead_somewhere(self) -> "PlanDocument":
         known = {(row.service, row.option) for row in self.allocation}
@@ -533,6 +540,7 @@ class PlanDocument(Part):
             "redundancy": tuple(RedundancyPrice(**dict(row)) for row in self.redundancy),
             "jobs": tuple(job.to_job_plan() for job in self.jobs),
             "adapters": tuple(item.to_adapter_plan() for item in self.adapters),
+            "scale_to_zero": tuple(item.to_choice() for item in self.scale_to_zero),
             "binding": tuple(self.binding),
             "assumptions": tuple(self.assumptions),
             "robustness": self.robustness and self.robustness.to_robustness(),

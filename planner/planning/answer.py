@@ -145,6 +145,7 @@ def answer(
         jobs = (replace(job, extra_usd_per_hour=extra.get(job.job)) for job in found.jobs)
         found = replace(found, jobs=tuple(jobs))
     found = with_alternatives(question.problem, found, settings, assignment)
+    found = replace(found, scale_to_zero=tuple(ask(found) for ask in question.scaling))
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
     return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
 

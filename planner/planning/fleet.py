@@ -49,6 +49,7 @@ from planner.planning.power_caps import capped_configs, check_power_caps, power_
 from planner.planning.question import AdapterSource, DisaggregationWaysOut, Question, Relaxation, ReplaySource
 from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
+from planner.planning.scaling_request import check_scaling_request, scaling_assumptions
 from planner.planning.services import PreparedService, prepare_service
 from planner.planning.spot import availability, recovery_time_s, spot_assumptions, with_reclaims
 from planner.planning.unused import unused_settings
@@ -62,7 +63,7 @@ from planner.simulate.steps import EngineKind
 from planner.units import format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import date
 
     import numpy as np
@@ -71,7 +72,9 @@ if TYPE_CHECKING:
     from planner.domain.egress import Egress
     from planner.domain.energy import Energy
     from planner.domain.hardware import GpuSpec, Offer
+    from planner.domain.plan import Plan
     from planner.domain.problem import ChangeCost, Rule
+    from planner.domain.scaling import ScalingChoice
     from planner.domain.slo import Slo
     from planner.domain.workload import Bucket
     from planner.files.request import PlanRequest
@@ -351,6 +354,7 @@ def fleet_question(
             check_engine(service.engine.name, measured={point.engine for point in measurements})
     check_engines(request.services)
     check_adapter_request(request)
+    check_scaling_request(request)
     services = tuple(
         prepare_service(service, index, base_dir=base_dir, horizon=request.horizon)
         for index, service in enumerate(request.services)
@@ -417,6 +421,22 @@ def fleet_question(
         ),
         problem_with_all_bounds=partial(_problem_with_all_bounds, prepared, slos),
         disaggregation=_ways_out_of_disaggregation(prepared, slos),
+        scaling=_scaling(prepared, request, base_dir),
+    )
+
+
+def _scaling(prepared: Prepared, request: PlanRequest, base_dir: Path) -> tuple[Callable[[Plan], ScalingChoice], ...]:
+    if all(service.scale_to_zero is None for service in request.services):
+        return ()
+    from planner.planning.scaling import scaling_asks  # noqa: PLC0415 - the replay takes a third of a second to import
+
+    return scaling_asks(
+        request,
+        prepared.services,
+        prepared.offers,
+        gpus=prepared.gpus,
+        params=prepared.params,
+        base_dir=base_dir,
     )
 
 
@@ -437,6 +457,8 @@ def _hashes(request: PlanRequest, services: Sequence[PreparedService], base_dir:
         names.append(request.catalog.carbon_by_hour)
     paths = {name: base_dir / name for name in names}
     for service in services:
+        if service.request.scale_to_zero is not None:
+            paths |= {name: base_dir / name for name in service.request.scale_to_zero.files}
         if service.adapters is not None:
             paths |= {name: base_dir / name for name in service.adapters.files}
         source = Path(service.model.source)  # a library model's source is no file
@@ -511,6 +533,7 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
     for service in services:
         if service.adapters is not None:
             yield from adapter_assumptions(service.request.name, service.adapters)
+    yield from scaling_assumptions(services)
     yield from spot_assumptions(request, offers)
     change = request.constraints.change_cost
     if change is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.adapters import adapter_bytes
+from planner.domain.adapters import Isolation, adapter_bytes
 from planner.domain.hardware import EngineConfig
 from planner.domain.precision import BYTES_PER_PARAMETER, kv_cache_bytes, state_bytes, weight_bytes
 from planner.domain.slo import Metric
@@ -38,6 +38,8 @@ MOST_BATCH = 8
 """Requests that one function's process has KV cache for."""
 POOL_BATCH = 32
 """Batch at which the times of a pool's batches are read, beside that of one."""
+STRICTNESS = (Isolation.SHARED_PROCESS, Isolation.SHARED_BACKBONE, Isolation.DEDICATED)
+"""What shares most comes first."""
 HOST_BYTES = 64e9
 """Host memory for containers, for each GPU, unless it is told."""
 
@@ -59,6 +61,10 @@ class FunctionCase:
     target_fraction: float
     """Part of the requests that has to meet its bounds."""
     assumptions: tuple[str, ...]
+    isolation: Isolation = Isolation.SHARED_PROCESS
+    """The most that adapters may share: what the strictest of them asks for."""
+    isolated_by: str = ""
+    """The first adapter that asks for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +124,10 @@ def function_case(
     published = figures("re-implementation")
     request_bytes = kv_cache_bytes(model, sizes.input_tokens + sizes.output_tokens) + state_bytes(model)
     own = [adapter_bytes(model, adapter) for adapter in adapters]
-    alone = _batch_times(model, gpu, config, sizes, params, adapters=None, batch=most_batch)
+    alone = batch_times(model, gpu, config, sizes, params, adapters=None, batch=most_batch)
     rank = float(np.mean([adapter.rank for adapter in adapters]))
     many = Adapters(count=len(adapters), rank=rank, zipf_alpha=_pool_popularity(adapters), is_shared=True)
-    together = _batch_times(model, gpu, config, sizes, params, adapters=many, batch=POOL_BATCH)
+    together = batch_times(model, gpu, config, sizes, params, adapters=many, batch=POOL_BATCH)
     start = _start_times(model, gpu, config, hosting, adapter_size=max(own))
     setting = Setting(
         gpu_bytes=memory.usable_bytes - memory.activation_bytes,
@@ -135,6 +141,7 @@ def function_case(
         start=start,
     )
     bounds, target = _bounds(adapters, slos)
+    strictest = max(adapters, key=lambda adapter: STRICTNESS.index(adapter.isolation))
     return FunctionCase(
         functions=Functions(
             adapter_bytes=np.array(own),
@@ -149,6 +156,8 @@ def function_case(
         output_tokens=sizes.output_tokens,
         target_fraction=target,
         assumptions=_assumptions(hosting),
+        isolation=strictest.isolation,
+        isolated_by=strictest.name,
     )
 
 
@@ -158,7 +167,7 @@ def _pool_popularity(adapters: Sequence[Adapter]) -> float:
     return Popularity.fitted(rates, is_shifted=False).exponent if len(rates) > 1 else 0.0
 
 
-def _batch_times(
+def batch_times(
     model: ModelArchitecture,
     gpu: GpuSpec,
     config: EngineConfig,
@@ -168,7 +177,12 @@ def _batch_times(
     adapters: Adapters | None,
     batch: int,
 ) -> tuple[BatchLatency, BatchLatency | None]:
-    """Return T(b) and D(b): straight lines through the estimates of static batches of 1 and of `batch`."""
+    """Return T(b) and D(b) of the mean request: lines through the estimates of static batches of 1 and of `batch`.
+
+    Raises
+    ------
+    InputError: if there is no estimate.
+    """
     questions = [
         Question(
             model=model,
@@ -184,9 +198,15 @@ def _batch_times(
         )
         for size in (1, max(2, batch))
     ]
-    found = [answer.estimate for answer in estimate_questions(questions, params)]
-    firsts = [float(estimate.ttft_s["mean"] or 0.0) for estimate in found if estimate is not None]
-    steps = [float(estimate.tpot_s["mean"] or 0.0) for estimate in found if estimate is not None]
+    answers = estimate_questions(questions, params)
+    found = [answer.estimate for answer in answers if answer.estimate is not None]
+    if len(found) < len(answers):
+        reason = next(answer.note for answer in answers if answer.estimate is None)
+        raise InputError(
+            f"Batches of {model.name} on {gpu.name} cannot be estimated: {reason}.", hint="Name another GPU."
+        )
+    firsts = [float(estimate.ttft_s["mean"] or 0.0) for estimate in found]
+    steps = [float(estimate.tpot_s["mean"] or 0.0) for estimate in found]
     later = [step * (sizes.output_tokens - 1) for step in steps]
     span = max(2, batch) - 1
     prefill = BatchLatency(first_s=firsts[0], per_request_s=max(0.0, (firsts[1] - firsts[0]) / span))

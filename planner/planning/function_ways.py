@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from planner.domain.pay_per_use import PayPerUse
+    from planner.planning.keep_alive_rules import RuleTable
     from planner.simulate.functions.records import FunctionReplay
+    from planner.simulate.steps import Floats
+
+HOUR_S = 3600.0
 
 
 class Way(StrEnum):
@@ -22,6 +27,8 @@ class Way(StrEnum):
     """Engines that serve all adapters, always on."""
     SERVERLESS = "serverless"
     """A process and a copy of the weights for each while it is asked for, and 60 s longer."""
+    KEPT = "kept"
+    """The same, each kept for as long as was learnt from its own requests."""
     SHARED = "shared"
     """A process for each on shared weights: loaded ahead and kept as was learnt."""
 
@@ -36,12 +43,28 @@ class Prices:
     """What a serverless cloud bills for each second of a whole GPU's memory, by the part that is held; None = whole
     GPUs are rented for the ways that give them back, too."""
 
+    offer: PayPerUse | None = None
+    """What a container with a whole GPU costs; the ways that give GPUs back then hold such containers, one for each
+    process or for each copy of the shared weights. What is always on is rented at `usd_per_gpu_hour` all the same."""
+    usd_per_miss: float = 0.0
+    """What a request that misses its objectives is worth; it is added to what is paid."""
+
     def __post_init__(self) -> None:
         """Refuse prices that are none."""
-        for price in (self.usd_per_gpu_hour, self.usd_per_used_gpu_s or 0.0):
+        for price in (self.usd_per_gpu_hour, self.usd_per_used_gpu_s or 0.0, self.usd_per_miss):
             if not 0 <= price < math.inf:
                 msg = f"prices must be at least 0 and finite, not {price!r}"
                 raise ValueError(msg)
+        if self.offer is not None and self.usd_per_used_gpu_s is not None:
+            msg = "a serverless cloud bills whole GPUs or parts of them, not both"
+            raise ValueError(msg)
+
+    @property
+    def usd_per_rented_s(self) -> float:
+        """What a second of a GPU that is given back costs while it idles: whole, or all of its memory."""
+        if self.offer is not None:
+            return self.offer.usd_per_gpu_s if self.offer.bills_idle else 0.0
+        return self.usd_per_used_gpu_s if self.usd_per_used_gpu_s is not None else self.usd_per_gpu_hour / HOUR_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +78,9 @@ class WayOutcome:
     gpu_s: float
     """Seconds of GPUs that are paid; of parts of them where a serverless cloud bills."""
     cost_usd: float
+    """What is paid for GPUs."""
+    miss_usd: float
+    """What the requests are worth that missed their bounds, at `Prices.usd_per_miss`."""
     ttft_p50_s: float
     ttft_p99_s: float
     e2e_p50_s: float
@@ -68,7 +94,14 @@ class WayOutcome:
     """Of the GPU seconds held, those in which something ran."""
     learnt: Mapping[str, float]
     """What it decided on the first half, by name."""
+    keep_alive_s: Floats | None
+    """How long each adapter's idle process stays, shape (adapters,); None where none is given back by itself."""
     replay: FunctionReplay
+
+    @property
+    def total_usd(self) -> float:
+        """What is paid, and what the misses are worth."""
+        return self.cost_usd + self.miss_usd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +109,8 @@ class Comparison:
     """All ways on the same requests."""
 
     ways: tuple[WayOutcome, ...]
+    rules: RuleTable
+    """What rules to keep an idle process cost, each adapter by itself."""
     n_requests: int
     """In the half that is judged."""
     duration_s: float
@@ -92,8 +127,8 @@ class Comparison:
 
     @property
     def cheapest(self) -> WayOutcome | None:
-        """The cheapest way that meets the objectives; None if none does."""
-        return min((each for each in self.ways if self.meets(each)), key=lambda each: each.cost_usd, default=None)
+        """The cheapest way that meets the objectives, misses at their price; None if none does."""
+        return min((each for each in self.ways if self.meets(each)), key=lambda each: each.total_usd, default=None)
 
     def usd_per_1000(self, outcome: WayOutcome) -> float:
         """Return the cost of a thousand requests."""

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from planner.domain.plan import Plan
     from planner.domain.problem import FleetProblem, ServingOption
     from planner.domain.provenance import Warning_
+    from planner.domain.scaling import ScalingChoice
     from planner.domain.slo import Slo
     from planner.domain.workload import Demand, Trace
     from planner.planning.traffic import TrafficSource
@@ -84,5 +86,7 @@ class Question:
     """GPU -> its architecture, where no measurement of that architecture stands behind the throughput."""
     replay: ReplaySource | None = None
     """None where only throughputs are known (Mélange's form)."""
+    scaling: tuple[Callable[[Plan], ScalingChoice], ...] = ()
+    """Of each service that is to be compared with replicas that are given back, given the plan."""
     slice_factor: int = 1
     """Slices per bucket that the request itself asks for, should the assignment be sliced."""

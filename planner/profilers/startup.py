@@ -80,6 +80,20 @@ def loaders() -> tuple[str, ...]:
     return tuple(scope for part, scope in load_startup() if part == "weights_fraction")
 
 
+def check_loader(loader: str) -> str:
+    """Return the name of a loader that was measured.
+
+    Raises
+    ------
+    InputError: if it is not known.
+    """
+    name = LOADER_NAMES.get(loader.strip().lower(), loader.strip().lower())
+    if ("weights_fraction", name) not in load_startup():
+        hint = did_you_mean(name, loaders()) or f"Known: {', '.join(loaders())}."
+        raise InputError(f"The loader {loader!r} is not known.", hint=hint)
+    return name
+
+
 def start_up(
     model: ModelArchitecture,
     gpu: GpuSpec,
@@ -100,10 +114,7 @@ def start_up(
     ------
     InputError: if the loader is not known.
     """
-    table, name = load_startup(), LOADER_NAMES.get(loader.strip().lower(), loader.strip().lower())
-    if ("weights_fraction", name) not in table:
-        hint = did_you_mean(name, loaders()) or f"Known: {', '.join(loaders())}."
-        raise InputError(f"The loader {loader!r} is not known.", hint=hint)
+    table, name = load_startup(), check_loader(loader)
     size = weight_bytes(model, precision)
 
     def weights(fraction: float, most_gb_s: float) -> float:

@@ -16,6 +16,7 @@ from planner.report.energy import carbon_text, energy_text
 from planner.report.jobs import job_texts
 from planner.report.proof import proof_text, slo_text
 from planner.report.robustness import robustness_text
+from planner.report.scaling import scaling_texts
 from planner.report.wording import age, clean, number, percent, plural, price, usd
 from planner.units import format_power
 
@@ -99,6 +100,7 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
             *(("Work", text) for text in job_texts(plan)),
             *(("Adapters", text) for text in adapter_texts(plan)),
             ("Other ways", comparison_text(plan)),
+            *(("Scale to zero", text) for text in scaling_texts(plan)),
             ("Saving", saving_text(plan)),
             ("SLO", slo_text(plan)),
             ("Proof", proof_text(plan)),

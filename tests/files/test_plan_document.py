@@ -58,8 +58,9 @@ from planner.domain.proof import (
 )
 from planner.domain.provenance import ProvenanceKind, Warning_
 from planner.domain.robustness import FleetOutcomes, FleetReplicas, Outcome, Robustness, ScenarioCase
+from planner.domain.scaling import ScaledService, ScalingChoice, ScalingWay
 from planner.errors import InputError, PlannerError, UnsupportedFormatError
-from planner.files import adapter_plan_schema, plan_schema, proof_schema, robustness_schema
+from planner.files import adapter_plan_schema, plan_schema, proof_schema, robustness_schema, scaling_schema
 from planner.files.documents import parse_document
 from planner.files.plan_document import DERIVED, plan_to_document
 from planner.files.plan_schema import plan_from_document, plan_json_schema, read_plan
@@ -328,6 +329,21 @@ def plans(draw):
                 alternatives=several(built(AdapterAlternative)),
             )
         ),
+        "scale_to_zero": several(
+            built(
+                ScalingChoice,
+                chosen=st.just(0),
+                ways=st.tuples(
+                    built(
+                        ScaledService,
+                        way=st.sampled_from(ScalingWay),
+                        attainment=st.sampled_from([None, 0.5]),
+                        cold_fraction=st.sampled_from([None, 0.25]),
+                        keep_alive_by_adapter_s=st.sampled_from([{}, {"a": 0.0, "b": 12.5}]),
+                    )
+                ),
+            )
+        ),
         "schedule": several(
             built(
                 Period,
@@ -417,12 +433,15 @@ def test_writing_a_plan_that_was_read_gives_the_same_bytes(cost, tokens):
         FleetOutcomes,
         FleetReplicas,
         Outcome,
+        ScalingChoice,
+        ScaledService,
     ],
     ids=lambda kind: kind.__name__,
 )
 def test_the_schema_has_exactly_the_fields_of_the_dataclass(kind):
     name = {"SolverInfo": "SolverDocument"}.get(kind.__name__, kind.__name__.rstrip("_") + "Document")
-    model = getattr(plan_schema, name, None) or getattr(robustness_schema, name)
+    homes = (plan_schema, robustness_schema, scaling_schema)
+    model = next(getattr(home, name) for home in homes if hasattr(home, name))
     fields = {field.name: field for field in dataclasses.fields(kind)}
     extra = {"schema_version", "kind", *DERIVED} if kind is Plan else set()
     assert set(model.model_fields) - extra == set(fields)
@@ -477,6 +496,8 @@ MODELS = [
     adapter_plan_schema.HostedAdapterDocument,
     adapter_plan_schema.AdapterShareDocument,
     adapter_plan_schema.AdapterAlternativeDocument,
+    scaling_schema.ScalingChoiceDocument,
+    scaling_schema.ScaledServiceDocument,
     proof_schema.ProofDocument,
     proof_schema.SimulatedSloDocument,
     proof_schema.RoundServiceDocument,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,12 +14,17 @@ from planner.catalog.gpus import load_gpus
 from planner.catalog.models import load_model
 from planner.domain.adapters import Adapter, Isolation
 from planner.domain.distributions import Weibull
+from planner.domain.pay_per_use import PayPerUse
 from planner.errors import InputError
 from planner.files.slo import parse_slo
+from planner.optimize.keep_alive import HybridHistogram, KeepAlivePrices, best_keep_alive, cost_of
 from planner.optimize.preload import Tier
 from planner.planning.function_case import FunctionCase, Hosting, Sizes, function_case
+from planner.planning.function_plans import most_sharing
+from planner.planning.function_serverless import growing
 from planner.planning.function_ways import Prices, Way
-from planner.planning.functions import _growing, compare_ways, halves, most_sharing
+from planner.planning.functions import compare_ways, halves
+from planner.planning.keep_alive_rules import gaps_of, rule_table, start_median_s
 from planner.profilers.adapter_batching import BatchLatency
 from planner.profilers.efficiency import default_params
 from planner.profilers.first_token import published_load_times
@@ -104,8 +110,8 @@ def test_turns_that_the_tightest_bound_leaves():
 
 
 def test_numbers_of_gpus_that_are_tried():
-    assert _growing(20) == [0, 1, 2, 3, 4, 6, 8, 12, 16]
-    assert all(later <= 2 * max(1, earlier) for earlier, later in pairwise(_growing(1000)))
+    assert growing(20) == [0, 1, 2, 3, 4, 6, 8, 12, 16]
+    assert all(later <= 2 * max(1, earlier) for earlier, later in pairwise(growing(1000)))
 
 
 def test_a_steady_stream_is_best_served_by_one_pool():
@@ -219,7 +225,16 @@ def test_the_command_compares_the_example(gpuplan, repo, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     ran = gpuplan("adapters", "compare", repo / "examples/tenants.csv", *OPTIONS)
     assert ran.code == 0
-    assert [line.split()[0] for line in ran.out.splitlines()[1:5]] == [way.value for way in Way]
+    assert [line.split()[0] for line in ran.out.splitlines()[1:6]] == [way.value for way in Way]
+    assert [line.split()[0] for line in ran.out.splitlines()[-7:]] == [
+        "learnt",
+        "never",
+        "60",
+        "10",
+        "always",
+        "hybrid",
+        "best",
+    ]
     assert "requests for 8 adapters in 2 h; 95.0% have to be within their SLOs." in ran.out  # support asks for a p95
     assert "not measured here" in ran.err
 
@@ -230,6 +245,13 @@ def test_the_command_as_json(gpuplan, repo):
     assert ran.code == 0
     assert ran.json["kind"] == "AdapterWays"
     assert [way["way"] for way in ran.json["ways"]] == [way.value for way in Way]
+    kept = next(way for way in ran.json["ways"] if way["way"] == "kept")["keep_alive_s"]
+    assert list(kept) == [entry["adapter"] for entry in ran.json["keep_alive"]]
+    for entry in ran.json["keep_alive"]:
+        costs = {name: rule["cost_usd"] for name, rule in entry["rules"].items()}
+        assert costs["best in hindsight"] <= min(
+            costs[name] for name in ("learnt", "never", "60 s", "10 min", "always")
+        )
     assert gpuplan(*arguments).out == ran.out
     assert gpuplan(*arguments, "--seed", "1").out != ran.out
 
@@ -258,9 +280,188 @@ def test_wrong_input_of_the_command(row, extra, code, words, gpuplan, tmp_path):
     assert words in json.dumps(error)
 
 
-def test_an_adapter_with_a_trace_is_not_read(gpuplan, tmp_path):
+def test_the_command_bills_an_offer(gpuplan, repo, tmp_path):
+    own = tmp_path / "own.csv"
+    own.write_text("provider,gpu,usd_per_gpu_s,step_s,keep_alive_s\nacme,L40S,0.0005,60,300\n", encoding="utf-8")
+    ran = gpuplan(
+        "adapters", "compare", repo / "examples/tenants.csv", *OPTIONS, "--offer", "acme/l40s", "--offers", own,
+        "--miss-price", "0.01 USD", "--json",
+    )  # fmt: skip
+    assert ran.code == 0
+    assert ran.json["offer"] == "acme/L40S"
+    ways = {way["way"]: way for way in ran.json["ways"]}
+    assert "kept" not in ways
+    assert any("acme itself keeps idle containers 300 s" in text for text in ran.json["cautions"])
+    assert ways["serverless"]["learnt"] == {"keep_alive_s": 300.0}
+    assert ways["serverless"]["cost_usd"] % 0.03 == pytest.approx(0.0, abs=1e-9)  # whole minutes at 0.0005 USD/s
+    missed = round(ran.json["requests"] * (1 - ways["serverless"]["attainment"]))
+    assert ways["serverless"]["miss_usd"] == pytest.approx(0.01 * missed)
+    assert missed > 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "words"),
+    [
+        (("--offer", "modal/L4"), 2, "has a L4, and --gpu is a L40S"),
+        (("--offer", "modal/L40X"), 6, "no pay-per-use offer 'modal/L40X'"),
+        (("--offer", "modal/L40S", "--used-price", "0.001"), 2, "a cloud does one of the two"),
+        (("--offer", "modal/L40S", "--miss-price", "1"), 2, "2.50 USD"),
+        (("--offer", "modal/L40S", "--offers", "nowhere.csv"), 2, "nowhere.csv"),
+    ],
+)
+def test_wrong_offers_of_the_command(extra, code, words, gpuplan, repo):
+    ran = gpuplan("adapters", "compare", repo / "examples/tenants.csv", *OPTIONS, *extra)
+    assert ran.code == code
+    assert words in " ".join(ran.err.split())
+
+
+def test_adapters_with_traces_are_played_as_they_are(gpuplan, tmp_path):
+    times = {"a": [0.0, 1.0, 2.0], "b": [0.5]}
+    for name, first in times.items():
+        rows = [f"{minute * 60 + second},512,128" for minute in range(60) for second in first]
+        (tmp_path / f"{name}.csv").write_text(
+            "arrival_s,input_tokens,output_tokens\n" + "\n".join(rows), encoding="utf-8"
+        )
     path = tmp_path / "adapters.csv"
-    path.write_text("name,rank,target_modules,trace\na,16,q v,a.csv\n", encoding="utf-8")
+    path.write_text("name,rank,target_modules,trace\na,16,q v,a.csv\nb,16,q v,b.csv\n", encoding="utf-8")
+    without_hours = [option for option in OPTIONS if option not in {"--hours", "4"}]
+    ran = gpuplan("adapters", "compare", path, *without_hours, "--json")
+    assert ran.code == 0
+    assert ran.json["hours"] == pytest.approx((59 * 60 + 2) / 3600)
+    assert ran.json["requests"] == pytest.approx(120, abs=4)
+    by_name = {entry["adapter"]: entry for entry in ran.json["keep_alive"]}
+    assert by_name["a"]["requests"] == pytest.approx(3 * by_name["b"]["requests"], abs=3)
+    assert by_name["b"]["learnt_s"] == 0.0  # it idles some 57 s, longer than a start takes
+    missed = gpuplan("adapters", "compare", path, *without_hours, "--miss-price", "1 USD", "--json")
+    assert 50 < missed.json["keep_alive"][1]["learnt_s"] < 60
+    short = gpuplan("adapters", "compare", path, *without_hours, "--hours", "0.5", "--json")
+    assert short.json["hours"] == pytest.approx(0.5)
+
+
+def test_traces_and_rates_do_not_mix(gpuplan, tmp_path):
+    path = tmp_path / "adapters.csv"
+    path.write_text("name,rank,target_modules,trace,rate\na,16,q v,a.csv,\nb,16,q v,,1 req/s\n", encoding="utf-8")
     ran = gpuplan("adapters", "compare", path, *OPTIONS)
     assert ran.code == 2
-    assert "has a trace, which is not read here" in ran.err
+    assert "'a' has a trace and 'b' a rate" in ran.err
+
+
+# --- what adapters may share -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("isolation", "left_out"),
+    [
+        (Isolation.SHARED_PROCESS, set()),
+        (Isolation.SHARED_BACKBONE, {Way.POOL}),
+        (Isolation.DEDICATED, {Way.POOL, Way.SHARED}),
+    ],
+)
+def test_ways_that_share_too_much_are_left_out(isolation, left_out):
+    rates = [0.01] * 3
+    listed = [*adapters(rates[:2]), *adapters(rates[2:], name="alone", isolation=isolation)]
+    case = function_case(
+        load_model("llama-2-7b"),
+        load_gpus().get("L40S"),
+        listed,
+        sizes=Sizes(input_tokens=512, output_tokens=128),
+        slos=[parse_slo("ttft p90 <= 2s")],
+        hosting=Hosting(storage_bytes_per_s=2e9),
+        params=default_params(),
+    )
+    found = compare_ways(requests(rates, 2.0, POISSON), case, Prices(usd_per_gpu_hour=1.0))
+    assert {way.way for way in found.ways} == set(Way) - left_out
+    said = [text for text in found.cautions if "is left out" in text]
+    assert len(said) == len(left_out)
+    assert all("'alone'" in text and isolation.value in text for text in said)
+
+
+# --- what is billed, and how long to keep ----------------------------------------------------------------------------
+
+
+def offer(**changes):
+    return PayPerUse(**({"name": "a/L40S", "provider": "a", "gpu": "L40S", "usd_per_gpu_s": 5e-4} | changes))
+
+
+def test_an_offer_bills_every_container_from_start_to_end():
+    rates = [0.01] * 4
+    traffic = requests(rates, 6.0)
+    case = case_of(rates)
+    found = compare_ways(
+        traffic, case, Prices(usd_per_gpu_hour=1.8, offer=offer(step_s=10.0)), ways=[Way.SERVERLESS, Way.SHARED]
+    )
+    plain = found.of(Way.SERVERLESS)
+    holds = plain.replay.holds_s
+    assert len(holds) == plain.replay.n_starts > 10  # a container for each process
+    assert plain.cost_usd == pytest.approx(sum(math.ceil(hold / 10.0) * 10.0 for hold in holds) * 5e-4)
+    assert plain.replay.gpu_s == pytest.approx(holds.sum())
+    one_process = case.setting.backbone_bytes + case.setting.context_bytes + case.setting.kv_bytes + 33.6e6
+    assert plain.replay.peak_bytes.max() <= one_process * 1.001
+    shared = found.of(Way.SHARED)
+    always_on_usd = shared.n_always_on * found.duration_s * 1.8 / 3600
+    rented_usd = sum(math.ceil(hold / 10.0) * 10.0 for hold in shared.replay.holds_s) * 5e-4
+    assert shared.cost_usd == pytest.approx(always_on_usd + rented_usd)
+
+
+def test_idle_time_that_is_not_billed_is_not_paid():
+    rates = [0.01] * 4
+    traffic, case = requests(rates, 6.0), case_of(rates)
+    billed = compare_ways(
+        traffic, case, Prices(usd_per_gpu_hour=1.8, offer=offer(keep_alive_s=60.0)), ways=[Way.SERVERLESS]
+    )
+    free = compare_ways(
+        traffic, case, Prices(usd_per_gpu_hour=1.8, offer=offer(bills_idle=False, keep_alive_s=60.0)),
+        ways=[Way.SERVERLESS],
+    )  # fmt: skip
+    same, less = billed.ways[0], free.ways[0]
+    assert less.replay.records.ttft_s.tolist() == same.replay.records.ttft_s.tolist()
+    assert less.cost_usd == pytest.approx(less.replay.rented_used_s * 5e-4)
+    assert less.cost_usd < same.cost_usd - 60.0 * 5e-4 * (less.replay.n_starts - 4)
+
+
+def test_dearer_misses_are_paid_to_be_avoided():
+    """With a price on late answers plain processes are kept longer, and fewer requests are late."""
+    rates = [0.003] * 4
+    traffic, case = requests(rates, 24.0), case_of(rates, slos=("ttft p10 <= 2s",))
+    cheap, dear = (
+        compare_ways(traffic, case, Prices(usd_per_gpu_hour=1.0, usd_per_miss=usd), ways=[Way.KEPT]).ways[0]
+        for usd in (0.0, 1.0)
+    )
+    assert cheap.miss_usd == 0.0 < dear.miss_usd
+    assert dear.attainment > cheap.attainment
+    assert dear.cost_usd > cheap.cost_usd
+    assert dear.total_usd == dear.cost_usd + dear.miss_usd
+    n_missed = round(len(dear.replay.records) * (1 - dear.attainment))
+    assert dear.miss_usd == pytest.approx(n_missed)
+
+
+def test_rules_are_learnt_before_they_are_told():
+    """What is learnt does not see the second half; the histogram goes on from the first."""
+    rates = [0.02, 0.002]
+    traffic, case = requests(rates, 24.0), case_of(rates)
+    first, second = halves(traffic)
+    prices = Prices(usd_per_gpu_hour=1.0, usd_per_miss=0.02)
+    table = rule_table(first, second, case, prices)
+    later = replace(second, arrival_s=np.sort(second.arrival_s[::3]), function=second.function[::3])
+    assert rule_table(first, later, case, prices).learnt_s.tolist() == table.learnt_s.tolist()
+    for f in range(2):
+        before, after = (gaps_of(half, case)[f] for half in (first, second))
+        price = KeepAlivePrices(
+            idle_usd_per_s=float(table.idle_usd_per_s[f]), cold_start_usd=float(table.cold_start_usd[f])
+        )
+        assert table.costs["learnt"][f] == cost_of(best_keep_alive(before, price), after, price)
+        windows = HybridHistogram().windows(before)
+        assert table.costs["hybrid histogram"][f].n_requests == after.n_requests
+        assert windows[-1] == HybridHistogram().windows(
+            replace(after, gaps_s=np.concatenate([before.gaps_s, after.gaps_s]))
+        )[len(before.gaps_s)]  # fmt: skip
+    assert table.idle_usd_per_s.tolist() == [1.0 / 3600] * 2
+    start_s = start_median_s(case.setting)
+    assert table.cold_start_usd == pytest.approx([start_s / 3600 + 0.02] * 2)
+
+
+def test_what_an_offer_cannot_be_combined_with():
+    with pytest.raises(ValueError, match="whole GPUs or parts"):
+        Prices(usd_per_gpu_hour=1.0, usd_per_used_gpu_s=1e-4, offer=offer())
+    with pytest.raises(ValueError, match="says itself how long"):
+        offer(bills_idle=False)

@@ -10,6 +10,7 @@ from planner.domain.hardware import PowerCap
 from planner.errors import InputError
 from planner.files.request.adapters import Adapters
 from planner.files.request.egress import Users
+from planner.files.request.scaling import ScaleToZero
 from planner.files.schema import BytesPerS, Fraction, PowerCapField, RateRps, Strict
 from planner.files.slo import SloField
 
@@ -190,6 +191,12 @@ class Service(Strict):
         default="never",
         description="Whether prompts and answers may, or must, be served by replicas of their own (prefill and decode "
         "pools), the KV cache passing between them within a region.",
+    )
+    scale_to_zero: ScaleToZero | None = Field(
+        default=None,
+        description="Compare its part of the fleet with replicas that are given back while nobody asks: what that costs"
+        " and which objectives it keeps, cold starts included. The fleet stays as it is.",
+        examples=[{"storage": "2 GB/s", "missed": "0.01 USD"}],
     )
     priority: int = Field(
         default=1,

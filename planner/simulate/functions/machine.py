@@ -47,6 +47,10 @@ class Machine:
     used_bytes: float = 0.0
     peak_bytes: float = 0.0
     held_s: float = 0.0
+    holds_s: list[float] = field(default_factory=list)
+    """The same, each time that it was switched on."""
+    starting_s: float = 0.0
+    """Of all its processes together."""
     share_s: float = 0.0
     busy_s: float = 0.0
     n_starting: int = 0
@@ -89,7 +93,8 @@ class Machine:
     def switch_off(self, now_s: float) -> None:
         """Stop paying, and lose all that it held."""
         self.count(now_s)
-        self.held_s += max(0.0, min(now_s, self.end_s) - self._since_s)
+        self.holds_s.append(max(0.0, min(now_s, self.end_s) - self._since_s))
+        self.held_s += self.holds_s[-1]
         self.is_on, self.used_bytes, self.backbone_ready_s = False, 0.0, math.inf
         self.live_host_bytes, self.n_spares, self.era = 0.0, 0, self.era + 1
         self.waiting.clear()

@@ -106,6 +106,10 @@ class FunctionReplay:
     """Seconds in which a GPU ran a batch."""
     most_machines: int
     """Held at a time."""
+    holds_s: Floats
+    """How long machines that are not always on were held, one for each time that one was rented."""
+    rented_used_s: float
+    """Seconds in which these ran a batch, and in which processes on them started."""
     peak_bytes: Floats
     """Most that each machine's GPU memory ever held, shape (machines,)."""
     n_starts: int

@@ -187,6 +187,7 @@ class _Run:
             cold_s=self.cold,
             inference_s=np.array(self.inference),
         )
+        rented = self.machines[self.policy.n_always_on :]
         return FunctionReplay(
             records=records,
             end_s=self.end_s,
@@ -194,6 +195,8 @@ class _Run:
             gpu_share_s=math.fsum(machine.share_s for machine in self.machines),
             busy_gpu_s=math.fsum(machine.busy_s for machine in self.machines),
             most_machines=self.most_on,
+            holds_s=np.array([hold_s for machine in rented for hold_s in machine.holds_s]),
+            rented_used_s=math.fsum(machine.busy_s + machine.starting_s for machine in rented),
             peak_bytes=np.array([machine.peak_bytes for machine in self.machines]),
             n_starts=self.n_starts,
             n_evictions=self.n_evictions,
@@ -325,6 +328,8 @@ class _Run:
         n_live = self.n_processes[function]
         if n_live >= self.policy.most_instances:
             return False
+        if self.policy.queue_per_start == math.inf:
+            return n_live == 0
         if is_crowded:
             return self.n_starting[function] == 0
         return len(self.queue[function]) > self.policy.queue_per_start * self.n_starting[function]
@@ -346,6 +351,8 @@ class _Run:
         crowded: list[Machine] = []
         for machine in self.on:
             if machine.load >= policy.most_sharing or not self._has_host_room(function, machine):
+                continue
+            if machine.n_processes >= policy.most_processes:
                 continue
             needs_backbone = self.is_shared and machine.backbone_ready_s == math.inf
             if machine.free_bytes >= size + (self.setting.backbone_bytes if needs_backbone else 0.0):
@@ -448,6 +455,7 @@ class _Run:
         kernels_s = draw(start.kernels_s, rng)
         process.parts_s = (provision_s, container_s, libraries_s, backbone_s, adapter_s, kernels_s)
         process.ready_s = now_s + sum(process.parts_s)
+        machine.starting_s += max(0.0, min(process.ready_s, self.end_s) - now_s)
         machine.n_starting += 1
         machine.token += 1
         self.n_starting[function] += 1

@@ -112,6 +112,8 @@ class Policy:
     most_batch: int = 1
     most_sharing: int = 1
     """Processes that run on a GPU at a time: M."""
+    most_processes: int = 1_000_000
+    """Processes on one machine, whatever its memory: 1 where every process is a container with a GPU of its own."""
     most_instances: int = 1_000_000
     """Processes of one function."""
     queue_per_start: float = 0.0
@@ -141,8 +143,8 @@ class Policy:
         if not 0 <= self.n_always_on <= self.most_machines or self.most_machines < 1:
             msg = f"{self.n_always_on} of {self.most_machines} machines cannot be always on"
             raise ValueError(msg)
-        if min(self.most_batch, self.most_sharing, self.most_instances) < 1:
-            msg = "most_batch, most_sharing and most_instances must be >= 1"
+        if min(self.most_batch, self.most_sharing, self.most_processes, self.most_instances) < 1:
+            msg = "most_batch, most_sharing, most_processes and most_instances must be >= 1"
             raise ValueError(msg)
 
 

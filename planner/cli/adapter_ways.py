@@ -1,0 +1,162 @@
+"""Ways to serve adapters, printed: a table, a few lines, or one JSON document."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from planner.units import format_duration, format_usd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.table import Table
+
+    from planner.planning.function_case import FunctionCase
+    from planner.planning.function_ways import Comparison, Prices, WayOutcome
+    from planner.planning.keep_alive_rules import RuleTable
+
+
+def ways_table(found: Comparison) -> Table:
+    """Return a row for each way."""
+    from rich.table import Table
+
+    has_misses = any(way.miss_usd > 0 for way in found.ways)
+
+    table = Table(box=None, pad_edge=False)
+    for title in (
+        "way",
+        "GPUs",
+        "GPU h",
+        "USD",
+        *(("misses",) if has_misses else ()),
+        "USD/1000",
+        "TTFT p50",
+        "p99",
+        "E2E p50",
+        "within",
+        "worst",
+        "cold",
+        "",
+    ):
+        is_word = title in {"way", ""}
+        table.add_column(title, justify="left" if is_word else "right", no_wrap=is_word, overflow="fold")
+    for way in found.ways:
+        table.add_row(
+            way.way.value,
+            _gpus(way),
+            f"{way.gpu_s / 3600:.1f}",
+            format_usd(way.cost_usd),
+            *((format_usd(way.miss_usd),) if has_misses else ()),
+            format_usd(found.usd_per_1000(way)),
+            format_duration(way.ttft_p50_s),
+            format_duration(way.ttft_p99_s),
+            format_duration(way.e2e_p50_s),
+            f"{way.attainment:.1%}",
+            "-" if math.isnan(way.least_attainment) else f"{way.least_attainment:.0%}",
+            f"{way.cold_fraction:.1%}",
+            "" if found.meets(way) else "misses",
+        )
+    return table
+
+
+def _gpus(way: WayOutcome) -> str:
+    """Return how many GPUs are always on, and the most that were held at a time."""
+    return f"{way.n_always_on}" if way.most_gpus == way.n_always_on else f"{way.n_always_on} to {way.most_gpus}"
+
+
+def rules_table(rules: RuleTable) -> Table:
+    """Return a row for each rule to keep an idle process."""
+    from rich.table import Table
+
+    title = "\nwhat idles, and cold starts, for each adapter by itself"
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    table.add_column("keep-alive", no_wrap=True)
+    for name in ("idle h", "cold starts", "USD"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, costs in rules.costs.items():
+        idle_h = math.fsum(cost.idle_s for cost in costs) / 3600.0
+        table.add_row(name, f"{idle_h:.1f}", f"{rules.n_cold(name):,}", format_usd(rules.total_usd(name)))
+    return table
+
+
+def ways_lines(found: Comparison, n_adapters: int) -> list[str]:
+    """Return who was judged, and which way is cheapest."""
+    judged = (
+        f"{found.n_requests:,} requests for {n_adapters} adapters in {format_duration(found.duration_s)};"
+        f" {found.target_fraction:.1%} have to be within their SLOs."
+    )
+    best = found.cheapest
+    if best is None:
+        return [judged, "No way meets the SLOs."]
+    return [
+        judged,
+        f"Cheapest that does: {best.way.value}, {format_usd(found.usd_per_1000(best))} USD for 1000 requests.",
+    ]
+
+
+def ways_document(
+    found: Comparison, case: FunctionCase, prices: Prices, names: Sequence[str], *, hours: float
+) -> dict[str, Any]:
+    """Return all of it as one document."""
+    best = found.cheapest
+    return {
+        "schema_version": "1",
+        "kind": "AdapterWays",
+        "hours": hours,
+        "judged_s": found.duration_s,
+        "requests": found.n_requests,
+        "target_fraction": found.target_fraction,
+        "offer": None if prices.offer is None else prices.offer.name,
+        "usd_per_miss": prices.usd_per_miss,
+        "cheapest": None if best is None else best.way.value,
+        "ways": [_way(way, found, names) for way in found.ways],
+        "keep_alive": list(_keep_alive(found.rules, names)),
+        "cautions": list(found.cautions),
+        "assumptions": list(case.assumptions),
+    }
+
+
+def _keep_alive(rules: RuleTable, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield what each rule costs each adapter, and the time that was learnt for it."""
+    for f, name in enumerate(names):
+        costs = {rule: found[f] for rule, found in rules.costs.items()}
+        yield {
+            "adapter": name,
+            "requests": next(iter(costs.values())).n_requests,
+            "learnt_s": float(rules.learnt_s[f]),
+            "idle_usd_per_s": float(rules.idle_usd_per_s[f]),
+            "cold_start_usd": float(rules.cold_start_usd[f]),
+            "rules": {
+                rule: {"idle_s": cost.idle_s, "cold_starts": cost.n_cold, "cost_usd": cost.total_usd}
+                for rule, cost in costs.items()
+            },
+        }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _way(way: WayOutcome, found: Comparison, names: Sequence[str]) -> dict[str, Any]:
+    kept = way.keep_alive_s
+    return {
+        "way": way.way.value,
+        "is_met": found.meets(way),
+        "gpus_always_on": way.n_always_on,
+        "gpus_at_most": way.most_gpus,
+        "gpu_s": way.gpu_s,
+        "cost_usd": way.cost_usd,
+        "miss_usd": way.miss_usd,
+        "usd_per_1000_requests": found.usd_per_1000(way),
+        "ttft_p50_s": _number(way.ttft_p50_s),
+        "ttft_p99_s": _number(way.ttft_p99_s),
+        "e2e_p50_s": _number(way.e2e_p50_s),
+        "attainment": way.attainment,
+        "least_attainment": _number(way.least_attainment),
+        "cold_fraction": way.cold_fraction,
+        "busy_fraction": way.busy_fraction,
+        "peak_gpu_bytes": float(way.replay.peak_bytes.max()),
+        "learnt": {name: _number(value) for name, value in way.learnt.items()},
+        "keep_alive_s": None if kept is None else dict(zip(names, kept.tolist(), strict=True)),
+    }

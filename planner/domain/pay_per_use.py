@@ -1,0 +1,81 @@
+"""A GPU that is paid while a container holds it: what serverless clouds sell."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayPerUse:
+    """One kind of GPU of one serverless cloud, with how its time is counted."""
+
+    name: str
+    """provider/gpu."""
+    provider: str
+    gpu: str
+    usd_per_gpu_s: float
+    usd_per_request: float = 0.0
+    step_s: float = 0.0
+    """Time is rounded up to whole steps; 0 = not rounded."""
+    minimum_s: float = 0.0
+    """Least that is billed for each time a container is held."""
+    bills_idle: bool = True
+    """Whether a container that waits for the next request is paid."""
+    keep_alive_s: float | None = None
+    """How long the cloud keeps an idle container; None = as its user says."""
+    as_of: date | None = None
+    source: str = ""
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no price or no time."""
+        for value in (self.usd_per_gpu_s, self.usd_per_request, self.step_s, self.minimum_s, self.keep_alive_s or 0.0):
+            if not 0 <= value < math.inf:
+                msg = f"prices and times must be at least 0 and finite, not {value!r}"
+                raise ValueError(msg)
+        if self.usd_per_gpu_s == 0 and self.usd_per_request == 0:
+            msg = f"{self.name} costs nothing, neither by the second nor by the request"
+            raise ValueError(msg)
+        if not self.bills_idle and self.keep_alive_s is None:
+            msg = f"{self.name} does not bill idle time, so it says itself how long a container idles"
+            raise ValueError(msg)
+
+    def billed_s(self, held_s: ArrayLike) -> NDArray[np.float64]:
+        """Return the seconds that are billed for containers that were held so long, shape of `held_s`.
+
+        Examples
+        --------
+        >>> offer = PayPerUse(name="a/L4", provider="a", gpu="L4", usd_per_gpu_s=1e-4, step_s=1.0, minimum_s=10.0)
+        >>> offer.billed_s([0.5, 12.0, 12.2]).tolist()
+        [10.0, 12.0, 13.0]
+        """
+        held = np.maximum(np.asarray(held_s, dtype=np.float64), self.minimum_s)
+        if self.step_s == 0:
+            return held
+        steps = held / self.step_s
+        whole = np.rint(steps)  # 0.3 s are three steps of 0.1 s, whatever their floats say
+        return np.asarray(
+            np.where(np.isclose(steps, whole, rtol=1e-12, atol=1e-9), whole, np.ceil(steps)) * self.step_s,
+            dtype=np.float64,
+        )
+
+    def cost_usd(self, held_s: ArrayLike, *, n_requests: int, used_s: float, gpus_per_container: int = 1) -> float:
+        """Return what containers cost.
+
+        Parameters
+        ----------
+        held_s : how long each was held, from the moment that it began to start, shape (containers,).
+        used_s : time in which they started or served, of all together: what is billed where idle time is not, without
+            rounding.
+        """
+        seconds = float(self.billed_s(held_s).sum()) if self.bills_idle else used_s
+        return self.usd_per_gpu_s * gpus_per_container * seconds + self.usd_per_request * n_requests

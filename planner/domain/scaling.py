@@ -1,0 +1,77 @@
+"""Whether a service that is rarely called should be given back in between. Field names as in plan.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class ScalingWay(StrEnum):
+    """How a service is kept."""
+
+    ALWAYS_ON = "always-on"
+    """The fleet of the plan."""
+    SCALE_TO_ZERO = "scale-to-zero"
+    """On rented machines that are given back."""
+    PAY_PER_USE = "pay-per-use"
+    """In containers of a serverless cloud."""
+    SERVERLESS = "serverless"
+    """A process with weights of its own for each adapter."""
+    SHARED = "shared-backbone"
+    """A process for each adapter on one copy of the weights, loaded ahead as was learnt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaledService:
+    """One way to keep a service, and how the requests of the judged half of its trace fare."""
+
+    way: ScalingWay
+    rule: str
+    """How long an idle replica is kept: "learnt", "60 s", "10 min", "as the cloud keeps it"; empty if always on."""
+    offer: str
+    """What is rented; empty for the plan's own fleet."""
+    gpu: str
+    gpus_per_replica: int
+    keep_alive_s: float | None
+    """None = for good, or for each adapter its own."""
+    cost_usd_per_hour: float
+    missed_usd_per_hour: float
+    """What requests are worth that miss an objective, at the price that the request states."""
+    is_met: bool
+    """Whether every objective holds, cold starts in the percentiles."""
+    attainment: float | None
+    """Part of the requests within all bounds; None = not replayed."""
+    ttft_p50_s: float | None
+    ttft_p99_s: float | None
+    cold_fraction: float | None
+    """Part of the requests that waited for a start."""
+    mean_replicas: float | None
+    """Held on average; machines where adapters share."""
+    price_as_of: str | None = None
+    """Date of the offer's price; None = the plan's own fleet, or not known."""
+    keep_alive_by_adapter_s: Mapping[str, float] = field(default_factory=dict)
+    """How long each adapter's idle process is kept, where that was learnt for each."""
+
+    @property
+    def total_usd_per_hour(self) -> float:
+        """What is paid, and what the misses are worth."""
+        return self.cost_usd_per_hour + self.missed_usd_per_hour
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingChoice:
+    """The ways to keep one service, and the cheapest of those that meet its objectives."""
+
+    service: str
+    chosen: int
+    """Position in `ways`."""
+    ways: tuple[ScaledService, ...]
+    requests: int
+    """In the judged half."""
+    judged_s: float
+    notes: tuple[str, ...] = ()
+    """What was not compared, and why."""

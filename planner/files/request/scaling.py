@@ -1,0 +1,29 @@
+"""Scale to zero: what a request says of giving a service back while nobody asks for it."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from planner.files.schema import BytesPerS, DurationS, Strict, Usd
+
+
+class ScaleToZero(Strict):
+    """Compare the plan's fleet with replicas that are given back in between; needs arrival times, or adapters."""
+
+    storage: BytesPerS = Field(description="Read rate of where the weights lie, for each replica that starts.")
+    loader: str = Field(
+        default="safetensors",
+        description="What loads them: safetensors, runai-streamer, tensorizer or serverlessllm.",
+    )
+    graphs: bool = Field(
+        default=True, description="Every start compiles and captures CUDA graphs, as vLLM does by default."
+    )
+    provision: DurationS | None = Field(
+        default=None,
+        description="Until a rented machine is there; without it only pay-per-use offers are compared.",
+    )
+    missed: Usd = Field(default=0.0, description="What a request is worth that misses an objective.")
+    clouds: list[str] | None = Field(
+        default=None, description="Only these serverless clouds; default: all of `gpuplan catalog pay-per-use`."
+    )
+    files: list[str] = Field(default=[], description="Your own pay-per-use offers, as CSV.")

@@ -1,0 +1,63 @@
+"""The part of plan.json's schema that compares a service with replicas that are given back."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from planner.domain.scaling import ScaledService, ScalingChoice, ScalingWay
+from planner.errors import InputError
+from planner.files.parts import Count, Fraction, NonNegative, Part
+
+
+class ScaledServiceDocument(Part):
+    """One way to keep a service."""
+
+    way: ScalingWay = Field(
+        description="always-on: the plan's own fleet; scale-to-zero: rented machines that are given back; pay-per-use:"
+        " containers of a serverless cloud; serverless and shared-backbone: processes of adapters, with weights of"
+        " their own or on one copy of them."
+    )
+    rule: str = Field(description="How long an idle replica is kept: learnt, 60 s, 10 min, as the cloud keeps it.")
+    offer: str = Field(description="What is rented; empty for the plan's own fleet.")
+    gpu: str = Field(description="GPU type.")
+    gpus_per_replica: Count = Field(description="GPUs that a replica has.")
+    keep_alive_s: NonNegative | None = Field(description="null = for good, or for each adapter its own.")
+    cost_usd_per_hour: NonNegative = Field(description="Paid on average over the judged half of the trace.")
+    missed_usd_per_hour: NonNegative = Field(description="Worth of the requests that missed an objective.")
+    is_met: bool = Field(description="Whether every objective holds, cold starts in the percentiles.")
+    attainment: Fraction | None = Field(description="Part of the requests within all bounds; null = not replayed.")
+    ttft_p50_s: NonNegative | None = Field(description="Median time to the first token; null = not replayed.")
+    ttft_p99_s: NonNegative | None = Field(description="99th percentile of it.")
+    cold_fraction: Fraction | None = Field(description="Part of the requests that waited for a start.")
+    mean_replicas: NonNegative | None = Field(description="Replicas held on average; machines where adapters share.")
+    price_as_of: str | None = Field(
+        None, description="Date of the offer's price; null = not known, or the plan's own fleet."
+    )
+    keep_alive_by_adapter_s: dict[str, NonNegative] = Field(
+        default_factory=dict,
+        description="Adapter -> how long its idle process is kept, where that was learnt for each.",
+    )
+
+
+class ScalingChoiceDocument(Part):
+    """The ways to keep one service."""
+
+    service: str = Field(description="Its name.")
+    chosen: Count = Field(
+        description="Position in `ways` of the cheapest that meets the objectives, misses at their price."
+    )
+    ways: list[ScaledServiceDocument] = Field(min_length=1, description="The plan's own fleet first.")
+    requests: Count = Field(description="Requests in the judged half of the trace.")
+    judged_s: NonNegative = Field(description="How long that half is.")
+    notes: list[str] = Field(default_factory=list, description="What was not compared, and why.")
+
+    @model_validator(mode="after")
+    def _a_way_is_chosen(self) -> ScalingChoiceDocument:
+        if self.chosen >= len(self.ways):
+            raise InputError(f"chosen is {self.chosen}, and there are {len(self.ways)} ways.")
+        return self
+
+    def to_choice(self) -> ScalingChoice:
+        """Return the domain's form."""
+        ways = tuple(ScaledService(**dict(way)) for way in self.ways)
+        return ScalingChoice(**(dict(self) | {"ways": ways, "notes": tuple(self.notes)}))

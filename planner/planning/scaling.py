@@ -1,0 +1,294 @@
+"""The choice between a fleet that is always on and replicas that are given back, for services that ask for it.
+
+Half of a service's trace is learnt from: which offer, and how long an idle replica is kept. The other half is judged,
+request by request, with every start drawn part by part; the plan's own fleet is always there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.catalog.pay_per_use import load_pay_per_use, read_pay_per_use, with_own
+from planner.domain.hardware import Market
+from planner.domain.pay_per_use import PayPerUse
+from planner.domain.scaling import ScalingChoice, ScalingWay
+from planner.errors import InputError
+from planner.files.documents import did_you_mean
+from planner.planning.function_case import Sizes
+from planner.planning.located import inside
+from planner.planning.scaling_adapters import AdapterAsk
+from planner.planning.scaling_replica import (
+    Candidate,
+    Outcome,
+    ReplicaKind,
+    Requests,
+    learnt,
+    other_rules,
+    play,
+    replica_kind,
+    told,
+)
+from planner.planning.scaling_ways import HOUR_S, NO_PROVISION, always_on, chosen
+from planner.profilers.startup import check_loader
+from planner.workload.rates import mean_rate_rps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from planner.catalog.gpus import GpuCatalog
+    from planner.domain.hardware import Offer
+    from planner.domain.plan import Plan
+    from planner.domain.workload import Trace
+    from planner.files.request import PlanRequest
+    from planner.files.request.scaling import ScaleToZero
+    from planner.planning.services import PreparedService
+    from planner.profilers.efficiency import EstimatorParams
+
+MOST_REQUESTS = 10_000
+"""Of a trace, from its beginning: a service that is rarely called has no more in a week."""
+FEWEST_REQUESTS = 20
+"""In each half, below which nothing is learnt or judged."""
+MOST_TRIED = 3
+"""Offers of each way that are played; the cheapest for a request that starts its replica."""
+
+
+def scaling_asks(
+    request: PlanRequest,
+    services: Sequence[PreparedService],
+    offers: Sequence[Offer],
+    *,
+    gpus: GpuCatalog,
+    params: EstimatorParams,
+    base_dir: Path,
+) -> tuple[Callable[[Plan], ScalingChoice], ...]:
+    """Return for each service that asks for it what answers, given the plan.
+
+    Raises
+    ------
+    InputError: if a trace is too short to learn and to judge by, or a cloud is not known.
+    """
+    asks: list[Callable[[Plan], ScalingChoice]] = []
+    rented = tuple(offer for offer in offers if offer.market is Market.ON_DEMAND)
+    for index, service in enumerate(services):
+        choice = service.request.scale_to_zero
+        if choice is None:
+            continue
+        with inside(f"services[{index}].scale_to_zero"):
+            check_loader(choice.loader)
+            by_use = wanted_pay_per_use(request, choice, gpus=gpus, base_dir=base_dir)
+            halves = trace_halves(service) if service.adapters is None else None
+        if halves is None:
+            asks.append(
+                AdapterAsk(
+                    service=service,
+                    choice=choice,
+                    by_use=by_use,
+                    rented=rented,
+                    gpus=gpus,
+                    params=params,
+                    base_dir=base_dir,
+                )
+            )
+            continue
+        asks.append(
+            _Ask(
+                service=service,
+                choice=choice,
+                halves=halves,
+                by_use=by_use,
+                rented=rented,
+                gpus=gpus,
+                params=params,
+            )
+        )
+    return tuple(asks)
+
+
+def wanted_pay_per_use(
+    request: PlanRequest, choice: ScaleToZero, *, gpus: GpuCatalog, base_dir: Path
+) -> tuple[PayPerUse, ...]:
+    """Return the pay-per-use offers that the request allows: by cloud, and by the GPUs of its catalog.
+
+    Raises
+    ------
+    InputError: if a cloud has none.
+    """
+    offers = load_pay_per_use()
+    for name in choice.files:
+        offers = with_own(offers, read_pay_per_use(base_dir / name, gpus=gpus))
+    clouds = sorted({offer.provider for offer in offers})
+    for name in choice.clouds or ():
+        if name not in clouds:
+            hint = did_you_mean(name, clouds) or f"There are offers of: {', '.join(clouds)}."
+            raise InputError(f"No pay-per-use offer is of the cloud {name!r}.", hint=hint)
+    wanted = request.catalog.gpus
+    included = None if wanted.include is None else {gpu for name in wanted.include for gpu in gpus.matching(name)}
+    excluded = {gpu for name in wanted.exclude for gpu in gpus.matching(name)}
+    return tuple(
+        offer
+        for offer in offers
+        if (choice.clouds is None or offer.provider in choice.clouds)
+        and (included is None or offer.gpu in included)
+        and offer.gpu not in excluded
+    )
+
+
+def trace_halves(service: PreparedService) -> tuple[Requests, Requests]:
+    """Return the two halves of a service's trace, at the rate that is planned for.
+
+    Raises
+    ------
+    InputError: if it has no times, or too few requests.
+    """
+    trace = service.traffic.trace
+    if trace is None or not trace.has_arrivals or mean_rate_rps(trace) is None:
+        raise InputError("The trace has no arrival times, so nothing says how long nobody asks.", hint="Leave it out.")
+    arrivals, n = _at_rate(trace, service.traffic.rate_rps), min(trace.n_requests, MOST_REQUESTS)
+    end_s = float(arrivals[n - 1])
+    middle_s = end_s / 2
+    at_middle = int(np.searchsorted(arrivals[:n], middle_s))
+    if min(at_middle, n - at_middle) < FEWEST_REQUESTS:
+        raise InputError(
+            f"One half of the trace has {min(at_middle, n - at_middle)} requests, and nothing can be learnt or judged"
+            f" by fewer than {FEWEST_REQUESTS}.",
+            hint="Give a longer trace.",
+        )
+    return (
+        _part(trace, arrivals, slice(0, at_middle), 0.0, middle_s),
+        _part(trace, arrivals, slice(at_middle, n), middle_s, end_s),
+    )
+
+
+def _at_rate(trace: Trace, rate_rps: float) -> np.ndarray:
+    own = mean_rate_rps(trace) or rate_rps
+    return trace.arrival_s * (own / rate_rps)
+
+
+def _part(trace: Trace, arrivals: np.ndarray, part: slice, from_s: float, to_s: float) -> Requests:
+    return Requests(
+        arrival_s=arrivals[part] - from_s,
+        input_tokens=trace.input_tokens[part].astype(np.float64),
+        output_tokens=trace.output_tokens[part].astype(np.float64),
+        duration_s=to_s - from_s,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ask:
+    """A service, and what could serve it in place of its part of the fleet."""
+
+    service: PreparedService
+    choice: ScaleToZero
+    halves: tuple[Requests, Requests]
+    by_use: tuple[PayPerUse, ...]
+    rented: tuple[Offer, ...]
+    gpus: GpuCatalog
+    params: EstimatorParams
+
+    def __call__(self, plan: Plan) -> ScalingChoice:
+        """Return the ways, the plan's own first."""
+        first, second = self.halves
+        kinds = self._kinds()
+        candidates = [*self._by_use(kinds), *self._rented(kinds)]
+        ways = [always_on(plan, self.service.request.name)]
+        for way in (ScalingWay.SCALE_TO_ZERO, ScalingWay.PAY_PER_USE):
+            found = self._learnt([candidate for candidate in candidates if candidate.way is way], first)
+            if found is None:
+                continue
+            rules = [(found.rule, found.keep_alive_s), *other_rules(found)]
+            for rule, keep_alive_s in rules:
+                outcome = play(
+                    found.candidate,
+                    second,
+                    self.service.request.slo,
+                    rule=rule,
+                    keep_alive_s=keep_alive_s,
+                    missed_usd=self.choice.missed,
+                )
+                ways.append(told(outcome, second))
+        return ScalingChoice(
+            service=self.service.request.name,
+            chosen=chosen(ways),
+            ways=tuple(ways),
+            requests=len(second.arrival_s),
+            judged_s=second.duration_s,
+            notes=tuple(self._notes(candidates, {way.offer for way in ways})),
+        )
+
+    def _kinds(self) -> list[ReplicaKind]:
+        """Return every configuration on every GPU of an offer that serves a request alone within the bounds."""
+        trace = self.service.traffic.trace
+        if trace is None:
+            return []
+        sizes = Sizes(
+            input_tokens=float(trace.input_tokens.mean()), output_tokens=max(1.0, float(trace.output_tokens.mean()))
+        )
+        names = sorted({offer.gpu for offer in self.by_use} | {offer.gpu for offer in self.rented})
+        found = (
+            replica_kind(
+                self.service.model,
+                self.gpus.get(name),
+                config,
+                sizes,
+                slos=self.service.request.slo,
+                choice=self.choice,
+                params=self.params,
+            )
+            for name in names
+            for config in self.service.configs
+        )
+        return [kind for kind in found if kind is not None]
+
+    def _by_use(self, kinds: Iterable[ReplicaKind]) -> Iterator[Candidate]:
+        for kind in kinds:
+            for offer in self.by_use:
+                if offer.gpu == kind.gpu:
+                    yield Candidate(way=ScalingWay.PAY_PER_USE, kind=kind, billing=offer)
+
+    def _rented(self, kinds: Iterable[ReplicaKind]) -> Iterator[Candidate]:
+        """Yield the cheapest instance for each kind, paid by the second from when it is asked for."""
+        if self.choice.provision is None:
+            return
+        for kind in kinds:
+            able = [o for o in self.rented if o.gpu == kind.gpu and o.gpus_per_instance >= kind.n_gpus]
+            if not able:
+                continue
+            offer = min(able, key=lambda each: (each.price_usd_per_hour, each.name))
+            billing = PayPerUse(
+                name=offer.name,
+                provider=offer.provider,
+                gpu=offer.gpu,
+                usd_per_gpu_s=offer.price_usd_per_hour / HOUR_S / kind.n_gpus,
+                as_of=offer.as_of,
+                source=offer.source,
+            )
+            yield Candidate(way=ScalingWay.SCALE_TO_ZERO, kind=kind, billing=billing, provision_s=self.choice.provision)
+
+    def _learnt(self, candidates: Sequence[Candidate], first: Requests) -> Outcome | None:
+        """Return the best of the cheapest candidates on the first half; None without any."""
+        cheapest = sorted(candidates, key=lambda each: (each.usd_per_request, each.billing.name))[:MOST_TRIED]
+        found = (
+            learnt(candidate, first, self.service.request.slo, missed_usd=self.choice.missed) for candidate in cheapest
+        )
+        return min(found, key=lambda outcome: outcome.key, default=None)
+
+    def _notes(self, candidates: Sequence[Candidate], shown: set[str]) -> Iterator[str]:
+        """Yield what was left out, and what was taken for granted."""
+        trace = self.service.traffic.trace
+        if trace is not None and trace.n_requests > MOST_REQUESTS:
+            yield f"Only the first {MOST_REQUESTS:,} of {trace.n_requests:,} requests of the trace were played."
+        if not candidates:
+            yield "No offer that is given back serves a request within the objectives, even without a cold start."
+        elif all(candidate.way is ScalingWay.PAY_PER_USE for candidate in candidates):
+            yield (
+                NO_PROVISION
+                if self.choice.provision is None
+                else "No machine that is rented serves a request within the objectives."
+            )
+        undated = {each.provider for each in self.by_use if each.as_of is None and each.name in shown}
+        if undated:
+            yield f"Prices of {', '.join(sorted(undated))} have no date."

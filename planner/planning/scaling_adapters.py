@@ -1,0 +1,233 @@
+"""The same choice for a service with adapters: processes that come and go, on weights of their own or shared ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.adapters import Isolation
+from planner.domain.scaling import ScaledService, ScalingChoice, ScalingWay
+from planner.errors import InputError
+from planner.files.adapters_csv import read_adapters
+from planner.planning.function_case import Hosting, Sizes, function_case
+from planner.planning.function_traffic import function_traffic
+from planner.planning.function_ways import Prices, Way
+from planner.planning.functions import compare_ways
+from planner.planning.scaling_ways import CLOUDS, HOUR_S, LEARNT, NO_PROVISION, SEED, always_on, chosen, dated
+from planner.profilers.roofline import misfit
+from planner.simulate.functions.setting import process_bytes
+from planner.workload.popularity import default_gaps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import date
+    from pathlib import Path
+
+    from planner.catalog.gpus import GpuCatalog
+    from planner.domain.adapters import Adapter
+    from planner.domain.hardware import GpuSpec, Offer
+    from planner.domain.pay_per_use import PayPerUse
+    from planner.domain.plan import Plan
+    from planner.files.request.scaling import ScaleToZero
+    from planner.planning.function_case import FunctionCase
+    from planner.planning.function_ways import Comparison, WayOutcome
+    from planner.planning.services import PreparedService
+    from planner.profilers.efficiency import EstimatorParams
+    from planner.workload.adapter_traffic import AdapterTraffic
+
+MOST_REQUESTS = 4_000
+"""Of all adapters together; made up at their rates for a day at most, or read of their traces."""
+DAY_S = 86_400.0
+WAYS = {
+    Way.SERVERLESS: ScalingWay.SERVERLESS,
+    Way.KEPT: ScalingWay.SERVERLESS,
+    Way.SHARED: ScalingWay.SHARED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sold:
+    """A GPU that is given back, and what it costs."""
+
+    gpu: GpuSpec
+    offer: str
+    prices: Prices
+    provision_s: float
+    """Until a machine is there."""
+    as_of: date | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterAsk:
+    """A service with adapters, and what could serve it in place of its part of the fleet."""
+
+    service: PreparedService
+    choice: ScaleToZero
+    by_use: tuple[PayPerUse, ...]
+    rented: tuple[Offer, ...]
+    gpus: GpuCatalog
+    params: EstimatorParams
+    base_dir: Path
+
+    def __call__(self, plan: Plan) -> ScalingChoice:
+        """Return the ways, the plan's own first.
+
+        What cannot be replayed is left out, and the notes say why.
+        """
+        ways, notes = [always_on(plan, self.service.request.name)], []
+        n_requests, judged_s = 0, 0.0
+        try:
+            adapters, traffic = self._traffic()
+            for sold in self._prices():
+                case = self._case(sold.gpu, adapters, sold.provision_s)
+                found = compare_ways(traffic, case, sold.prices, ways=list(WAYS), seed=SEED)
+                names = [adapter.name for adapter in adapters]
+                ways += [_told(outcome, found, sold, names) for outcome in found.ways]
+                notes += [text for text in found.cautions if "left out" in text or "never served" in text]
+                n_requests, judged_s = found.n_requests, found.duration_s
+        except InputError as error:
+            notes.append(f"Not compared any further: {error.message}")
+        return ScalingChoice(
+            service=self.service.request.name,
+            chosen=chosen(ways),
+            ways=tuple(ways),
+            requests=n_requests,
+            judged_s=judged_s,
+            notes=tuple(dict.fromkeys([*notes, *self._notes()])),
+        )
+
+    def _adapters(self) -> tuple[Adapter, ...]:
+        """Return the adapters with requests, those with a trace with it."""
+        choice = self.service.request.adapters
+        if choice is None:
+            return ()
+        listed = choice.listed()
+        if choice.file is not None:
+            listed = read_adapters(self.base_dir / choice.file, isolation=choice.isolation)
+        return tuple(adapter for adapter in listed if adapter.trace is not None or adapter.rate_rps)
+
+    def _traffic(self) -> tuple[tuple[Adapter, ...], AdapterTraffic]:
+        listed = self._adapters()
+        total_rps = math.fsum(adapter.rate_rps or 0.0 for adapter in listed)
+        duration_s = min(DAY_S, MOST_REQUESTS / total_rps) if total_rps > 0 else None
+        adapters, traffic = function_traffic(
+            listed, gaps=default_gaps(), duration_s=duration_s, rng=np.random.default_rng(SEED), base_dir=self.base_dir
+        )
+        if len(traffic.arrival_s) > MOST_REQUESTS:
+            end_s = float(traffic.arrival_s[MOST_REQUESTS])
+            traffic = replace(
+                traffic,
+                arrival_s=traffic.arrival_s[:MOST_REQUESTS],
+                adapter=traffic.adapter[:MOST_REQUESTS],
+                duration_s=end_s,
+            )
+        return adapters, traffic
+
+    def _prices(self) -> Iterator[_Sold]:
+        """Yield the cheapest GPU to rent, and the cheapest pay-per-use offer.
+
+        Both are the cheapest by their price alone of those that the weights fit on; what is always on beside a
+        pay-per-use offer is rented at the price of the plan's cheapest GPU of the kind.
+        """
+        rented = sorted(
+            ((offer.price_usd_per_hour / offer.gpus_per_instance, offer) for offer in self.rented),
+            key=lambda pair: (pair[0], pair[1].name),
+        )
+        missed = self.choice.missed
+        if self.choice.provision is not None:
+            for price, offer in rented:
+                if self._fits(offer.gpu):
+                    prices = Prices(usd_per_gpu_hour=price, usd_per_miss=missed)
+                    yield _Sold(
+                        gpu=self.gpus.get(offer.gpu),
+                        offer=offer.name,
+                        prices=prices,
+                        provision_s=self.choice.provision,
+                        as_of=offer.as_of,
+                    )
+                    break
+        for sold in sorted(self.by_use, key=lambda each: (each.usd_per_gpu_s, each.name)):
+            if self._fits(sold.gpu):
+                own = next((price for price, offer in rented if offer.gpu == sold.gpu), sold.usd_per_gpu_s * HOUR_S)
+                prices = Prices(usd_per_gpu_hour=own, offer=sold, usd_per_miss=missed)
+                yield _Sold(
+                    gpu=self.gpus.get(sold.gpu), offer=sold.name, prices=prices, provision_s=0.0, as_of=sold.as_of
+                )
+                return
+
+    def _fits(self, gpu: str) -> bool:
+        """Return whether a process with weights of its own finds room on one such GPU."""
+        model, config = self.service.model, replace(self.service.configs[0], tensor_parallel=1, pipeline_parallel=1)
+        if misfit(model, self.gpus.get(gpu), config, self.params):
+            return False
+        case = self._case(self.gpus.get(gpu), self._adapters(), 0.0)
+        largest = float(case.functions.adapter_bytes.max())
+        return process_bytes(case.setting, largest, Isolation.DEDICATED) <= case.setting.gpu_bytes
+
+    def _case(self, gpu: GpuSpec, adapters: tuple[Adapter, ...], provision_s: float) -> FunctionCase:
+        request, sizes = self.service.request, self._sizes()
+        return function_case(
+            self.service.model,
+            gpu,
+            adapters,
+            sizes=sizes,
+            slos=request.slo,
+            hosting=Hosting(
+                storage_bytes_per_s=self.choice.storage,
+                loader=self.choice.loader,
+                provision_s=provision_s,
+                captures_graphs=self.choice.graphs,
+            ),
+            params=self.params,
+            precision=self.service.configs[0].precision,
+        )
+
+    def _sizes(self) -> Sizes:
+        """Return the mean request of the workload."""
+        buckets = [] if self.service.adapters is None else self.service.adapters.sizes.buckets
+        total = math.fsum(bucket.rate_rps for bucket in buckets)
+        return Sizes(
+            input_tokens=math.fsum(bucket.rate_rps * (bucket.input_tokens or 1.0) for bucket in buckets) / total,
+            output_tokens=math.fsum(bucket.rate_rps * (bucket.output_tokens or 1.0) for bucket in buckets) / total,
+        )
+
+    def _notes(self) -> Iterator[str]:
+        if self.choice.provision is None:
+            yield NO_PROVISION
+        if any(adapter.trace is None for adapter in self._adapters()):
+            yield "Requests are made up at the stated rates, in sessions as fitted to a production trace."
+
+
+def _told(outcome: WayOutcome, found: Comparison, sold: _Sold, names: Sequence[str]) -> ScaledService:
+    hours = found.duration_s / HOUR_S
+    kept_s = outcome.learnt.get("keep_alive_s")
+    by_use = sold.prices.offer
+    is_clouds = by_use is not None and by_use.keep_alive_s is not None
+    return ScaledService(
+        way=WAYS[outcome.way],
+        rule=CLOUDS if is_clouds else LEARNT if kept_s is None else f"{kept_s:g} s",
+        offer=sold.offer,
+        gpu=sold.gpu.name,
+        gpus_per_replica=1,
+        keep_alive_s=kept_s,
+        cost_usd_per_hour=outcome.cost_usd / hours,
+        missed_usd_per_hour=outcome.miss_usd / hours,
+        is_met=found.meets(outcome),
+        attainment=outcome.attainment,
+        ttft_p50_s=outcome.ttft_p50_s if math.isfinite(outcome.ttft_p50_s) else None,
+        ttft_p99_s=outcome.ttft_p99_s if math.isfinite(outcome.ttft_p99_s) else None,
+        cold_fraction=outcome.cold_fraction,
+        mean_replicas=outcome.replay.gpu_s / found.duration_s,
+        price_as_of=dated(sold.as_of),
+        keep_alive_by_adapter_s=_each(outcome, names),
+    )
+
+
+def _each(outcome: WayOutcome, names: Sequence[str]) -> dict[str, float]:
+    """Return how long each adapter is kept; empty where all are kept alike."""
+    if outcome.way is not Way.KEPT or outcome.keep_alive_s is None:
+        return {}
+    return dict(zip(names, outcome.keep_alive_s.tolist(), strict=True))

@@ -1,0 +1,367 @@
+"""One service as replicas that come and go: the kinds that could serve it, and how its requests fare on them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.domain.adapters import Isolation
+from planner.domain.precision import kv_cache_bytes, state_bytes
+from planner.domain.scaling import ScaledService, ScalingWay
+from planner.domain.slo import Metric
+from planner.errors import InputError
+from planner.optimize.keep_alive import (
+    COMMON_KEEP_ALIVE_S,
+    HUAWEI_KEEP_ALIVE_S,
+    KeepAlivePrices,
+    best_keep_alive,
+    idle_gaps,
+)
+from planner.optimize.preload import Tier
+from planner.planning.function_case import POOL_BATCH, Sizes, batch_times
+from planner.planning.scaling_ways import CLOUDS, HOUR_S, LEARNT, SEED, dated
+from planner.profilers.adapter_batching import BatchLatency, batch_cap
+from planner.profilers.roofline import misfit, replica_memory
+from planner.profilers.startup import Quantiles, start_up
+from planner.simulate.functions.replay import replay_functions
+from planner.simulate.functions.setting import NOTHING, Functions, Policy, Setting, StartTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from planner.domain.hardware import EngineConfig, GpuSpec
+    from planner.domain.model import ModelArchitecture
+    from planner.domain.pay_per_use import PayPerUse
+    from planner.domain.slo import Slo
+    from planner.files.request.scaling import ScaleToZero
+    from planner.profilers.efficiency import EstimatorParams
+    from planner.simulate.functions.records import FunctionReplay
+    from planner.simulate.steps import Floats
+
+CONFIDENCE_Z = 0.84
+"""Standard deviations of a share of requests by which the learnt half has to be better than asked: four times in five
+chance alone does not take so much away."""
+MOST_REPLICAS = 256
+FIXED_RULES = {"60 s": HUAWEI_KEEP_ALIVE_S, "10 min": COMMON_KEEP_ALIVE_S}
+"""What clouds do without being asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requests:
+    """Requests of one half of a trace, from 0 on."""
+
+    arrival_s: Floats
+    input_tokens: Floats
+    output_tokens: Floats
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaKind:
+    """A configuration on one kind of GPU, as a replay needs it."""
+
+    gpu: str
+    n_gpus: int
+    setting: Setting
+    most_batch: int
+    """Requests that one replica serves at a time: what its memory holds and the bounds allow."""
+    mean_output_tokens: float
+
+    @property
+    def alone_s(self) -> float:
+        """How long a request keeps a replica busy that it has for itself."""
+        setting = self.setting
+        return setting.prefill.first_s + (0.0 if setting.decode is None else setting.decode.first_s)
+
+    @property
+    def start_s(self) -> float:
+        """Median of a start, without waiting for a machine."""
+        start = self.setting.start
+        return math.fsum(
+            part.p50 for part in (start.container_s, start.libraries_s, start.backbone_s[Tier.DISK], start.kernels_s)
+        )
+
+
+def replica_kind(
+    model: ModelArchitecture,
+    gpu: GpuSpec,
+    config: EngineConfig,
+    sizes: Sizes,
+    *,
+    slos: Sequence[Slo],
+    choice: ScaleToZero,
+    params: EstimatorParams,
+) -> ReplicaKind | None:
+    """Return the kind; None if the model does not fit, is not known there, or misses a bound with one request alone."""
+    if misfit(model, gpu, config, params):
+        return None
+    n_gpus = config.gpus_per_replica
+    room = replica_memory(model, gpu, config, params).kv_bytes * n_gpus
+    each = kv_cache_bytes(model, sizes.input_tokens + sizes.output_tokens) + state_bytes(model)
+    fits = min(config.max_num_seqs, math.floor(room / each) if each > 0 else config.max_num_seqs)
+    if fits < 1:
+        return None
+    try:
+        prefill, decode = batch_times(model, gpu, config, sizes, params, adapters=None, batch=min(fits, POOL_BATCH))
+    except InputError:
+        return None  # nothing is known of it
+    most = math.floor(min(fits, _within_bounds(prefill, decode, slos, sizes.output_tokens)))
+    if most < 1:
+        return None
+    measured = start_up(
+        model,
+        gpu,
+        precision=config.precision,
+        n_gpus=n_gpus,
+        storage_bytes_per_s=choice.storage,
+        loader=choice.loader,
+    )
+    start = StartTimes(
+        container_s=measured.container_s,
+        libraries_s=measured.libraries_s,
+        backbone_s={Tier.DISK: measured.weights_s},
+        backbone_shared_s=NOTHING,
+        adapter_s={Tier.DISK: NOTHING, Tier.HOST: NOTHING},
+        kernels_s=measured.compile_s if choice.graphs else NOTHING,
+    )
+    setting = Setting(
+        gpu_bytes=1.0,  # a replica fills its machine, whatever that has
+        host_bytes=math.inf,
+        backbone_bytes=1.0,
+        context_bytes=0.0,
+        kv_bytes=0.0,
+        container_bytes=1.0,
+        prefill=prefill,
+        decode=decode,
+        start=start,
+    )
+    return ReplicaKind(
+        gpu=gpu.name, n_gpus=n_gpus, setting=setting, most_batch=most, mean_output_tokens=sizes.output_tokens
+    )
+
+
+def _within_bounds(
+    prefill: BatchLatency, decode: BatchLatency | None, slos: Sequence[Slo], output_tokens: float
+) -> float:
+    """Return the largest batch of which each request meets every bound; 0 if not even one does."""
+    most = math.inf
+    for slo in slos:
+        if slo.metric is Metric.TTFT:
+            most = min(most, batch_cap(prefill, slo_s=slo.bound_s))
+        elif decode is not None and slo.metric is Metric.TPOT:
+            most = min(most, batch_cap(decode, slo_s=slo.bound_s * (output_tokens - 1)))
+        elif slo.metric is Metric.E2E:
+            later = decode or BatchLatency(first_s=1e-9, per_request_s=0.0)
+            both = BatchLatency(
+                first_s=prefill.first_s + later.first_s, per_request_s=prefill.per_request_s + later.per_request_s
+            )
+            most = min(most, batch_cap(both, slo_s=slo.bound_s))
+    return most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A kind of replica with what it costs."""
+
+    way: ScalingWay
+    kind: ReplicaKind
+    billing: PayPerUse
+    """Of a GPU; a replica pays `kind.n_gpus` of them."""
+    provision_s: float = 0.0
+
+    @property
+    def usd_per_idle_s(self) -> float:
+        """What a replica that waits costs."""
+        return self.billing.usd_per_gpu_s * self.kind.n_gpus if self.billing.bills_idle else 0.0
+
+    @property
+    def usd_per_start(self) -> float:
+        """GPU time that a start takes, at its price; what is rented is paid while the machine is made ready, too."""
+        return self.billing.usd_per_gpu_s * self.kind.n_gpus * (self.kind.start_s + self.provision_s)
+
+    def misses_when_cold(self, slos: Sequence[Slo]) -> bool:
+        """Return whether a request that waits for a start of median length is beyond a bound."""
+        start_s = self.kind.start_s + self.provision_s
+        ends_s = {
+            Metric.TTFT: start_s + self.kind.setting.prefill.first_s,
+            Metric.E2E: start_s + self.kind.alone_s,
+            Metric.TPOT: 0.0,
+        }
+        return any(ends_s[slo.metric] > slo.bound_s for slo in slos)
+
+    @property
+    def usd_per_request(self) -> float:
+        """What a request costs by itself on a replica that starts for it: candidates are sorted by it."""
+        price = self.billing.usd_per_gpu_s * self.kind.n_gpus
+        return self.usd_per_start + price * self.kind.alone_s + self.billing.usd_per_request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How requests fare, and what it costs."""
+
+    candidate: Candidate
+    rule: str
+    keep_alive_s: float
+    replay: FunctionReplay
+    cost_usd: float
+    missed_usd: float
+    is_met: bool
+    """Whether every objective holds."""
+    is_safe: bool
+    """Whether it would hold if these requests were `CONFIDENCE_Z` standard deviations better than those to come."""
+    attainment: float
+
+    @property
+    def key(self) -> tuple[bool, float, float]:
+        """Less is better: objectives that hold safely first, or the most requests in time, and then the cost."""
+        return (not self.is_safe, 0.0 if self.is_safe else -self.attainment, self.cost_usd + self.missed_usd)
+
+
+def play(
+    candidate: Candidate, requests: Requests, slos: Sequence[Slo], *, rule: str, keep_alive_s: float, missed_usd: float
+) -> Outcome:
+    """Return how `requests` fare on replicas that are kept for `keep_alive_s` after their last one."""
+    kind, n = candidate.kind, len(requests.arrival_s)
+    bound_s = min((slo.bound_s for slo in slos if slo.metric is Metric.TTFT), default=math.inf)
+    start = replace(kind.setting.start, provision_s=Quantiles(candidate.provision_s, candidate.provision_s))
+    replay = replay_functions(
+        requests.arrival_s,
+        np.zeros(n, dtype=np.int64),
+        functions=Functions(
+            adapter_bytes=np.zeros(1),
+            rate_rps=np.array([n / requests.duration_s]),
+            ttft_bound_s=np.array([bound_s]),
+            tpot_bound_s=np.array([math.inf]),
+        ),
+        setting=replace(kind.setting, start=start),
+        policy=Policy(
+            isolation=Isolation.DEDICATED,
+            keep_alive_s=np.array([keep_alive_s]),
+            most_machines=MOST_REPLICAS,
+            most_batch=kind.most_batch,
+            most_processes=1,
+            queue_per_start=kind.most_batch,
+        ),
+        rng=np.random.default_rng(SEED),
+        end_s=requests.duration_s,
+        decode_factor=_decode_factor(requests, kind),
+    )
+    cost_usd = candidate.billing.cost_usd(
+        replay.holds_s, n_requests=n, used_s=replay.rented_used_s, gpus_per_container=kind.n_gpus
+    )
+    within = _within(replay, requests, [slo for slo in slos if slo.percentile is not None] or slos)
+    return Outcome(
+        candidate=candidate,
+        rule=rule,
+        keep_alive_s=keep_alive_s,
+        replay=replay,
+        cost_usd=cost_usd,
+        missed_usd=missed_usd * int((~within).sum()),
+        is_met=all(_holds(replay, requests, slo) for slo in slos),
+        is_safe=all(_holds(replay, requests, slo, z=CONFIDENCE_Z) for slo in slos),
+        attainment=float(within.mean()),
+    )
+
+
+def _decode_factor(requests: Requests, kind: ReplicaKind) -> Floats:
+    """Return the length of each answer after its first token, over the mean one's."""
+    later = max(kind.mean_output_tokens - 1.0, 1e-9)
+    return np.asarray(np.maximum(requests.output_tokens - 1.0, 0.0) / later, dtype=np.float64)
+
+
+def _values_s(replay: FunctionReplay, requests: Requests, metric: Metric) -> Floats:
+    """Return what a metric is for every request that has it."""
+    records = replay.records
+    if metric is Metric.TTFT:
+        return records.ttft_s
+    if metric is Metric.E2E:
+        return records.e2e_s
+    later = requests.output_tokens - 1.0
+    return np.asarray(np.divide(records.e2e_s - records.ttft_s, later, out=np.zeros_like(later), where=later > 0))
+
+
+def _within(replay: FunctionReplay, requests: Requests, slos: Sequence[Slo]) -> np.ndarray:
+    found = np.ones(len(requests.arrival_s), dtype=np.bool_)
+    for slo in slos:
+        found &= _values_s(replay, requests, slo.metric) <= slo.bound_s
+    return found
+
+
+def _holds(replay: FunctionReplay, requests: Requests, slo: Slo, *, z: float = 0.0) -> bool:
+    """Return whether an objective holds, and would with `z` standard deviations more requests beyond its bound."""
+    values = _values_s(replay, requests, slo.metric)
+    if slo.metric is Metric.TPOT:
+        values = values[requests.output_tokens > 1]
+    if not len(values):
+        return True
+    if slo.percentile is None:
+        return float(values.mean()) <= slo.bound_s
+    level = slo.percentile / 100.0
+    margin = z * math.sqrt(level * (1 - level) / len(values))
+    return float((values <= slo.bound_s).mean()) >= min(1.0, level + margin)
+
+
+def learnt(candidate: Candidate, seen: Requests, slos: Sequence[Slo], *, missed_usd: float) -> Outcome:
+    """Return the cheapest keep-alive time on `seen` that meets the objectives safely, else for good.
+
+    The cheapest time is that of `optimize.keep_alive`, misses at their price. Where it misses an objective, longer ones
+    cost more and keep more requests warm, so the shortest gap that is long enough is found by halving.
+    """
+
+    def played(keep_alive_s: float) -> Outcome:
+        return play(candidate, seen, slos, rule=rule, keep_alive_s=keep_alive_s, missed_usd=missed_usd)
+
+    if candidate.billing.keep_alive_s is not None:
+        rule = CLOUDS
+        return played(candidate.billing.keep_alive_s)
+    rule = LEARNT
+    gaps = idle_gaps(seen.arrival_s, service_s=candidate.kind.alone_s, end_s=seen.duration_s)
+    cold_usd = candidate.usd_per_start + (missed_usd if candidate.misses_when_cold(slos) else 0.0)
+    prices = KeepAlivePrices(idle_usd_per_s=candidate.usd_per_idle_s, cold_start_usd=cold_usd)
+    best = played(best_keep_alive(gaps, prices).until_s)
+    if best.is_safe:
+        return best
+    times = [*(gap for gap in np.unique(gaps.gaps_s).tolist() if gap > best.keep_alive_s), math.inf]
+    found = played(math.inf)
+    low, high = 0, len(times) - 1
+    while found.is_safe and low < high:
+        middle = (low + high) // 2
+        outcome = played(times[middle])
+        if outcome.is_safe:
+            found, high = outcome, middle
+        else:
+            low = middle + 1
+    return min(best, found, key=lambda outcome: outcome.key)
+
+
+def told(outcome: Outcome, requests: Requests) -> ScaledService:
+    """Return what a plan says of an outcome."""
+    hours, records = requests.duration_s / HOUR_S, outcome.replay.records
+    p50, p99 = (float(np.quantile(records.ttft_s, part, method="inverted_cdf")) for part in (0.5, 0.99))
+    return ScaledService(
+        way=outcome.candidate.way,
+        rule=outcome.rule,
+        offer=outcome.candidate.billing.name,
+        gpu=outcome.candidate.kind.gpu,
+        gpus_per_replica=outcome.candidate.kind.n_gpus,
+        keep_alive_s=outcome.keep_alive_s if math.isfinite(outcome.keep_alive_s) else None,
+        cost_usd_per_hour=outcome.cost_usd / hours,
+        missed_usd_per_hour=outcome.missed_usd / hours,
+        is_met=outcome.is_met,
+        attainment=outcome.attainment,
+        ttft_p50_s=p50 if math.isfinite(p50) else None,
+        ttft_p99_s=p99 if math.isfinite(p99) else None,
+        cold_fraction=float(records.is_cold.mean()),
+        mean_replicas=outcome.replay.gpu_s / requests.duration_s,
+        price_as_of=dated(outcome.candidate.billing.as_of),
+    )
+
+
+def other_rules(outcome: Outcome) -> Iterator[tuple[str, float]]:
+    """Yield the fixed rules to compare a learnt time with; a cloud that keeps as it likes leaves none."""
+    if outcome.rule == LEARNT:
+        yield from FIXED_RULES.items()

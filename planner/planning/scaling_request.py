@@ -1,0 +1,55 @@
+"""What a request may ask of replicas that are given back, and what is taken for granted of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from planner.errors import InputError
+from planner.planning.located import at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from planner.files.request import PlanRequest
+    from planner.planning.services import PreparedService
+
+
+def check_scaling_request(request: PlanRequest) -> None:
+    """Refuse what cannot be compared.
+
+    Raises
+    ------
+    InputError: naming the part of the request.
+    """
+    for index, service in enumerate(request.services):
+        if service.scale_to_zero is None:
+            continue
+        if request.horizon is not None:
+            raise InputError(
+                f"{service.name} is to be compared with replicas that are given back, and the plan has a horizon: a"
+                " schedule is not compared with them.",
+                hint="Leave scale_to_zero or the horizon out.",
+                where=at(f"services[{index}].scale_to_zero"),
+            )
+        if service.adapters is None and service.workload.trace is None:
+            raise InputError(
+                f"{service.name} has no trace, so nothing says how long nobody asks for it.",
+                hint="Give workload.trace with arrival times, or leave scale_to_zero out.",
+                where=at(f"services[{index}].scale_to_zero"),
+            )
+
+
+def scaling_assumptions(services: Sequence[PreparedService]) -> Iterator[str]:
+    """Yield what is taken for granted where replicas are given back."""
+    for service in services:
+        choice = service.request.scale_to_zero
+        if choice is None:
+            continue
+        graphs = "with" if choice.graphs else "without"
+        yield (
+            f"{service.request.name}, given back: starts as in profiles/startup.csv, {graphs} CUDA graphs, all weights"
+            f" at {choice.storage / 1e9:g} GB/s with {choice.loader} however many start; a container has whole GPUs,"
+            " billed from the moment it begins to start, without CPU, memory and disks that a cloud bills on top;"
+            " rented machines are billed by the second. Prompts all have the mean length. How long to keep an idle"
+            " replica is learnt on the first half of the trace, and the second half is told."
+        )
