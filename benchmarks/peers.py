@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from _accuracy_fit import load_rows
-from _accuracy_tables import measure
+from _accuracy_fit import bare, leave_out, load_rows
+from _accuracy_intervals import GPU, MODEL
 from _engine_model import calibrate, errors, predict, read
 from _report import write_section
 
 from planner.profilers.efficiency import default_params
 
 if TYPE_CHECKING:
-    from _accuracy_tables import Errors
+    from collections.abc import Mapping
+
+    from _accuracy_fit import Row
 
 DATA = Path(__file__).resolve().parent / "data"
 END_TO_END = ("E2E", "mean")
@@ -80,27 +82,35 @@ def at_hand() -> tuple[np.ndarray, np.ndarray, str]:
     )
 
 
-def elsewhere(found: Errors, gpu: str, load_kind: str, left_out: str) -> np.ndarray:
+def left_out_ratios(rows: list[Row]) -> dict[str, np.ndarray]:
+    """Return estimate / measured throughput of every row, shape (rows,), with nothing kept of its GPU or its model."""
+    measured = np.array([row.measurement.values[0] for row in rows])
+    plain = bare(default_params())
+    keys = {GPU: lambda row: row.gpu, MODEL: lambda row: row.model}
+    return {name: leave_out(rows, key, plain)[0][:, 0] / measured for name, key in keys.items()}
+
+
+def elsewhere(rows: list[Row], ratios: np.ndarray, gpu: str, load_kind: str) -> np.ndarray:
     """Return the errors of the time of a request: those in service over the rate (Little's law)."""
     chosen = [
         row.gpu == gpu and row.measurement.question.load_kind == load_kind and row.cells["engine"] == ENGINE
-        for row in found.rows
+        for row in rows
     ]
-    ratios = found.ratios[left_out][chosen, 0]
+    ratios = ratios[chosen]
     return np.abs(1.0 / ratios[np.isfinite(ratios)] - 1.0)
 
 
-def _estimates(found: Errors) -> list[str]:
+def _estimates(rows: list[Row], found: Mapping[str, np.ndarray]) -> list[str]:
     lines = []
     for gpu in GPUS:
         n_before = len(lines)
         for kind, what in LOADS.items():
-            for left_out in ("GPU left out", "model left out"):
-                off = elsewhere(found, gpu, kind, left_out)
+            for name, ratios in found.items():
+                off = elsewhere(rows, ratios, gpu, kind)
                 if len(off):
                     lines.append(
                         f"| gpuplan, estimate | time of a request, {len(off)} {what} of vLLM on {gpu}, no queue |"
-                        f" {left_out} of the fit | {_told(off)} |"
+                        f" {name} of the fit | {_told(off)} |"
                     )
         if len(lines) == n_before:
             lines.append(f"| gpuplan, estimate | vLLM on {gpu} | | not known: no batch or closed loop of it is there |")
@@ -110,6 +120,7 @@ def _estimates(found: Errors) -> list[str]:
 def report() -> str:
     """Return the section of docs/benchmarks.md."""
     latency, everything, engine = at_hand()
+    rows = load_rows(default_params())
     verdict = {
         peer.name: "yes" if latency.mean() < peer.mean and np.median(latency) < peer.mean else "no" for peer in PEERS
     }
@@ -124,7 +135,7 @@ def report() -> str:
         *[f"| {peer.name} | {peer.predicted} | {peer.fitted_to} | {peer.error} |" for peer in PEERS],
         f"| gpuplan, simulator | mean end-to-end latency of {len(latency)} runs of {engine} on one CPU core, traffic"
         f" with queues | other loads of the same server | {_told(latency)} |",
-        *_estimates(measure(load_rows(default_params()), default_params())),
+        *_estimates(rows, left_out_ratios(rows)),
         "",
         "Better than the published figure on the real engine at hand, by mean and median: "
         + ", ".join(f"{name} {answer}" for name, answer in verdict.items())
