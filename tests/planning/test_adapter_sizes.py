@@ -94,7 +94,7 @@ def planned(tmp_path_factory):
         ],
         "catalog": {"providers": ["gcp"], "regions": ["us-central1"], "gpus": {"include": ["A100-40GB", "H100-80GB"]}},
     }
-    return planner.plan(request, base_dir=folder)
+    return planner.plan(request, base_dir=folder, verify=False)
 
 
 def test_long_prompts_of_an_adapter_go_to_another_gpu_than_its_short_ones(planned):
