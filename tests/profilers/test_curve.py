@@ -113,7 +113,7 @@ def test_replays_take_the_curves_too():
         config = EngineConfig(tensor_parallel=ranks)
         table = engine_table([EngineKind(model, H100, config, BENT)])
         for tokens in (1.0, 7.0, 300.0, 9000.0):
-            found = step_seconds(table[0], 0.0, tokens, 0.0, 0.0)
+            found = step_seconds(table[0], 0.0, tokens, 0.0, 0.0, 0)
             assert found == pytest.approx(step_s(BENT, tokens=tokens, tensor_parallel=ranks), rel=1e-9)
 
 
