@@ -173,13 +173,9 @@ def test_killed_at_random_moments_it_goes_on_and_loses_nothing_that_was_finished
 
 def test_ctrl_c_keeps_what_was_measured(queue_url, tmp_path):
     command = [sys.executable, "-m", "planner.cli.main", *arguments(queue_url, "-o", str(tmp_path / "p.csv"))]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in what runs behind them
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs behind them ignore it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     while not (tmp_path / "p.csv.journal").exists() or b'"run"' not in (tmp_path / "p.csv.journal").read_bytes():
         assert process.poll() is None
         time.sleep(0.1)
