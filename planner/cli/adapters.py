@@ -108,13 +108,21 @@ def compare(
         raise InputError(f"--storage-gb-s {storage_gb_s:g} is no rate.", hint="Give GB/s above 0, e.g. 2.5.")
     if hours is not None and not 0 < hours < math.inf:
         raise InputError(f"--hours {hours:g} is no time.", hint="Give hours above 0, e.g. 24.")
+    amounts = {
+        "--provision": parse_duration_s(provision),
+        "--price": parse_usd_per_hour(price),
+        "--miss-price": parse_usd(miss_price),
+    }
+    for option, amount in amounts.items():
+        if amount < 0:
+            raise InputError(f"{option} is below 0.", hint="Give 0 or more.")
     gpus = load_gpus()
     spec = gpus.get(gpu)
     prices = Prices(
-        usd_per_gpu_hour=parse_usd_per_hour(price),
+        usd_per_gpu_hour=amounts["--price"],
         usd_per_used_gpu_s=used_price,
         offer=None if offer is None else _offer(offer, offers, spec.name, used_price),
-        usd_per_miss=parse_usd(miss_price),
+        usd_per_miss=amounts["--miss-price"],
     )
     listed, requests = function_traffic(
         read_adapters(adapters),
@@ -133,7 +141,7 @@ def compare(
             storage_bytes_per_s=storage_gb_s * GIGA,
             loader=loader,
             host_bytes=host_gb * GIGA,
-            provision_s=parse_duration_s(provision),
+            provision_s=amounts["--provision"],
             captures_graphs=graphs,
         ),
         params=default_params(),

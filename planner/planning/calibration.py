@@ -110,13 +110,16 @@ class Fitted:
 
 
 def read_measurements(
-    rows: Iterable[Mapping[str, str]], params: EstimatorParams
+    rows: Iterable[Mapping[str, str]], params: EstimatorParams, *, is_published: bool = True
 ) -> tuple[list[Measurement], list[tuple[int, str]]]:
-    """Return the measurements in rows that can be estimated, and (index, note) of the others."""
+    """Return the measurements in rows that can be estimated, and (index, note) of the others.
+
+    `is_published`: as in `read_question`.
+    """
     found, left_out = [], []
     for index, row in enumerate(rows):
         try:
-            question = read_question(row, params)
+            question = read_question(row, params, is_published=is_published)
         except CannotEstimate as reason:
             left_out.append((index, reason.note))
             continue

@@ -24,7 +24,7 @@ from planner.files.slo import parse_slo
 from planner.profilers import roofline
 from planner.profilers.adapters import ATTENTION, DEFAULT_RANK, Adapters, adapter_load
 from planner.profilers.efficiency import ENGINES, engine_family
-from planner.profilers.eras import UNSTATED_VERSION, version_key
+from planner.profilers.eras import MLPERF_VERSION, UNSTATED_VERSION, version_key
 from planner.profilers.support import unsupported
 from planner.profilers.variants import Drafting, Offload
 
@@ -160,8 +160,11 @@ def benchmark_of(length_dist: str, model: ModelArchitecture) -> Benchmark:
     return table.get((name, model.name)) or table.get((name, "")) or table["", ""]
 
 
-def read_question(row: Mapping[str, str], params: EstimatorParams) -> Question:
+def read_question(row: Mapping[str, str], params: EstimatorParams, *, is_published: bool = True) -> Question:
     """Return what a row asks.
+
+    `is_published`: a static batch of an engine that tells no version is one of the published tables of 2024. A user's
+    own rows, and those read with a user's own parameters, are of today's engine.
 
     Raises
     ------
@@ -178,7 +181,7 @@ def read_question(row: Mapping[str, str], params: EstimatorParams) -> Question:
     most = SEQUENCES_OF.get(engine_family(engine), MAX_SEQUENCES)
     config = EngineConfig(
         engine=engine,
-        engine_version=_version(cells, kind, notes),
+        engine_version=_version(cells, kind, notes, is_published=is_published and not params.own),
         precision=precision,
         kv_precision=_kv_precision(engine, precision, gpu),
         max_num_seqs=max(most, math.ceil(load) if kind == "static_batch" else 0),
@@ -381,14 +384,14 @@ PACKED_VERSION = "0.2"
 """Of vLLM in comparisons with S-LoRA: before it shared a backbone between adapters."""
 
 
-def _version(cells: Mapping[str, str], kind: str, notes: list[str]) -> str:
+def _version(cells: Mapping[str, str], kind: str, notes: list[str], *, is_published: bool) -> str:
     version = cells.get("engine_version", "")
     if _is_mlperf(cells):
-        return "mlperf"
+        return MLPERF_VERSION
     if not version and _number(cells, "num_adapters") and engine_family(cells.get("engine", "")) == "vllm":
         notes.append("engine version not told: as in published comparisons of adapters (2023)")
         return PACKED_VERSION
-    if not version and kind == "static_batch":
+    if not version and kind == "static_batch" and is_published:
         notes.append("engine version not told: as in published static-batch tables (2024)")
         return UNSTATED_VERSION
     return version

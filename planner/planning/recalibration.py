@@ -91,7 +91,7 @@ def fit_own(measurements: Sequence[Measurement], params: EstimatorParams) -> Rec
 
     def moved(shifts: Array) -> EstimatorParams:
         values = dict(zip(starts, np.exp(logs + shifts).tolist(), strict=True))
-        return replace(params, table={**params.table, **values})
+        return replace(params, table={**params.table, **values}, own=params.own | values.keys())
 
     def all_shortfalls(shifts: Array) -> Array:
         found: Array = measured - np.log(np.maximum(estimates(questions, moved(shifts)), 1e-9))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from planner.errors import DataMissingError, InputError
 from planner.files.bundled import bundled
 from planner.files.documents import did_you_mean
-from planner.profilers.eras import engine_scopes
+from planner.profilers.eras import engine_era, engine_scopes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -119,8 +119,7 @@ class Efficiency:
     kv_bandwidth_fraction: float
     """Of the data-sheet bandwidth while the KV cache is read in decoding, on one GPU."""
     kv_heads_exponent: float
-    """With few KV heads on each GPU decode attention reaches (heads / 32)^exponent of that (`kv_occupancy`). It is an
-    engine's, unless the GPU's own was measured."""
+    """With few KV heads on each GPU decode attention reaches (heads / 32)^exponent of that (`kv_reach`)."""
     attention_fraction: float
     """Of the dense bf16 peak in the attention of prefills."""
     step_overhead_s: float
@@ -179,6 +178,8 @@ class EstimatorParams:
     """Engine families with a step overhead that was fitted to measurements of them."""
     fitted_releases: frozenset[str] = frozenset()
     """Scopes of engines' eras with any parameter that was fitted to measurements of them, as in "vllm@2024"."""
+    own: frozenset[tuple[str, str]] = frozenset()
+    """(parameter, scope) of the user's own rows: they go before every bundled one, however narrow that is."""
     spreads: Mapping[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
     """(parameter, scope) -> how far its logarithm moves along each way in which a user's fit may be off by one standard
     deviation; the same ways for all parameters of a fit."""
@@ -190,12 +191,16 @@ class EstimatorParams:
     def value(self, parameter: str, *scopes: str) -> float:
         """Return a parameter for the first of `scopes` (narrowest first) that has it, or its default.
 
+        The user's own rows are asked first: one for an engine holds for all of its releases on all GPUs, though the
+        bundled table has rows for one release on one architecture.
+
         Raises
         ------
         DataMissingError: if the table has none of them.
         """
-        for scope in (*scopes, DEFAULT_SCOPE):
-            found = self.table.get((parameter, scope.lower()))
+        keys = [(parameter, scope.lower()) for scope in (*scopes, DEFAULT_SCOPE)]
+        for key in (*(key for key in keys if key in self.own), *keys):
+            found = self.table.get(key)
             if found is not None:
                 return found
         raise DataMissingError(
@@ -220,9 +225,12 @@ class EstimatorParams:
         return engine_family(engine) in self.fitted_engines
 
     def is_release_fitted(self, engine: str, version: str) -> bool:
-        """Return whether any measurement of this engine's era went into these parameters; today's counts as fitted."""
-        eras = [scope for scope in engine_scopes(engine_family(engine), version, "") if "@" in scope]
-        return not eras or any(scope in self.fitted_releases for scope in eras)
+        """Return whether any measurement of this very era of an engine went into these parameters.
+
+        Today's counts as fitted: whether its engine was, `is_engine_fitted` says.
+        """
+        era = engine_era(engine_family(engine), version)
+        return "@" not in era or era in self.fitted_releases
 
     def efficiency(self, gpu: GpuSpec, engine: str, *, link_kind: str, version: str = "") -> Efficiency:
         """Return the parameters of `engine` on `gpu` with its GPUs joined by `link_kind`.
@@ -244,7 +252,7 @@ class EstimatorParams:
             gemm_fraction={name: of_gpu(f"gemm_fraction_{name}") * matrix for name in MATH_NAMES},
             bandwidth_fraction=of_gpu("bandwidth_fraction") * of_engine("bandwidth_factor"),
             kv_bandwidth_fraction=of_gpu("kv_bandwidth_fraction") * of_engine("kv_bandwidth_factor"),
-            kv_heads_exponent=self.value("kv_heads_exponent", gpu.name, *scopes),
+            kv_heads_exponent=of_engine("kv_heads_exponent"),
             attention_fraction=of_gpu("attention_fraction") * of_engine("attention_factor"),
             step_overhead_s=of_engine("step_overhead_s"),
             sequence_overhead_s=of_engine("sequence_overhead_s"),
@@ -268,7 +276,7 @@ class EstimatorParams:
         )
 
     def with_rows(self, rows: Iterable[EfficiencyRow]) -> EstimatorParams:
-        """Return a copy in which each of the rows goes before the bundled one of its scope."""
+        """Return a copy in which the rows go before the bundled ones that hold for the same engine and GPU."""
         rows = tuple(rows)
         own = {(row.parameter, row.scope.lower()): row for row in rows if row.parameter not in CURVES}
         curves: dict[tuple[str, str], dict[float, float]] = {}
@@ -280,13 +288,19 @@ class EstimatorParams:
             self,
             curves={**self.curves, **{key: tuple(sorted(curve.items())) for key, curve in curves.items()}},
             table={**self.table, **{key: row.value for key, row in own.items()}},
+            own=self.own | own.keys(),
             spreads={**self.spreads, **{key: row.spread for key, row in own.items() if row.spread}},
         )
 
     def with_values(self, **values: float) -> EstimatorParams:
         """Return a copy in which the defaults of the named parameters are overridden for every scope."""
         kept = {key: value for key, value in self.table.items() if key[0] not in values}
-        return replace(self, table=kept | {(name, DEFAULT_SCOPE): value for name, value in values.items()})
+        return replace(
+            self,
+            table=kept | {(name, DEFAULT_SCOPE): value for name, value in values.items()},
+            own=frozenset(key for key in self.own if key[0] not in values),
+            spreads={key: spread for key, spread in self.spreads.items() if key[0] not in values},
+        )
 
 
 def split_size(scope: str) -> tuple[str, float]:

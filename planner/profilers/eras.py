@@ -12,6 +12,12 @@ from planner.files.bundled import bundled
 UNSTATED_VERSION = "unstated"
 """Version of an engine in a published table that does not tell it; a plan's own engine is today's unless it says so."""
 
+MLPERF_VERSION = "mlperf"
+"""Version of an engine in submissions to MLPerf, which are tuned."""
+
+NAMED_ERAS = frozenset({UNSTATED_VERSION, MLPERF_VERSION})
+"""Versions without a number that are eras of their own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Era:
@@ -47,12 +53,29 @@ def version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
+def engine_era(family: str, version: str) -> str:
+    """Return the scope of the era that a release belongs to; the family's own is today's.
+
+    Of versions without a number, `NAMED_ERAS` are eras of their own, and all others ("nightly", "latest") are today's.
+
+    Examples
+    --------
+    >>> engine_era("vllm", "0.5.4"), engine_era("vllm", "unstated"), engine_era("vllm", "nightly")
+    ('vllm@2024', 'vllm@unstated', 'vllm')
+    """
+    key, name = version_key(version), version.strip().lower()
+    if not key:
+        return f"{family}@{name}" if name in NAMED_ERAS else family
+    eras = load_eras().get(family, ())
+    return next((f"{family}@{era.name}" for era in eras if era.first <= key < era.before), family)
+
+
 def engine_scopes(family: str, version: str, vendor: str, architecture: str = "") -> tuple[str, ...]:
     """Return the scopes of an engine's parameters, the narrowest first: its era's, those of newer eras, the family's.
 
-    A version without a number ("unstated", "mlperf") is an era of its own. What was never measured of an era is taken
-    from the next newer one. Each scope comes first for GPUs of `vendor` alone; the era's own before that for those of
-    `architecture`, as what a newer one makes of one architecture says nothing of older releases.
+    What was never measured of an era is taken from the next newer one. Each scope comes first for GPUs of `vendor`
+    alone; the era's own before that for those of `architecture`, as what a newer one makes of one architecture says
+    nothing of older releases.
 
     Examples
     --------
@@ -61,10 +84,8 @@ def engine_scopes(family: str, version: str, vendor: str, architecture: str = ""
     >>> engine_scopes("vllm", "0.6.3", "NVIDIA", "Ampere")
     ('vllm@v0/ampere', 'vllm@v0/nvidia', 'vllm@v0', 'vllm/nvidia', 'vllm')
     """
-    key = version_key(version)
-    eras = [f"{family}@{version.strip().lower()}"] if version and not key else []
-    eras += [f"{family}@{era.name}" for era in load_eras().get(family, ()) if key and era.first <= key < era.before]
-    names = (*eras, family)
+    era = engine_era(family, version)
+    names = tuple(dict.fromkeys((era, *newer_scopes(era))))
     own = (f"{names[0]}/{architecture.lower()}",) if architecture else ()
     return (*own, *(scope for name in names for scope in (f"{name}/{vendor.lower()}", name)))
 

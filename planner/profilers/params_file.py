@@ -30,14 +30,20 @@ class EfficiencyRow:
 
     parameter: str
     scope: str
-    """What it holds for: a GPU's name, its architecture, an engine's family, a kind of link, "<GPU>/<link>", or
-    "default"; the narrowest one that applies is taken."""
+    """What it holds for: a GPU's name, architecture or vendor; an engine's family or era ("vllm", "vllm@2024"), on a
+    vendor's GPUs or an architecture alone ("vllm/nvidia", "vllm@2024/ampere"); a kind of link or "<GPU>/<link>"; a
+    curve's place and size; or "default". The narrowest one that applies is taken, a user's own before any bundled."""
     value: float
     unit: str
     source: str
     reason: str
     spread: tuple[float, ...] = ()
     """How far the value's logarithm moves along each way in which the fit may be off by one standard deviation."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is a value of: (parameter, scope in lower case)."""
+        return self.parameter, self.scope.lower()
 
 
 def rows_csv(rows: Iterable[EfficiencyRow]) -> str:
@@ -72,6 +78,7 @@ def parse_rows(text: str, path: str) -> tuple[EfficiencyRow, ...]:
         )
     known = {parameter for parameter, _ in default_params().table} | set(CURVES)
     rows = []
+    lines: dict[tuple[str, str], int] = {}
     for cells in reader:
         where = Where(path=path, line=reader.line_num)
         if None in cells or None in cells.values():
@@ -88,6 +95,14 @@ def parse_rows(text: str, path: str) -> tuple[EfficiencyRow, ...]:
         texts = {column: cells[column] for column in COLUMNS if column != "value"}
         if cells["parameter"] in CURVES:
             _check_curve(cells["scope"], value, where)
+        key = (cells["parameter"], cells["scope"].lower())
+        if key in lines:
+            raise InputError(
+                f"{key[0]} of {cells['scope']} is here twice, first in line {lines[key]}.",
+                hint="Keep one of them. To fit on top of a table of timed kernels: gpuplan profile calibrate --params.",
+                where=where,
+            )
+        lines[key] = reader.line_num
         spread = _spread(cells.get(SPREAD) or "", where)
         rows.append(EfficiencyRow(value=value, spread=spread, **texts))
     if len({len(row.spread) for row in rows if row.spread}) > 1:
@@ -124,10 +139,20 @@ def read_params(path: Path) -> EstimatorParams:
 
     Raises
     ------
+    InputError: as `read_rows`.
+    """
+    return default_params().with_rows(read_rows(path))
+
+
+def read_rows(path: Path) -> tuple[EfficiencyRow, ...]:
+    """Return the rows of a user's file.
+
+    Raises
+    ------
     InputError: if the file cannot be read, or as `parse_rows`.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the parameters: {error}.", where=Where(path=str(path))) from error
-    return default_params().with_rows(parse_rows(text, str(path)))
+    return parse_rows(text, str(path))

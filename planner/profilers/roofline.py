@@ -133,18 +133,24 @@ FULL_KV_HEADS = 32
 with a KV head for every query head (Llama-2-7B) whose measurements the exponents are fitted to."""
 
 
-def kv_occupancy(model: ModelArchitecture, config: EngineConfig) -> float:
-    """Return the KV heads that each GPU reads over `FULL_KV_HEADS`, 1 at most; the mean over what is cached.
+def kv_reach(model: ModelArchitecture, config: EngineConfig, exponent: float) -> float:
+    """Return what part of its best rate decode attention reads the cache at: (heads / `FULL_KV_HEADS`)^exponent.
 
-    Kernels deal out sequences and KV heads to a GPU's processors: with few heads they keep its memory less busy. A
-    latent vector (MLA) has no heads of its own; there the query heads are dealt out.
+    Kernels deal out KV heads to a GPU's processors: with few of them on a GPU they keep its memory less busy. Layers
+    are read one after the other, so times add up, each weighted with what it caches of a token. A latent vector (MLA)
+    has no heads of its own; there the query heads are dealt out.
     """
     ranks = 1 if config.is_attention_data_parallel else config.tensor_parallel
     cached = [(group.count * group.kv_elements_per_token, group) for group in model.layers]
     total = sum(size for size, _ in cached)
     if not total:
         return 1.0
-    return sum(size * min(1.0, _dealt_heads(group, ranks) / FULL_KV_HEADS) for size, group in cached) / total
+    return total / sum(size / kv_heads_share(_dealt_heads(group, ranks), exponent) for size, group in cached)
+
+
+def kv_heads_share(heads: float, exponent: float) -> float:
+    """Return the part of the best rate with so many heads on a GPU."""
+    return float(min(1.0, heads / FULL_KV_HEADS) ** exponent)
 
 
 def _dealt_heads(group: LayerGroup, ranks: int) -> float:
@@ -479,7 +485,7 @@ def step_model(model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, par
         overhead_s_per_sequence=efficiency.sequence_overhead_s,
         prefill_flops_per_s=attention_flops * efficiency.attention_fraction,
         decode_flops_per_s=attention_flops * efficiency.attention_fraction,
-        kv_bytes_per_s=kv_rate * kv_occupancy(model, config) ** efficiency.kv_heads_exponent,
+        kv_bytes_per_s=kv_rate * kv_reach(model, config, efficiency.kv_heads_exponent),
         stages=config.pipeline_parallel,
         lone_prefill_factor=efficiency.lone_prefill_factor,
         layer_curve=_curve(params, "layer_time_factor", f"{gpu.name}/{name}"),

@@ -452,6 +452,17 @@ def test_calibrate_writes_parameters_that_estimate_reads(gpuplan, tmp_path):
         for more in ((), ("--params", str(params)))
     )
     assert after["throughput_output_tok_s"] < before["throughput_output_tok_s"]
+    again = gpuplan("profile", "calibrate", "--with", str(measured), "--params", str(params))
+    assert again.code == 2
+    assert "a calibration already" in again.err
+    kernels = tmp_path / "kernels.csv"
+    header = "parameter,scope,value,unit,source,reason\n"
+    kernels.write_text(header + "link_fraction,H100-80GB/nvlink,0.5,,ours,\nbandwidth_fraction,H100-80GB,0.5,,ours,\n")
+    built = gpuplan("profile", "calibrate", "--with", str(measured), "--params", str(kernels), "--json").json
+    rows = {(row["parameter"], row["scope"].lower()): row for row in built["parameters"]}
+    assert rows["link_fraction", "h100-80gb/nvlink"]["value"] == 0.5  # kept: nothing was fitted to it
+    assert "fit to measured.csv" in rows["bandwidth_fraction", "h100-80gb"]["source"]
+    assert len(rows) == len(built["parameters"])
     params.write_text("parameter,scope,value\nno_such,default,1\n", encoding="utf-8")
     assert gpuplan(*POINT, "--offline", "--params", str(params)).code == 2
     params.write_text("parameter,scope,value\ngemm_factor,default,-1\n", encoding="utf-8")

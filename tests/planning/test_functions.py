@@ -307,6 +307,9 @@ def test_the_command_bills_an_offer(gpuplan, repo, tmp_path):
         (("--offer", "modal/L40S", "--used-price", "0.001"), 2, "a cloud does one of the two"),
         (("--offer", "modal/L40S", "--miss-price", "1"), 2, "2.50 USD"),
         (("--offer", "modal/L40S", "--offers", "nowhere.csv"), 2, "nowhere.csv"),
+        (("--provision", "-5s"), 2, "--provision is below 0"),
+        (("--price", "-1 USD/h"), 2, "--price is below 0"),
+        (("--miss-price", "-1 USD"), 2, "--miss-price is below 0"),
     ],
 )
 def test_wrong_offers_of_the_command(extra, code, words, gpuplan, repo):

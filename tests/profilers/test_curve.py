@@ -176,7 +176,7 @@ def test_timings_pass_through_the_file_to_the_step_model():
     flops, rate = fit_layers({"bf16": points}, [])
     factors = layer_factors(points, flops["bf16"], rate)
     rates = Rates(gemm_flops_per_s=flops, weight_bytes_per_s=rate, layer_factors={"bf16": factors})
-    made = efficiency_rows(rates, H100, source="test", tensor_parallel=1)
+    made = efficiency_rows(rates, H100, load_model(LLAMA), source="test", tensor_parallel=1)
     params = default_params().with_rows(parse_rows(rows_csv(made), "params.csv"))
     model = load_model("meta-llama/Llama-2-7b-hf")
     steps = roofline.step_model(model, H100, EngineConfig(), params)

@@ -390,7 +390,7 @@ def test_steps_are_what_the_step_model_says_with_the_fitted_rows():
     spec, model = load_gpus().get("H100-80GB"), load_model(LLAMA)
     outcomes = timed(SyntheticGpu())
     rates = fit_rates(outcomes, ("bf16",))
-    rows = efficiency_rows(rates, spec, source="test", tensor_parallel=1)
+    rows = efficiency_rows(rates, spec, model, source="test", tensor_parallel=1)
     params = default_params().with_rows(rows).with_values(step_overhead_s=0.0, sequence_overhead_s=0.0)
     config = EngineConfig()
     model_steps = roofline.step_model(model, spec, config, params)
@@ -500,13 +500,13 @@ def test_a_gpu_with_rows_of_its_own_counts_as_fitted():
 def test_rows_read_back():
     spec = load_gpus().get("H100-80GB")
     outcomes = timed(SyntheticGpu(n_devices=2), reduce_over=(2,), formats=("bf16", "fp8"))
-    rows = efficiency_rows(fit_rates(outcomes, ("bf16", "fp8")), spec, source="a, source", tensor_parallel=2)
+    rates = fit_rates(outcomes, ("bf16", "fp8"))
+    rows = efficiency_rows(rates, spec, load_model(LLAMA), source="a, source", tensor_parallel=2)
     assert {row.parameter for row in rows} == {
         "gemm_fraction_bf16",
         "gemm_fraction_fp8",
         "bandwidth_fraction",
         "kv_bandwidth_fraction",
-        "kv_heads_exponent",
         "attention_fraction",
         "link_fraction",
         "layer_time_factor",

@@ -34,6 +34,15 @@ def command(
     output: Annotated[
         str, typer.Option("-o", "--out", metavar="FILE", help="Where the parameters go (CSV); - is stdout.")
     ] = "-",
+    parameters: Annotated[
+        Path | None,
+        typer.Option(
+            "--params",
+            metavar="FILE",
+            help="Parameters to start from, as `profile kernels` writes them.",
+            show_default="the bundled ones",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
@@ -41,14 +50,21 @@ def command(
     from planner.planning import calibration, recalibration
     from planner.planning.estimate_table import read_points
     from planner.profilers.efficiency import default_params
-    from planner.profilers.params_file import rows_csv
+    from planner.profilers.params_file import read_rows, rows_csv
 
     if output != STDOUT:
         check_targets([output], suffixes=(".csv", ".json"), force=force)
         as_json = as_json or suffix_of(output) == ".json"
-    params = default_params()
+    base = () if parameters is None else read_rows(parameters)
+    if any(row.spread for row in base):
+        raise InputError(
+            "These parameters are a calibration already: its points would count twice.",
+            hint="Calibrate once with all points, from the bundled parameters or those of timed kernels.",
+            where=Where(path=str(parameters)),
+        )
+    params = default_params().with_rows(base)
     _, rows = read_points(measured)
-    found, left_out = calibration.read_measurements(rows, params)
+    found, left_out = calibration.read_measurements(rows, params, is_published=False)
     for index, note in left_out:
         console.note(f"{measured}: row {index + 1} left out: {note}")
     if not found:
@@ -70,7 +86,7 @@ def command(
             hint="Check what was measured: the model, GPU, engine, sizes and load of each row, and its units.",
             where=Where(path=str(measured)),
         )
-    records = _records(fitted, measured)
+    records = [*_records(fitted, measured), *(row for row in base if row.key not in fitted.values)]
     if as_json:
         document = {
             "schema_version": "1",

@@ -121,7 +121,11 @@ def conclude(session: Session, outcomes: Sequence[Outcome]) -> StepTimesDocument
         f"gpuplan profile kernels of {session.date}: {session.model.name} on {session.facts.name}; "
         f"torch {session.facts.torch_version}"
     )
-    rows = () if session.gpu is None else efficiency_rows(rates, session.gpu, source=source, tensor_parallel=tp)
+    rows = (
+        ()
+        if session.gpu is None
+        else efficiency_rows(rates, session.gpu, session.model, source=source, tensor_parallel=tp)
+    )
     errors = left_out_errors(believed, rates, formats=formats, tensor_parallel=tp)
     return StepTimesDocument(
         schema_version=SCHEMA_VERSION,

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.hardware import EngineConfig
+from planner.profilers.efficiency import default_params
 from planner.profilers.floor import TOLERANCE_FRACTION
 from planner.profilers.kernels.shapes import Kernel, KernelKind
 from planner.profilers.params_file import EfficiencyRow
-from planner.profilers.roofline import link_bytes_per_s, link_kind, smooth_max
+from planner.profilers.roofline import kv_reach, link_bytes_per_s, link_kind, smooth_max
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from planner.domain.hardware import GpuSpec
+    from planner.domain.model import ModelArchitecture
     from planner.profilers.kernels.run import Outcome
     from planner.profilers.roofline import Array
 
@@ -390,14 +393,16 @@ def _curves(rates: Rates, gpu: GpuSpec, tensor_parallel: int) -> Iterator[tuple[
         yield "link_time_factor", f"{gpu.name}/{kind}/{tensor_parallel}@{size:.0f}", factor
 
 
-def efficiency_rows(rates: Rates, gpu: GpuSpec, *, source: str, tensor_parallel: int) -> tuple[EfficiencyRow, ...]:
+def efficiency_rows(
+    rates: Rates, gpu: GpuSpec, model: ModelArchitecture, *, source: str, tensor_parallel: int
+) -> tuple[EfficiencyRow, ...]:
     """Return the fitted rates as rows of profiles/efficiency.csv, their scope being this very GPU.
 
     Times of an engine's own (`step_overhead_s` and the like) are not among them: no engine ran. Neither is
     `allreduce_latency_s`: for short messages engines have all-reduces of their own, whose fitted latency is about half
     of NCCL's (docs/reference/profile.md). A fit may end above a data-sheet rate, as its form leaves a little over; the
-    row is then held to the data sheet. The cache was read with the model's own KV heads, so that its rate is not
-    lowered for their number once more.
+    row is then held to the data sheet. The cache was read with the model's own KV heads; what a GPU full of heads would
+    reach follows from that by the exponent of engines that nothing was fitted for (`roofline.kv_reach`).
     """
     rows: list[EfficiencyRow] = []
 
@@ -415,9 +420,11 @@ def efficiency_rows(rates: Rates, gpu: GpuSpec, *, source: str, tensor_parallel:
         share = min(1.0, rates.weight_bytes_per_s / sheet)
         add("bandwidth_fraction", gpu.name, share, "of data-sheet rate", "weights of linear layers")
     if rates.kv_bytes_per_s is not None:
-        share = min(1.0, rates.kv_bytes_per_s / sheet)
-        add("kv_bandwidth_fraction", gpu.name, share, "of data-sheet rate", "torch's fused attention in decoding")
-        add("kv_heads_exponent", gpu.name, 0.0, "exponent of KV heads / 32", "measured with this model's heads")
+        exponent = default_params().value("kv_heads_exponent")
+        reach = kv_reach(model, EngineConfig(tensor_parallel=tensor_parallel), exponent)
+        share = min(1.0, rates.kv_bytes_per_s / sheet / reach)
+        reason = f"torch's fused attention in decoding, over {reach:.3g} for this model's KV heads"
+        add("kv_bandwidth_fraction", gpu.name, share, "of data-sheet rate", reason)
     if rates.attention_flops_per_s is not None and "bf16" in gpu.peak_flops:
         share = min(1.0, rates.attention_flops_per_s / gpu.peak_flops["bf16"])
         add("attention_fraction", gpu.name, share, "of dense bf16 peak", "torch's fused attention over prompts")
