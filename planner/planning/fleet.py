@@ -45,8 +45,9 @@ from planner.planning.horizon import (
 )
 from planner.planning.limits import countable, limits_of
 from planner.planning.located import at, inside
+from planner.planning.loosened import disaggregation_ways_out, problem_with_all_bounds, relaxations
 from planner.planning.power_caps import capped_configs, check_power_caps, power_cap_assumptions
-from planner.planning.question import AdapterSource, DisaggregationWaysOut, Question, Relaxation, ReplaySource
+from planner.planning.question import AdapterSource, Question, ReplaySource
 from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
 from planner.planning.scaling_request import check_scaling_request, scaling_assumptions
@@ -404,7 +405,7 @@ def fleet_question(
         ),
         unchecked_gpus=_unchecked_gpus(prepared),
         inputs={"files": files, "bundled": bundled_sha256("catalogs", "profiles")},
-        relaxations=tuple(_relaxations(prepared, slos)),
+        relaxations=tuple(relaxations(prepared, slos)),
         replay=ReplaySource(
             engine=prepared.engine,
             traffic={service.request.name: service.traffic for service in services},
@@ -419,8 +420,8 @@ def fleet_question(
             start_up_s=request.horizon.start_up if request.horizon is not None else None,
             spot_recovery_s=recovery_time_s(request),
         ),
-        problem_with_all_bounds=partial(_problem_with_all_bounds, prepared, slos),
-        disaggregation=_ways_out_of_disaggregation(prepared, slos),
+        problem_with_all_bounds=partial(problem_with_all_bounds, prepared, slos),
+        disaggregation=disaggregation_ways_out(prepared, slos),
         scaling=_scaling(prepared, request, base_dir),
     )
 
@@ -576,52 +577,3 @@ def _unchecked_gpus(prepared: Prepared) -> dict[str, str]:
         for name, spec in specs.items()
         if not params.is_fitted(spec) and spec.architecture not in measured
     }
-
-
-def _relaxations(prepared: Prepared, slos: Mapping[str, tuple[Slo, ...]]) -> Iterator[Relaxation]:
-    for service, objectives in slos.items():
-        for index, slo in enumerate(objectives):
-            with_bound = partial(_problem_with_bound, prepared, slos, service, index)
-            yield Relaxation(service=service, slo=slo, problem_with_bound=with_bound)
-
-
-def _problem_with_all_bounds(prepared: Prepared, slos: Mapping[str, tuple[Slo, ...]], factor: float) -> FleetProblem:
-    """Return the problem with every bound of every service `factor` times as large."""
-    looser = {
-        service: tuple(replace(slo, bound_s=slo.bound_s * factor) for slo in objectives)
-        for service, objectives in slos.items()
-    }
-    return prepared.problem(looser)
-
-
-def _ways_out_of_disaggregation(
-    prepared: Prepared, slos: Mapping[str, tuple[Slo, ...]]
-) -> DisaggregationWaysOut | None:
-    if all(service.request.disaggregate == "never" for service in prepared.services):
-        return None
-    only = tuple(service.request.name for service in prepared.services if service.request.disaggregate == "only")
-    return DisaggregationWaysOut(
-        only=only,
-        problem_with_whole=partial(_problem_with_whole, prepared, slos) if only else None,
-        problem_with_network=lambda factor: replace(prepared, network_factor=factor).problem(slos),
-    )
-
-
-def _problem_with_whole(prepared: Prepared, slos: Mapping[str, tuple[Slo, ...]]) -> FleetProblem:
-    """Return the problem in which services that must be disaggregated only may be."""
-    services = tuple(
-        replace(service, request=service.request.model_copy(update={"disaggregate": "allowed"}))
-        if service.request.disaggregate == "only"
-        else service
-        for service in prepared.services
-    )
-    return replace(prepared, services=services).problem(slos)
-
-
-def _problem_with_bound(
-    prepared: Prepared, slos: Mapping[str, tuple[Slo, ...]], service: str, index: int, bound_s: float
-) -> FleetProblem:
-    """Return the problem with the bound of one service's objective number `index` changed to `bound_s`."""
-    objectives = list(slos[service])
-    objectives[index] = replace(objectives[index], bound_s=bound_s)
-    return prepared.problem({**slos, service: tuple(objectives)})
