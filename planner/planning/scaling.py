@@ -31,7 +31,7 @@ from planner.planning.scaling_replica import (
     replica_kind,
     told,
 )
-from planner.planning.scaling_ways import HOUR_S, NO_PROVISION, always_on, chosen
+from planner.planning.scaling_ways import HOUR_S, NO_PROVISION, SEED, always_on, chosen
 from planner.profilers.startup import check_loader
 from planner.workload.rates import mean_rate_rps
 
@@ -208,6 +208,7 @@ class _Ask:
                     rule=rule,
                     keep_alive_s=keep_alive_s,
                     missed_usd=self.choice.missed,
+                    seed=SEED + 1,  # not the starts that the rule was learnt on
                 )
                 ways.append(told(outcome, second))
         return ScalingChoice(

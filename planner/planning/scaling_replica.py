@@ -222,7 +222,14 @@ class Outcome:
 
 
 def play(
-    candidate: Candidate, requests: Requests, slos: Sequence[Slo], *, rule: str, keep_alive_s: float, missed_usd: float
+    candidate: Candidate,
+    requests: Requests,
+    slos: Sequence[Slo],
+    *,
+    rule: str,
+    keep_alive_s: float,
+    missed_usd: float,
+    seed: int = SEED,
 ) -> Outcome:
     """Return how `requests` fare on replicas that are kept for `keep_alive_s` after their last one."""
     kind, n = candidate.kind, len(requests.arrival_s)
@@ -246,7 +253,7 @@ def play(
             most_processes=1,
             queue_per_start=kind.most_batch,
         ),
-        rng=np.random.default_rng(SEED),
+        rng=np.random.default_rng(seed),
         end_s=requests.duration_s,
         decode_factor=_decode_factor(requests, kind),
     )

@@ -23,8 +23,8 @@ def offer(**changes):
 
 
 def test_every_bundled_price_has_a_source_and_is_that_of_a_second():
-    assert len(OFFERS) == 45
-    assert len({each.name for each in OFFERS}) == 45
+    assert len(OFFERS) == 40
+    assert len({each.name for each in OFFERS}) == 40
     for each in OFFERS:
         assert each.gpu in GPUS.by_name
         assert "https://" in each.source
@@ -140,7 +140,7 @@ def test_the_command_lists_the_cheapest_first(gpuplan, monkeypatch):
     lines = ran.out.splitlines()
     assert lines[0].split()[:4] == ["gpu", "provider", "USD/s", "USD/h"]
     assert lines[1].split()[:4] == ["L40S", "koyeb", "0.000333", "1.20"]
-    assert [line.split()[0] for line in lines[1:]] == ["L40S"] * 6
+    assert [line.split()[0] for line in lines[1:]] == ["L40S"] * 5
 
 
 def test_the_command_as_json_and_with_own_offers(gpuplan, tmp_path):

@@ -449,6 +449,7 @@ def test_the_books_balance(isolation, seed, keep_alive_s, most_machines, rents, 
     assert (found.peak_bytes <= GPU_BYTES * (1 + 1e-8)).all()
     assert found.busy_gpu_s <= found.gpu_s + 1e-6
     assert found.gpu_share_s <= found.gpu_s * (1 + 1e-8)
+    assert found.rented_used_s <= found.holds_s.sum() * (1 + 1e-9)  # a container is paid once, whatever runs in it
     assert found.gpu_s <= most_machines * found.end_s * (1 + 1e-9)
     for index in (0, len(records) - 1):
         one = records[index]

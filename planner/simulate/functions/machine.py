@@ -49,8 +49,8 @@ class Machine:
     held_s: float = 0.0
     holds_s: list[float] = field(default_factory=list)
     """The same, each time that it was switched on."""
-    starting_s: float = 0.0
-    """Of all its processes together."""
+    used_s: float = 0.0
+    """How long a process of it started or ran; several at once count once, as they are in one container."""
     share_s: float = 0.0
     busy_s: float = 0.0
     n_starting: int = 0
@@ -74,6 +74,7 @@ class Machine:
     """Functions with an idle process here that wait for their turn on the GPU."""
     _since_s: float = 0.0
     _counted_s: float = 0.0
+    _used_to_s: float = 0.0
 
     @property
     def free_bytes(self) -> float:
@@ -125,8 +126,16 @@ class Machine:
             self.share_s += (now_s - self._counted_s) * self.used_bytes / self.gpu_bytes
             self._counted_s = now_s
 
+    def count_use(self, now_s: float) -> None:
+        """Add the time until now, if a process starts or runs; called before either changes."""
+        now_s = min(now_s, self.end_s)
+        if self.running or self.n_starting:
+            self.used_s += now_s - self._used_to_s
+        self._used_to_s = now_s
+
     def advance(self, now_s: float) -> None:
         """Let the batches run to `now_s`."""
+        self.count_use(now_s)
         if self.running:
             self.busy_s += now_s - self.at_s
         self.at_s = now_s

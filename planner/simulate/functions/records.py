@@ -109,7 +109,7 @@ class FunctionReplay:
     holds_s: Floats
     """How long machines that are not always on were held, one for each time that one was rented."""
     rented_used_s: float
-    """Seconds in which these ran a batch, and in which processes on them started."""
+    """Seconds in which a process on these started or ran, however many at once."""
     peak_bytes: Floats
     """Most that each machine's GPU memory ever held, shape (machines,)."""
     n_starts: int

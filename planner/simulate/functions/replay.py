@@ -196,7 +196,7 @@ class _Run:
             busy_gpu_s=math.fsum(machine.busy_s for machine in self.machines),
             most_machines=self.most_on,
             holds_s=np.array([hold_s for machine in rented for hold_s in machine.holds_s]),
-            rented_used_s=math.fsum(machine.busy_s + machine.starting_s for machine in rented),
+            rented_used_s=math.fsum(machine.used_s for machine in rented),
             peak_bytes=np.array([machine.peak_bytes for machine in self.machines]),
             n_starts=self.n_starts,
             n_evictions=self.n_evictions,
@@ -455,7 +455,7 @@ class _Run:
         kernels_s = draw(start.kernels_s, rng)
         process.parts_s = (provision_s, container_s, libraries_s, backbone_s, adapter_s, kernels_s)
         process.ready_s = now_s + sum(process.parts_s)
-        machine.starting_s += max(0.0, min(process.ready_s, self.end_s) - now_s)
+        machine.count_use(now_s)
         machine.n_starting += 1
         machine.token += 1
         self.n_starting[function] += 1
@@ -479,6 +479,7 @@ class _Run:
         self._retry(now_s)
 
     def _ready(self, process: Process, now_s: float) -> None:
+        process.machine.count_use(now_s)
         process.machine.n_starting -= 1
         self.n_starting[process.function] -= 1
         self._rest(process, now_s)
