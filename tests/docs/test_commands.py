@@ -27,7 +27,17 @@ def command_lines(block: str) -> list[str]:
     return [line for line in joined.splitlines() if line.strip() and not line.startswith("#")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+LONG_PAGES = ("docs/explanation/formulation.md", "docs/explanation/limits.md")
+"""Half a minute each: `make test-slow` runs them."""
+
+
+def pages():
+    for page in PAGES:
+        name = str(page.relative_to(REPO))
+        yield pytest.param(page, id=name, marks=[pytest.mark.slow] if name in LONG_PAGES else [])
+
+
+@pytest.mark.parametrize("page", list(pages()))
 def test_commands_and_code_of(page, gpuplan, tmp_path, monkeypatch):
     copy_user_files(tmp_path)
     monkeypatch.chdir(tmp_path)
