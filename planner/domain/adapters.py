@@ -42,6 +42,11 @@ class Isolation(StrEnum):
     DEDICATED = "dedicated"
     """A process and a copy of the weights of its own."""
 
+    @property
+    def strictness(self) -> int:
+        """How little is shared: 0 shares most."""
+        return tuple(Isolation).index(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
@@ -80,6 +85,21 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaBytes:
+    """What ONE replica's GPUs hold beside adapters, in bytes over all of them, as its rates were found."""
+
+    usable: float
+    """That engines may have of the GPUs' memory."""
+    weights: float
+    activations: float
+    """Of one process."""
+    context: float
+    """CUDA context and workspace of every process but the first, whose own is no part of what is usable."""
+    kv: float
+    """KV caches of the requests of one process at its largest rate; at least those of one request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSlots:
     """Room for adapters on ONE replica."""
 
@@ -91,11 +111,18 @@ class AdapterSlots:
     """What they share; `DEDICATED` has one slot."""
     engine_flags: str = ""
     """How the engine is started for them; empty where nothing is to be said."""
+    beside: ReplicaBytes | None = None
+    """What the replica holds beside its slots; None: not known, as in a problem with given rates."""
+
+    @property
+    def n_processes(self) -> int:
+        """Engines on the replica's GPUs."""
+        return self.count if self.isolation is Isolation.SHARED_BACKBONE else 1
 
     @property
     def largest_load(self) -> float:
         """Part of a replica that one adapter can keep busy: of processes that take turns each has its own part."""
-        return 1.0 / self.count if self.isolation is Isolation.SHARED_BACKBONE else 1.0
+        return 1.0 / self.n_processes
 
     def __post_init__(self) -> None:
         """Refuse room for nothing."""
@@ -117,6 +144,8 @@ class Tenant:
     """Beside the backbone, unless it is merged."""
     group: int
     """Of like adapters; the buckets of its demand that say so are the group's requests, a bucket for each size."""
+    isolation: Isolation = Isolation.SHARED_PROCESS
+    """The most that it may share with others."""
     kin_group: int | None = None
     """The group itself where `group` stands for several that are served alike; None: it stands for one."""
 

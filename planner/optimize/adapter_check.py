@@ -1,7 +1,8 @@
 """Part of the independent check of a plan: where its adapters are, from the plan's own placement.
 
 Every adapter's requests are added up over the replicas that the plan names; each replica's slots, memory and load are
-counted from the adapters that it is said to hold. Nothing of the programme over groups is looked at.
+counted from the adapters that it is said to hold, and none of them shares more than it may. Nothing of the programme
+over groups is looked at.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from planner.errors import SolverLiedError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from planner.domain.adapters import Tenancy
+    from planner.domain.adapters import AdapterSlots, Tenancy
     from planner.domain.plan import AdapterPlan, AdapterReplica, HostedAdapter, Plan
     from planner.domain.problem import FleetProblem, ServingOption
     from planner.domain.workload import Demand
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     Options = Mapping[tuple[str, str], ServingOption]
 
 TOLERANCE = 1e-9
-"""Relative, for rates and loads."""
+"""Relative, for rates, loads and bytes."""
 COST_TOLERANCE = 1e-6
 """Relative, for money: what the plan's own sums are held to."""
 
@@ -50,7 +51,7 @@ def check_adapters(problem: FleetProblem, plan: Plan, by_key: Options) -> None:
                 _fail(f"adapters of {service} are on {replica.option}, which cannot hold any")
             else:
                 _check_replica(problem, replica, option, asked, name=f"replica {number} of {service}")
-        _check_counts(plan, item)
+        _check_counts(plan, item, by_key)
         _check_routes(plan, item, asked)
         _check_costs(plan, item)
 
@@ -123,11 +124,14 @@ def _check_replica(
     if slots is None or len(names) > slots.count or len(set(names)) != len(names):
         _fail(f"{name} holds {len(names)} adapters on {replica.option}")
         return
+    _check_memory(slots, name=name)
     load = 0.0
     for hosted in replica.adapters:
         tenant = asked.tenants[hosted.adapter]
         if slots.isolation is not Isolation.DEDICATED and tenant.memory_bytes > slots.bytes_each * (1 + TOLERANCE):
             _fail(f"{hosted.adapter} takes {tenant.memory_bytes!r} bytes, and a slot has {slots.bytes_each!r}")
+        if slots.isolation.strictness < tenant.isolation.strictness:
+            _fail(f"{hosted.adapter} asks for {tenant.isolation}, and is on {name}, which is {slots.isolation}")
         part = 0.0
         for index, rate in asked.served(hosted).items():
             most = float(option.usable_rps[index])
@@ -144,17 +148,37 @@ def _check_replica(
         _fail(f"{name} is busy {mean!r} of the time, and it says {replica.utilization!r}")
 
 
+def _check_memory(slots: AdapterSlots, *, name: str) -> None:
+    """Weights, all slots, and every process's context, activations and caches fit what is usable of the GPUs.
+
+    For s slots of m bytes and p processes with activations a, KV caches v and contexts c each, of which the first
+    context is beside what is usable: W + s m + p (a + v) + (p - 1) c <= M.
+    """
+    if slots.beside is None:
+        return
+    beside, n_processes = slots.beside, slots.n_processes
+    held = beside.weights + slots.count * slots.bytes_each + n_processes * (beside.activations + beside.kv)
+    held += (n_processes - 1) * beside.context
+    if held > beside.usable * (1 + TOLERANCE):
+        _fail(f"{name} holds {held!r} bytes, and its GPUs have {beside.usable!r} for it")
+
+
 def _pressure(problem: FleetProblem) -> float:
     return (1 + problem.headroom_fraction) / problem.utilization_cap
 
 
-def _check_counts(plan: Plan, item: AdapterPlan) -> None:
-    """The placement has the replicas that the plan allocates, and says so of each option."""
+def _check_counts(plan: Plan, item: AdapterPlan, by_key: Options) -> None:
+    """The placement has the replicas that the plan allocates, and says of each option what it has room for."""
     placed = Counter(replica.option for replica in item.placement)
     allocated = {row.option: row.replicas for row in plan.allocation if row.service == item.service}
     hosts = {host.option: host.replicas for host in item.hosts}
     if placed != allocated or hosts != allocated:
         _fail(f"it allocates {allocated} of {item.service}, has {hosts} hosts of adapters and fills {dict(placed)}")
+    for host in item.hosts:
+        slots = by_key[item.service, host.option].slots
+        stated = (host.isolation, host.slots, host.slot_bytes)
+        if slots is None or stated != (slots.isolation, slots.count, slots.bytes_each):
+            _fail(f"it says {stated} of the slots of {host.option}, whose replicas have others")
 
 
 def _check_routes(plan: Plan, item: AdapterPlan, asked: _Asked) -> None:

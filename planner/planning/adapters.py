@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from planner.domain.adapter_groups import AdapterGroup
-    from planner.domain.adapters import Adapter
+    from planner.domain.adapters import Adapter, ReplicaBytes
     from planner.domain.model import ModelArchitecture
     from planner.domain.problem import FleetProblem
     from planner.domain.provenance import Provenance
@@ -251,6 +251,7 @@ def prepare_adapters(
             rate_rps=by_name[name].rate_rps or 0.0,
             memory_bytes=adapter_bytes(model, by_name[name]),
             group=index,
+            isolation=by_name[name].isolation,
         )
         for index, group in enumerate(groups)
         for name in group.names
@@ -330,6 +331,7 @@ def hostings(
     adapters: ServiceAdapters,
     slos: Sequence[Slo],
     profile_of: Callable[..., OptionProfile],
+    beside_of: Callable[[NDArray[np.float64]], ReplicaBytes],
 ) -> Iterator[Hosting]:
     """Yield one adapter per replica, and every number of slots that leaves room to serve anybody.
 
@@ -339,9 +341,10 @@ def hostings(
     Parameters
     ----------
     profile_of : objectives, and optionally the room for adapters -> the profile of a configuration for every size.
+    beside_of : requests under way of every size -> what a replica of it holds beside its adapters.
     """
     merged = AdapterSlots(count=1, bytes_each=0.0, isolation=Isolation.DEDICATED)
-    alone = _hosting(adapters, merged, slos, profile_of, None)
+    alone = _hosting(adapters, merged, slos, profile_of, isolation=None, beside_of=beside_of)
     yield alone
     if not alone.throughput_rps.any():
         return
@@ -349,7 +352,7 @@ def hostings(
         for count in kind.counts:
             slots = kind.slots(count)
             with_room = partial(profile_of, room=room_of(slots))
-            found = _hosting(adapters, slots, slos, with_room, kind.isolation)
+            found = _hosting(adapters, slots, slos, with_room, isolation=kind.isolation, beside_of=beside_of)
             if not found.throughput_rps.any():
                 break  # more of them leave even less room
             yield found
@@ -369,7 +372,9 @@ def _hosting(
     slots: AdapterSlots,
     slos: Sequence[Slo],
     profile_of: Callable[[Sequence[Slo]], OptionProfile],
+    *,
     isolation: Isolation | None,
+    beside_of: Callable[[NDArray[np.float64]], ReplicaBytes],
 ) -> Hosting:
     """Return what `slots` serve of each bucket; groups that share in another way than `isolation` get nothing."""
     profiles: dict[tuple[Slo, ...], OptionProfile] = {}
@@ -387,8 +392,9 @@ def _hosting(
         throughput.append(here.throughput_rps if may_use else np.zeros(len(adapters.classes)))
         provenance += here.provenance
         limiting += here.limiting
+    under_way = np.max([profile.estimates.batch for profile in profiles.values()], axis=0)
     return Hosting(
-        slots=slots,
+        slots=replace(slots, beside=beside_of(under_way)),
         throughput_rps=np.concatenate(throughput),
         provenance=tuple(provenance),
         limiting=tuple(limiting),

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 from planner.catalog.gpus import GpuCatalog, load_gpus
 from planner.domain.disaggregation import Role
 from planner.domain.hardware import EngineConfig
@@ -25,7 +27,7 @@ from planner.domain.problem import (
 from planner.errors import InputError
 from planner.files.bundled import bundled_sha256
 from planner.files.request.constraints import LARGEST_INSTANCES
-from planner.planning.adapters import adapter_assumptions, check_adapter_request, hostings, room_of
+from planner.planning.adapters import CONTEXT_BYTES, adapter_assumptions, check_adapter_request, hostings, room_of
 from planner.planning.catalog import owned_offers, read_catalog
 from planner.planning.deferrable import PreparedJob, job_assumptions, own_options, prepare_jobs
 from planner.planning.disaggregation import check_engines, disaggregation_assumptions, handover_of, stages
@@ -55,6 +57,7 @@ from planner.planning.services import PreparedService, prepare_service
 from planner.planning.spot import availability, recovery_time_s, spot_assumptions, with_reclaims
 from planner.planning.unused import unused_settings
 from planner.planning.zones import asks_for_zones, check_zones, offers_by_zone, zone_assumptions
+from planner.profilers.adapters import replica_bytes
 from planner.profilers.efficiency import check_engine, default_params
 from planner.profilers.measured import MeasuredStore, load_measured, read_profile_file
 from planner.profilers.options import OptionProfile, profile_option
@@ -67,9 +70,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import date
 
-    import numpy as np
     from numpy.typing import NDArray
 
+    from planner.domain.adapters import ReplicaBytes
     from planner.domain.egress import Egress
     from planner.domain.energy import Energy
     from planner.domain.hardware import GpuSpec, Offer
@@ -202,6 +205,19 @@ class Prepared:
         ) -> OptionProfile:
             return self._profile(service, gpu, config, met, buckets=adapters.sizes.buckets, adapters=room)
 
+        tokens = np.array([(each.input_tokens or 0.0) + (each.output_tokens or 0.0) for each in adapters.sizes.buckets])
+
+        def beside_of(gpu: str, config: EngineConfig, under_way: NDArray[np.float64]) -> ReplicaBytes:
+            return replica_bytes(
+                service.model,
+                self.gpus.get(gpu),
+                config,
+                self.params,
+                tokens=tokens,
+                under_way=under_way,
+                context_bytes=CONTEXT_BYTES,
+            )
+
         found: dict[tuple[str, EngineConfig], tuple[Hosting, ...]] = {}
         for offer in self.offers:
             for config in capped_configs(service, self.gpus.get(offer.gpu)):
@@ -209,7 +225,7 @@ class Prepared:
                     continue
                 key = (offer.gpu, config)
                 if key not in found:
-                    found[key] = tuple(hostings(adapters, slos, partial(profile_of, offer.gpu, config)))
+                    found[key] = tuple(hostings(adapters, slos, partial(profile_of, *key), partial(beside_of, *key)))
                 for hosting in found[key]:
                     yield ServingOption(
                         service=service.request.name,

@@ -38,8 +38,6 @@ MOST_BATCH = 8
 """Requests that one function's process has KV cache for."""
 POOL_BATCH = 32
 """Batch at which the times of a pool's batches are read, beside that of one."""
-STRICTNESS = (Isolation.SHARED_PROCESS, Isolation.SHARED_BACKBONE, Isolation.DEDICATED)
-"""What shares most comes first."""
 HOST_BYTES = 64e9
 """Host memory for containers, for each GPU, unless it is told."""
 
@@ -141,7 +139,7 @@ def function_case(
         start=start,
     )
     bounds, target = _bounds(adapters, slos)
-    strictest = max(adapters, key=lambda adapter: STRICTNESS.index(adapter.isolation))
+    strictest = max(adapters, key=lambda adapter: adapter.isolation.strictness)
     return FunctionCase(
         functions=Functions(
             adapter_bytes=np.array(own),

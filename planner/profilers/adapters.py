@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.adapters import Isolation, adapter_params
+from planner.domain.adapters import Isolation, ReplicaBytes, adapter_params
 from planner.domain.precision import UNQUANTIZED_BYTES, weight_bytes
+from planner.profilers.roofline import kv_bytes_per_gpu, replica_memory
 
 if TYPE_CHECKING:
-    from planner.domain.hardware import EngineConfig
+    from planner.domain.hardware import EngineConfig, GpuSpec
     from planner.domain.model import ModelArchitecture
+    from planner.profilers.efficiency import EstimatorParams
+    from planner.profilers.roofline import Array
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 DEFAULT_RANK = 16.0
@@ -109,3 +112,33 @@ class AdapterRoom:
             return self.bytes_each / n_gpus
         used = self.count * (1.0 - (1.0 - 1.0 / self.count) ** max(batch, 1.0))
         return float(used * self.bytes_each / n_gpus)
+
+
+def replica_bytes(
+    model: ModelArchitecture,
+    gpu: GpuSpec,
+    config: EngineConfig,
+    params: EstimatorParams,
+    *,
+    tokens: Array,
+    under_way: Array,
+    context_bytes: float,
+) -> ReplicaBytes:
+    """Return what a replica holds beside its adapters while the requests of any one size come at their largest rate.
+
+    Parameters
+    ----------
+    tokens : shape (sizes,), of a request when it is done.
+    under_way : shape (sizes,), requests that one process has at once at the largest rate; 0 = it serves none.
+    context_bytes : of one process, on every GPU.
+    """
+    memory, n_gpus = replica_memory(model, gpu, config, params), config.gpus_per_replica
+    caches = kv_bytes_per_gpu(model, config, np.maximum(tokens, 1.0), is_read=False)
+    requests = np.where(under_way > 0, np.maximum(under_way, 1.0), 0.0)
+    return ReplicaBytes(
+        usable=n_gpus * memory.usable_bytes,
+        weights=n_gpus * memory.weight_bytes,
+        activations=n_gpus * memory.activation_bytes,
+        context=n_gpus * context_bytes,
+        kv=n_gpus * float(np.max(requests * caches, initial=0.0)),
+    )

@@ -53,7 +53,7 @@ class OptionProfile:
     busy_power_w: WattsPerReplica
     """Mean draw of a replica under its full load."""
     estimates: BucketEstimates
-    """Latencies and batch at that rate."""
+    """Latencies and batch at that rate; with adapters those of one engine, of the requests of all its adapters."""
     kv_bytes: Array
     """KV cache of one request when its prompt has been processed."""
     speed: Array
@@ -206,7 +206,7 @@ def profile_option(
         without = estimates if cap_w is None else estimate(config, bounds, on=cooled)
         slow = estimate(config, bounds, on=cooled, room=adapters)
         part = np.minimum(_part_left(slow, without), 1.0)
-        rates, limiting = rates * part, slow.limiting
+        rates, limiting, estimates = rates * part, slow.limiting, slow
         provenance = tuple(
             _beside_adapters(each, adapters, left) for each, left in zip(provenance, part.tolist(), strict=True)
         )

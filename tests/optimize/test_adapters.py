@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.domain.adapter_groups import group_adapters
-from planner.domain.adapters import Adapter, AdapterSlots, Isolation, Tenancy, Tenant
+from planner.domain.adapters import Adapter, AdapterSlots, Isolation, ReplicaBytes, Tenancy, Tenant
 from planner.domain.hardware import Market, Offer
 from planner.domain.plan import HostedAdapter, PlanStatus
 from planner.domain.problem import FleetProblem, Goal, Limit, Measure, ReplicaLoss, Resource, Scope, ServingOption
@@ -49,7 +49,7 @@ def problem_of(rates, kinds, *, isolation=Isolation.SHARED_PROCESS, n_alone=16, 
     groups = group_adapters(adapters, n_alone=n_alone)
     rate_of = {adapter.name: adapter.rate_rps for adapter in adapters}
     tenants = tuple(
-        Tenant(name=name, rate_rps=rate_of[name], memory_bytes=1e8, group=index)
+        Tenant(name=name, rate_rps=rate_of[name], memory_bytes=1e8, group=index, isolation=isolation)
         for index, group in enumerate(groups)
         for name in group.names
     )
@@ -213,6 +213,57 @@ def test_the_check_finds_a_placement_that_does_not_hold():
     small = replace(problem.options[0], slots=replace(problem.options[0].slots, bytes_each=1e7))
     with pytest.raises(SolverLiedError, match="a slot has"):
         verify_plan(replace(problem, options=(small,)), plan)
+
+
+SHARING = [(Isolation.SHARED_PROCESS, 1), (Isolation.SHARED_BACKBONE, 3)]
+"""With the processes of a replica that has three slots."""
+
+
+def with_slots(problem, **changes):
+    options = (replace(option, slots=replace(option.slots, **changes)) for option in problem.options)
+    return replace(problem, options=tuple(options))
+
+
+@pytest.mark.parametrize("asked", [Isolation.SHARED_BACKBONE, Isolation.DEDICATED])
+def test_the_check_finds_an_adapter_that_shares_more_than_it_may(asked):
+    problem = problem_of([0.5, 0.5], [("A", 1.0, 2.0, 2)])
+    plan = solved(problem)
+    (tenancy,) = problem.tenancies
+    apart = replace(tenancy, tenants=(tenancy.tenants[0], replace(tenancy.tenants[1], isolation=asked)))
+    with pytest.raises(SolverLiedError, match=f"a1 asks for {asked}"):
+        verify_plan(replace(problem, tenancies=(apart,)), plan)
+
+
+def test_adapters_may_share_less_than_they_would():
+    problem = problem_of([0.5, 0.5], [("A", 1.0, 2.0, 1)])
+    verify_plan(problem, solved(problem))
+
+
+@pytest.mark.parametrize(("isolation", "n_processes"), SHARING)
+def test_the_check_adds_up_what_a_replica_holds(isolation, n_processes):
+    """40 GB hold weights, three slots, and of each process activations, caches and all contexts but the first."""
+    caches = (40e9 - 14e9 - 3 * 1e8 - n_processes * 2e9 - (n_processes - 1) * 5e8) / n_processes
+    fits = ReplicaBytes(usable=40e9, weights=14e9, activations=2e9, context=5e8, kv=caches)
+    problem = problem_of([0.5, 0.5, 0.25], [("A", 1.0, 2.0, 3)], isolation=isolation)
+    problem = with_slots(problem, beside=fits, isolation=isolation)
+    plan = solved(problem)
+    verify_plan(problem, plan)
+    for part in ("weights", "activations", "kv", *(("context",) if n_processes > 1 else ())):
+        more = replace(fits, **{part: getattr(fits, part) * 1.001})
+        with pytest.raises(SolverLiedError, match="its GPUs have"):
+            verify_plan(with_slots(problem, beside=more), plan)
+    with pytest.raises(SolverLiedError, match="its GPUs have"):
+        verify_plan(with_slots(problem, bytes_each=1.01e8), plan)
+
+
+def test_the_check_finds_room_that_replicas_have_not():
+    problem = problem_of([0.5, 0.5, 0.25], [("A", 1.0, 2.0, 3)])
+    plan = solved(problem)
+    (item,) = plan.adapters
+    for stated in ({"slots": 4}, {"slot_bytes": 2e8}, {"isolation": Isolation.SHARED_BACKBONE}):
+        told = replace(item, hosts=(replace(item.hosts[0], **stated),))
+        with pytest.raises(SolverLiedError, match="whose replicas have others"):
+            verify_plan(problem, replace(plan, adapters=(told,)))
 
 
 def test_what_adapters_cost_adds_up_to_the_plan():

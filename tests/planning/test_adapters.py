@@ -21,7 +21,7 @@ from planner.domain.hardware import EngineConfig, Market, Offer
 from planner.domain.plan import PlanStatus
 from planner.domain.problem import FleetProblem, ServingOption
 from planner.domain.workload import Bucket, Demand
-from planner.errors import InputError
+from planner.errors import InputError, SolverLiedError
 from planner.files.documents import parse_document
 from planner.files.plan_document import plan_to_document
 from planner.files.plan_schema import plan_from_document
@@ -87,6 +87,48 @@ def test_slots_have_the_largest_rank_that_the_engine_knows(mixed):
     assert host.engine_flags == "--enable-lora --max-loras 2 --max-lora-rank 32 --max-cpu-loras 3"
     rows = [row for row in mixed.plan.allocation if row.option == host.option]
     assert rows[0].engine_flags == host.engine_flags
+
+
+def question_of(adapters, **given):
+    asked = read_request(request(adapters, **given))
+    return read_question(asked, base_dir=REPO, today=date.fromisoformat(TODAY), strict=False, current=None)
+
+
+def held_bytes(slots):
+    """Return what a replica holds with all of its slots taken."""
+    beside, n = slots.beside, slots.count if slots.isolation is Isolation.SHARED_BACKBONE else 1
+    processes = n * (beside.activations + beside.kv) + (n - 1) * beside.context
+    return beside.weights + slots.count * slots.bytes_each + processes
+
+
+LOOSE = {"slo": ["e2e mean <= 10min"]}
+"""So that what a replica serves is what its memory holds."""
+
+
+@pytest.mark.parametrize("isolation", ["shared-process", "shared-backbone"])
+def test_every_option_with_slots_fits_the_memory_of_its_gpus(isolation):
+    each = [adapter(f"a{i}") for i in range(12)]
+    problem = question_of({"each": each, "isolation": isolation}, service=LOOSE).problem
+    assert len(problem.options) > 2
+    for option in problem.options:
+        beside = option.slots.beside
+        assert beside.usable < load_gpus().get("A100-40GB").memory_bytes
+        assert beside.weights == pytest.approx(16.06e9, rel=0.01)
+        assert 0.9 * beside.usable < held_bytes(option.slots) <= beside.usable * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("isolation", ["shared-process", "shared-backbone"])
+def test_rates_that_forget_the_slots_are_found_out(isolation, monkeypatch):
+    monkeypatch.setattr(AdapterRoom, "taken_bytes", lambda *_, **__: 0.0)
+    each = [adapter(f"a{i}", "0.05 req/s", rank=256) for i in range(12)]
+    with pytest.raises(SolverLiedError, match="its GPUs have"):
+        planned({"each": each, "isolation": isolation}, service=LOOSE)
+
+
+def test_the_check_is_told_what_each_adapter_may_share():
+    problem = question_of({"each": [adapter("a"), adapter("own", isolation="dedicated")]}).problem
+    asked = {tenant.name: tenant.isolation for tenant in problem.tenancies[0].tenants}
+    assert asked == {"a": Isolation.SHARED_PROCESS, "own": Isolation.DEDICATED}
 
 
 def test_the_other_ways_cost_no_less(mixed):
