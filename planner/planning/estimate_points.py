@@ -22,6 +22,7 @@ from planner.files.bundled import bundled
 from planner.files.documents import did_you_mean
 from planner.files.slo import parse_slo
 from planner.profilers import roofline
+from planner.profilers.adapter_engines import computed_rank
 from planner.profilers.adapters import ATTENTION, DEFAULT_RANK, Adapters, adapter_load
 from planner.profilers.efficiency import ENGINES, engine_family
 from planner.profilers.eras import MLPERF_VERSION, UNSTATED_VERSION, version_key
@@ -491,15 +492,17 @@ def _adapters(
         return None
     if count < 0:
         raise CannotEstimate("bad_value", f"num_adapters {count:g}")
-    rank, alpha = _mean_of(cells.get("adapter_rank", "")), _number(cells, "zipf_alpha")
+    ranks, alpha = _ranks_of(cells.get("adapter_rank", "")), _number(cells, "zipf_alpha")
     version = version_key(config.engine_version)
     is_packed = "packed" in config.engine.lower() or (
         engine_family(config.engine) == "vllm" and (0,) < version < (0, 3)
     )
-    if rank is None:
+    if not ranks:
         notes.append(f"adapter_rank not told: {DEFAULT_RANK:g} assumed")
+    rank = DEFAULT_RANK
     if not is_packed:
         try:
+            rank = computed_rank(config.engine, ranks or (DEFAULT_RANK,))
             adapter_params(model, rank=1, target_modules=ATTENTION)
         except PlannerError as error:
             raise CannotEstimate("bad_value", f"num_adapters: {error.message}") from error
@@ -507,7 +510,7 @@ def _adapters(
     notes.append(f"{count:g} adapters, {kind}")
     return Adapters(
         count=max(1.0, count),
-        rank=DEFAULT_RANK if rank is None else rank,
+        rank=rank,
         zipf_alpha=1.0 if alpha is None else max(0.0, alpha),
         is_shared=not is_packed,
     )
@@ -539,13 +542,12 @@ def _drafting(cells: Mapping[str, str], notes: list[str]) -> Drafting | None:
     return Drafting(n_tokens=round(tokens), acceptance=acceptance)
 
 
-def _mean_of(text: str) -> float | None:
-    """Return the mean of the ranks in a text such as "64/32/16/8"; None where it tells none, as a name."""
+def _ranks_of(text: str) -> tuple[float, ...]:
+    """Return the ranks in a text such as "64/32/16/8"; () where it tells none, as a name."""
     parts = [part.strip() for part in text.split("/")]
     if not all(part.replace(".", "", 1).isdigit() for part in parts):
-        return None
-    numbers = [float(part) for part in parts]
-    return sum(numbers) / len(numbers)
+        return ()
+    return tuple(float(part) for part in parts)
 
 
 def _shares_caches(question: Question, cells: Mapping[str, str]) -> bool:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.adapters import Isolation, adapter_bytes
+from planner.domain.adapters import BYTES_PER_PARAMETER as ADAPTER_BYTES_PER_PARAMETER
+from planner.domain.adapters import Isolation, adapter_bytes, adapter_params
 from planner.domain.hardware import EngineConfig
 from planner.domain.precision import BYTES_PER_PARAMETER, kv_cache_bytes, state_bytes, weight_bytes
 from planner.domain.slo import Metric
@@ -16,6 +17,7 @@ from planner.optimize.preload import Tier
 from planner.planning.estimate import estimate_questions
 from planner.planning.estimate_points import Question
 from planner.profilers.adapter_batching import BatchLatency
+from planner.profilers.adapter_engines import computed_rank, slot_rank
 from planner.profilers.adapters import Adapters
 from planner.profilers.roofline import misfit, replica_memory
 from planner.profilers.serverless_figures import figures
@@ -123,7 +125,8 @@ def function_case(
     request_bytes = kv_cache_bytes(model, sizes.input_tokens + sizes.output_tokens) + state_bytes(model)
     own = [adapter_bytes(model, adapter) for adapter in adapters]
     alone = batch_times(model, gpu, config, sizes, params, adapters=None, batch=most_batch)
-    rank = float(np.mean([adapter.rank for adapter in adapters]))
+    rates = [adapter.rate_rps or 0.0 for adapter in adapters]
+    rank = computed_rank(config.engine, [adapter.rank for adapter in adapters], rates)
     many = Adapters(count=len(adapters), rank=rank, zipf_alpha=_pool_popularity(adapters), is_shared=True)
     together = batch_times(model, gpu, config, sizes, params, adapters=many, batch=POOL_BATCH)
     start = _start_times(model, gpu, config, hosting, adapter_size=max(own))
@@ -143,12 +146,14 @@ def function_case(
     return FunctionCase(
         functions=Functions(
             adapter_bytes=np.array(own),
-            rate_rps=np.array([adapter.rate_rps or 0.0 for adapter in adapters]),
+            rate_rps=np.array(rates),
             ttft_bound_s=bounds[Metric.TTFT],
             tpot_bound_s=bounds[Metric.TPOT],
         ),
         setting=setting,
-        pool_setting=replace(setting, prefill=together[0], decode=together[1]),
+        pool_setting=replace(
+            setting, prefill=together[0], decode=together[1], slot_bytes=_slot_bytes(model, adapters, config.engine)
+        ),
         request_kv_bytes=request_bytes,
         most_batch=most_batch,
         output_tokens=sizes.output_tokens,
@@ -157,6 +162,13 @@ def function_case(
         isolation=strictest.isolation,
         isolated_by=strictest.name,
     )
+
+
+def _slot_bytes(model: ModelArchitecture, adapters: Sequence[Adapter], engine: str) -> float:
+    """Return the memory of a slot that any of the adapters fits."""
+    rank = slot_rank(engine, max(adapter.rank for adapter in adapters))
+    modules = {module for adapter in adapters for module in adapter.target_modules}
+    return ADAPTER_BYTES_PER_PARAMETER * adapter_params(model, rank=rank, target_modules=modules)
 
 
 def _pool_popularity(adapters: Sequence[Adapter]) -> float:

@@ -1,8 +1,12 @@
-"""How engines are started for many adapters, and which ranks they have room for: profiles/adapter_engines.csv."""
+"""How engines are started for many adapters, which ranks they have room for, and which they compute.
+
+All of it is data: profiles/adapter_engines.csv.
+"""
 
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -12,7 +16,7 @@ from planner.files.bundled import bundled
 from planner.profilers.efficiency import engine_family
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +25,8 @@ class AdapterEngine:
 
     ranks: tuple[int, ...]
     """Largest ranks that a slot can be made for, ascending; () = any."""
+    is_padded: bool
+    """Every product is of the slots' rank, with zeros; else of each adapter's own."""
     flags: str
     """With {slots}, {rank} and {held} for the numbers."""
 
@@ -30,7 +36,11 @@ def load_adapter_engines() -> Mapping[str, AdapterEngine]:
     """Return the bundled table, by engine family."""
     text = bundled("profiles", "adapter_engines.csv").read_text(encoding="utf-8")
     return {
-        row["engine"]: AdapterEngine(ranks=tuple(int(rank) for rank in row["ranks"].split()), flags=row["flags"])
+        row["engine"]: AdapterEngine(
+            ranks=tuple(int(rank) for rank in row["ranks"].split()),
+            is_padded=row["computes"] == "slot",
+            flags=row["flags"],
+        )
         for row in csv.DictReader(text.splitlines())
     }
 
@@ -56,6 +66,31 @@ def slot_rank(engine: str, rank: int) -> int:
             hint="Merge it (merged: true), or choose another engine.",
         )
     return min(each for each in known.ranks if each >= rank)
+
+
+def computed_rank(engine: str, ranks: Sequence[float], rates: Sequence[float] = ()) -> float:
+    """Return the mean rank of the products that a request on `engine` is computed with, beside adapters of `ranks`.
+
+    The rank of the slots where an engine pads to it, or is not known; else the mean of the adapters' own ranks.
+
+    Parameters
+    ----------
+    rates : what is asked of each adapter, which weighs its rank; () = all alike.
+
+    Raises
+    ------
+    InputError: if the engine has no slots for so large a rank.
+
+    Examples
+    --------
+    >>> computed_rank("vllm", [8, 12]), computed_rank("s-lora", [8, 64], [3.0, 1.0])
+    (16.0, 22.0)
+    """
+    known = load_adapter_engines().get(engine_family(engine))
+    if known is None or known.is_padded:
+        return float(slot_rank(engine, math.ceil(max(ranks))))
+    weights = rates if sum(rates) > 0 else [1.0] * len(ranks)
+    return sum(rank * weight for rank, weight in zip(ranks, weights, strict=True)) / sum(weights)
 
 
 def adapter_flags(engine: str, *, slots: int, rank: int, held: int) -> str:

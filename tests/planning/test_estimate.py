@@ -252,6 +252,15 @@ def test_more_adapters_and_larger_ones_serve_less():
     assert bare > few > many > large > 0.3 * bare
 
 
+@pytest.mark.parametrize(("engine", "like"), [("s-lora", "30"), ("sglang", "30"), ("vllm", "64")])
+def test_adapters_of_several_ranks_are_computed_as_the_engine_does_it(engine, like):
+    """30 is the mean of the four; vLLM pads all to the largest."""
+    asked = ADAPTERS | {"engine": engine, "engine_version": "0.11", "num_adapters": "200"}
+    mixed, alike = (one(**asked, adapter_rank=rank).estimate.rate_rps for rank in ("64/32/16/8", like))
+    assert mixed == alike
+    assert one(**asked, adapter_rank="8").estimate.rate_rps > mixed
+
+
 def test_merged_copies_stop_where_memory_ends():
     packed = ADAPTERS | {"engine": "vllm-packed", "adapter_rank": "16", "gpu": "A100-80GB"}
     assert one(**packed, num_adapters="2").status == "ok"

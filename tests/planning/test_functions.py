@@ -29,6 +29,7 @@ from planner.profilers.adapter_batching import BatchLatency
 from planner.profilers.efficiency import default_params
 from planner.profilers.first_token import published_load_times
 from planner.profilers.startup import Quantiles
+from planner.simulate.functions.pool import pool_size
 from planner.simulate.functions.setting import Functions, Setting, StartTimes
 from planner.workload.adapter_traffic import traffic_at_rates
 
@@ -36,16 +37,19 @@ POISSON = Weibull.of_mean(1.0, shape=1.0)
 QKVO = ("k_proj", "o_proj", "q_proj", "v_proj")
 
 
-def adapters(rates, **changes):
-    known = {"rank": 16, "target_modules": QKVO}
-    return [Adapter(**(known | {"name": f"a{i}", "rate_rps": rate} | changes)) for i, rate in enumerate(rates)]
+def adapters(rates, ranks=(), **changes):
+    known = {"target_modules": QKVO}
+    return [
+        Adapter(**(known | {"name": f"a{i}", "rate_rps": rate, "rank": rank} | changes))
+        for i, (rate, rank) in enumerate(zip(rates, ranks or [16] * len(rates), strict=True))
+    ]
 
 
-def case_of(rates, slos=("ttft p90 <= 2s",), **hosting):
+def case_of(rates, slos=("ttft p90 <= 2s",), ranks=(), **hosting):
     return function_case(
         load_model("llama-2-7b"),
         load_gpus().get("L40S"),
-        adapters(rates),
+        adapters(rates, ranks),
         sizes=Sizes(input_tokens=512, output_tokens=128),
         slos=[parse_slo(text) for text in slos],
         hosting=Hosting(**({"storage_bytes_per_s": 2e9, "loader": "serverlessllm"} | hosting)),
@@ -71,6 +75,20 @@ def test_sizes_and_times_of_a_model():
     assert case.pool_setting.decode.first_s > setting.decode.first_s
     assert case.target_fraction == 0.9
     assert setting.start.kernels_s.p50 < 1 < case_of([0.1], captures_graphs=True).setting.start.kernels_s.p50
+
+
+def test_a_pool_computes_and_stores_every_adapter_at_the_rank_of_its_slots():
+    """vLLM pads to --max-lora-rank: a rank of 12 beside one of 4 costs what two of 16 do, and one of 4 does not."""
+    mixed, padded, small = (case_of([0.1, 0.1], ranks=ranks) for ranks in ((4, 12), (16, 16), (4, 4)))
+    assert mixed.pool_setting == replace(padded.pool_setting, start=mixed.pool_setting.start)
+    assert mixed.pool_setting.slot_bytes == padded.functions.adapter_bytes.max()
+    assert small.pool_setting.decode.first_s < mixed.pool_setting.decode.first_s
+    assert mixed.functions.adapter_bytes.tolist() == pytest.approx([33.55e6 / 4, 33.55e6 * 3 / 4], rel=0.01)
+    slots = [
+        pool_size(case.pool_setting, case.functions, n_engines=1, request_kv_bytes=case.request_kv_bytes)
+        for case in (mixed, padded)
+    ]
+    assert slots[0] == slots[1]
 
 
 def test_what_cannot_be_compared_is_refused():

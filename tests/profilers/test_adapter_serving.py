@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from planner.domain.adapters import Isolation
 from planner.errors import DataMissingError
+from planner.files.bundled import bundled
 from planner.profilers.adapter_batching import (
     BatchLatency,
     batch_cap,
@@ -18,6 +20,7 @@ from planner.profilers.adapter_batching import (
     margin_s,
     rate_while_sharing_rps,
 )
+from planner.profilers.adapter_engines import computed_rank
 from planner.profilers.adapter_packing import AdapterMemory, most_adapters
 from planner.profilers.first_token import COLD, WARM, Warmth, backbone_load_s, first_token, published_load_times
 from planner.profilers.serverless_figures import beyond_published, figures
@@ -29,6 +32,31 @@ SLO_S = 2.0
 
 def memory(kv_bytes=0.0):
     return AdapterMemory(backbone_bytes=14e9, adapter_bytes=0.1e9, context_bytes=0.5e9, kv_bytes=kv_bytes)
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("engine", "ranks", "rates", "expected"),
+    [
+        ("vllm", (4, 12), (9.0, 1.0), 16),  # the slots' rank, whatever is asked of whom
+        ("vllm", (300,), (), 320),
+        ("sglang", (4, 12), (9.0, 1.0), 4.8),
+        ("s-lora", (64, 32, 16, 8), (), 30),
+        ("s-lora", (64, 8), (0.0, 0.0), 36),
+        ("an-engine", (4, 12), (9.0, 1.0), 12),  # not known: as if it padded
+    ],
+)
+def test_the_rank_that_an_engine_computes(engine, ranks, rates, expected):
+    assert computed_rank(engine, ranks, rates) == pytest.approx(expected)
+
+
+def test_every_engines_way_with_ranks_has_a_source():
+    text = bundled("profiles", "adapter_engines.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert {row["computes"] for row in rows} == {"slot", "own"}
+    assert all(row["source"].startswith("https://") and row["notes"] for row in rows)
 
 
 # --- packing ---------------------------------------------------------------------------------------------------------

@@ -52,14 +52,14 @@ class PoolSize:
 def pool_size(setting: Setting, functions: Functions, *, n_engines: int, request_kv_bytes: float) -> PoolSize:
     """Return the slots and the batch that fit a GPU beside the weights: slots for all adapters, up to half of the room.
 
-    A slot holds the largest adapter.
+    A slot holds the largest adapter, at a rank that the engine has slots for.
 
     Raises
     ------
     InputError: if the weights leave no room for one slot and one request.
     """
     room = setting.gpu_bytes - setting.backbone_bytes - setting.context_bytes
-    slot = float(functions.adapter_bytes.max(initial=0.0))
+    slot = _slot_bytes(setting, functions)
     half = math.floor(room / 2 / slot) if slot > 0 else len(functions)
     n_slots = max(1, min(len(functions), half))
     most = math.floor((room - n_slots * slot) / request_kv_bytes) if request_kv_bytes > 0 else 1_000_000
@@ -70,6 +70,10 @@ def pool_size(setting: Setting, functions: Functions, *, n_engines: int, request
             hint="Use a larger GPU, or weights in a smaller format.",
         )
     return PoolSize(n_engines=n_engines, n_slots=n_slots, most_running=most, request_kv_bytes=request_kv_bytes)
+
+
+def _slot_bytes(setting: Setting, functions: Functions) -> float:
+    return max(setting.slot_bytes, float(functions.adapter_bytes.max(initial=0.0)))
 
 
 def replay_pool(
@@ -119,7 +123,7 @@ class _Pool:
             _Engine(i, busiest[::-1], BatchClocks(setting.prefill, setting.decode)) for i in range(size.n_engines)
         ]
         self.n_running = [0] * size.n_engines  # those that load their adapter, too
-        self.slot_bytes = float(functions.adapter_bytes.max(initial=0.0))
+        self.slot_bytes = _slot_bytes(setting, functions)
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
         self.n_events = self.n_loads = 0
 

@@ -69,6 +69,8 @@ class Setting:
     decode: BatchLatency | None
     """From there to the last tokens; None = first tokens are all that is asked for."""
     start: StartTimes
+    slot_bytes: float = 0.0
+    """Of one adapter's slot in an engine that serves many, if that is more than the largest adapter takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
