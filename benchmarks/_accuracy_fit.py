@@ -134,6 +134,10 @@ LORA_ENGINES = {"slora": "s-lora", "dm": "s-lora", "vllm": "vllm-packed"}
 SATURATED = 0.93
 """Share of the request rate below which a run counts as saturated: its throughput is the largest one."""
 
+LEAST_RUN_S = 300.0
+"""Of a run whose throughput is one. Requests take 20 s and more at this load, and what is left of them when no new ones
+come counts: of a run of 60 s (`ablation_merge`) batches are full for half of the time."""
+
 
 def lora_cells() -> list[dict[str, str]]:
     """Return the runs with many adapters (A10G) as rows of points, with what was measured."""
@@ -161,6 +165,9 @@ def lora_cells() -> list[dict[str, str]]:
                     "adapter_rank": row["lora_ranks"],
                     "zipf_alpha": row["zipf_alpha"],
                     "throughput_req_s": row["throughput_req_s"],
+                    "duration_s": row["duration_s"],
+                    "cv": row["cv"],
+                    "figure": row["source_ref"].rpartition("/")[2].partition("_a10g")[0],
                 }
             )
     return found
@@ -170,11 +177,12 @@ LENGTHS = ("input_range", "output_range")
 
 
 def lora_rows(params: EstimatorParams) -> list[Row]:
-    """Return the saturated runs with many adapters as offline maxima."""
+    """Return the saturated runs with many adapters, if they are long enough, as offline maxima."""
     cells = [
         row | {"load_kind": "offline_max", "concurrency_or_rate": ""}
         for row in lora_cells()
         if float(row["throughput_req_s"]) < SATURATED * float(row["concurrency_or_rate"])
+        and float(row["duration_s"]) >= LEAST_RUN_S
     ]
     found, _ = calibration.read_measurements(cells, params)
     return [Row(row, measurement) for row, measurement in zip(cells, found, strict=True)]

@@ -8,7 +8,7 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from _accuracy_fit import bare, fit_all, fit_base, fit_power, leave_out, lora_cells, power_features
+from _accuracy_fit import bare, fit_all, fit_base, fit_power, leave_out, power_features
 from _accuracy_habits import parallelism
 from _accuracy_intervals import GPU, MODEL, PARALLELISM
 
@@ -363,17 +363,3 @@ def noise_floor(rows: list[Row]) -> tuple[int, float]:
             found.setdefault(key, {})[row.cells["engine_version"]] = row.measurement.throughput
     gaps = [max(same.values()) / min(same.values()) - 1.0 for same in found.values() if len(same) > 1]
     return len(gaps), float(np.median(gaps))
-
-
-def lora(params: EstimatorParams) -> list[str]:
-    """Return errors of the rates served with many adapters, by engine and number of adapters."""
-    cells = lora_cells()
-    groups: dict[tuple[str, int], list[float]] = {}
-    for row, answer in zip(cells, estimate_rows(cells, params), strict=True):
-        if answer.estimate is not None and answer.estimate.rate_rps is not None:
-            key = (row["engine"], int(float(row["num_adapters"])))
-            groups.setdefault(key, []).append(answer.estimate.rate_rps / float(row["throughput_req_s"]))
-    lines = ["| engine | adapters | runs | median error | 90% below |", "|---|---|---|---|---|"]
-    for (engine, count), ratios in sorted(groups.items()):
-        lines.append(f"| {engine} | {count} | {len(ratios)} | {summary(np.array(ratios))} |")
-    return lines

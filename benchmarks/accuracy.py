@@ -3,6 +3,7 @@
 Run: python benchmarks/accuracy.py            prints the tables and writes them into docs/benchmarks.md
      python benchmarks/accuracy.py --dry-run  prints only
      python benchmarks/accuracy.py --fit      fits the parameters first and writes them into profiles/
+     python benchmarks/accuracy.py --adapters the part about many adapters alone; with --fit fits S-LoRA's parameters
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from typing import TYPE_CHECKING
 
+import _accuracy_adapters as adapters
 import _accuracy_intervals as intervals
 import _accuracy_tables as tables
 from _accuracy_calibration import BARS_OF, N_TRIPLES, SEED, recalibrated
-from _accuracy_fit import BASE_ERA, Row, bare, fit_all, fit_power, is_fitted_here, load_rows, lora_rows
+from _accuracy_fit import BASE_ERA, Row, bare, fit_all, fit_engines, fit_power, is_fitted_here, load_rows, lora_rows
 from _report import machine, write_section
 
 from planner.profilers.efficiency import default_params
@@ -189,18 +191,32 @@ def report(errors: tables.Errors | None = None) -> str:
         "",
         *recalibrated(errors, params),
         "",
-        "Many LoRA adapters on one A10G (profiles/lora, S-LoRA and vLLM with a copy per adapter), requests/s served at",
-        "the request rate; the fit's own rows:",
-        "",
-        *tables.lora(params),
-        "",
         f"1000 points take {seconds:.2f} s ({machine()}).",
     ]
     return "\n".join(lines)
 
 
+def fit_adapters() -> None:
+    """Fit S-LoRA's parameters, which no others depend on, and write them."""
+    params = default_params()
+    rows = [row for row in lora_rows(params) if row.era == adapters.ENGINE]
+    _, values = fit_engines(rows, adapters.without_s_lora(params))
+    write_rows("efficiency.csv", ("parameter", "scope"), parameter_rows(values, rows))
+    default_params.cache_clear()
+
+
+def main() -> None:
+    """Write what was asked for."""
+    is_part = "--adapters" in sys.argv
+    errors = None
+    if "--fit" in sys.argv:
+        errors = fit_adapters() if is_part else fit()
+    texts = {} if is_part else {"accuracy": report(errors)}
+    for name, text in (texts | {"adapter-accuracy": adapters.section(default_params())}).items():
+        print(text)
+        if "--dry-run" not in sys.argv:
+            write_section(name, text)
+
+
 if __name__ == "__main__":
-    text = report(fit() if "--fit" in sys.argv else None)
-    print(text)
-    if "--dry-run" not in sys.argv:
-        write_section("accuracy", text)
+    main()
