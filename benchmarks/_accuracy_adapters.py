@@ -137,6 +137,8 @@ class Engine:
     most_batch: int
     joins: bool
     """Requests join the batch while it runs."""
+    steps: float | None = None
+    """Of the mean answer."""
     swap_s: float = 0.0
     """From one adapter to another one, where only requests of one are in a batch."""
     batches: bool = False
@@ -219,6 +221,7 @@ def _of_s_lora(run: Run, params: EstimatorParams, adapters: Adapters | None) -> 
         decode=decode or prefill,
         most_batch=batch,
         joins=True,
+        steps=tokens[1] - 1,
         batches=adapters is not None,
     )
 
@@ -244,6 +247,7 @@ def _replayed_rps(run: Run, engine: Engine, rng: np.random.Generator) -> float:
         container_bytes=0.0,
         prefill=engine.prefill,
         decode=engine.decode,
+        decode_steps=engine.steps,
         start=StartTimes(
             container_s=NOTHING,
             libraries_s=NOTHING,

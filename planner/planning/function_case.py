@@ -139,6 +139,7 @@ def function_case(
         container_bytes=(published["container_gb"] + published["libraries_gb"]) * GIGA,
         prefill=alone[0],
         decode=alone[1],
+        decode_steps=sizes.output_tokens - 1 if alone[1] is not None else None,
         start=start,
     )
     bounds, target = _bounds(adapters, slos)

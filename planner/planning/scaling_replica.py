@@ -136,6 +136,7 @@ def replica_kind(
         container_bytes=1.0,
         prefill=prefill,
         decode=decode,
+        decode_steps=sizes.output_tokens - 1 if decode is not None else None,
         start=start,
     )
     return ReplicaKind(

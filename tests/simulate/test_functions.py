@@ -620,6 +620,17 @@ def test_first_tokens_and_decoding_take_turns():
     assert found.records.e2e_s[0] == pytest.approx(2.4 + 0.4)
 
 
+def test_a_prompt_is_put_into_a_step_that_decodes():
+    """A step of 0.2 s takes a prompt of 0.4 s along in 0.4 s: what any step costs, 0.2 s here, is not paid twice."""
+    where = setting(decode=BatchLatency(first_s=2.0, per_request_s=0.0), decode_steps=10.0)
+    found = pooled([0.0, 1.0], [0, 1], of=functions(2), where=where)
+    assert found.records.ttft_s == pytest.approx([0.4, 0.4])
+    assert found.records.e2e_s[0] == pytest.approx(0.4 + 2.0 + 0.4 - 0.2)  # the step is one of its ten
+    slow = setting(decode=BatchLatency(first_s=5.0, per_request_s=0.0), decode_steps=10.0)
+    found = pooled([0.0, 1.0], [0, 1], of=functions(2), where=slow)
+    assert found.records.ttft_s[1] == pytest.approx(0.4 + 0.5 - 0.35)  # T(1) - alpha is less than a step
+
+
 def test_slots_are_taken_from_the_adapter_used_least_recently():
     where = setting(start=replace(INSTANT, adapter_s=dict.fromkeys((Tier.DISK, Tier.HOST), sure(0.3))))
     of = functions(3, rates=[3.0, 2.0, 1.0])

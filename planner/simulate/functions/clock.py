@@ -1,8 +1,13 @@
 """Work that shares a processor evenly: virtual clocks that run slower the more there is.
 
 A piece of work w that begins at virtual time V ends when the clock shows V + w. Requests of one process are a batch:
-n of them that wait for first tokens run at T(1) / T(n), so that each takes T(n); likewise those that decode. Where a
-process has both they take turns, and so do the processes of a GPU: with M batches each takes M T(b).
+n of them that wait for first tokens run at T(1) / T(n), so that each takes T(n); likewise those that decode. Processes
+of a GPU take turns: with M batches each takes M T(b).
+
+A process that has both kinds puts prompts into the steps that decode, as engines with chunked prefill do. With n and m of
+them such a step takes T(n) + D(m) / steps less what a step costs once, whatever is in it: the lesser of T(1) - alpha and
+D(1) / steps. In it the prompts are done and those that decode get on by a token. Where the number of steps is not known,
+the two take turns.
 """
 
 from __future__ import annotations
@@ -68,11 +73,19 @@ def stretch(latency: BatchLatency | None, n: int) -> float:
 class BatchClocks:
     """The requests of one process, by number: those before their first tokens, and those that decode."""
 
-    __slots__ = ("_decode", "_prefill", "decoding", "prefilling")
+    __slots__ = ("_decode", "_once_s", "_prefill", "_steps", "decoding", "prefilling")
 
-    def __init__(self, prefill: BatchLatency, decode: BatchLatency | None) -> None:
-        """Begin without requests."""
-        self._prefill, self._decode = prefill, decode
+    def __init__(self, prefill: BatchLatency, decode: BatchLatency | None, steps: float | None = None) -> None:
+        """Begin without requests.
+
+        Parameters
+        ----------
+        steps : in which the mean answer's tokens after the first come; None = not known.
+        """
+        self._prefill, self._decode, self._steps = prefill, decode, steps
+        self._once_s = 0.0
+        if decode is not None and steps is not None:
+            self._once_s = min(max(0.0, prefill.first_s - prefill.per_request_s), decode.first_s / steps)
         self.prefilling: SharedClock[int] = SharedClock()
         self.decoding: SharedClock[int] = SharedClock()
 
@@ -91,9 +104,19 @@ class BatchClocks:
     def share(self, n_processes: int) -> None:
         """Set how fast the batch runs while so many processes have one."""
         n_first, n_later = len(self.prefilling), len(self.decoding)
-        turns = n_processes * ((n_first > 0) + (n_later > 0))
-        self.prefilling.rate = 1.0 / (turns * stretch(self._prefill, n_first)) if n_first else 0.0
-        self.decoding.rate = 1.0 / (turns * stretch(self._decode, n_later)) if n_later else 0.0
+        first_turns, later_turns = self._turns(n_first, n_later)
+        self.prefilling.rate = 1.0 / (n_processes * first_turns * stretch(self._prefill, n_first)) if n_first else 0.0
+        self.decoding.rate = 1.0 / (n_processes * later_turns * stretch(self._decode, n_later)) if n_later else 0.0
+
+    def _turns(self, n_first: int, n_later: int) -> tuple[float, float]:
+        """Return how many times as long first tokens, and decoding, take as without the other one beside them."""
+        if not (n_first and n_later):
+            return 1.0, 1.0
+        if self._decode is None or self._steps is None:
+            return 2.0, 2.0
+        prompts_s, tokens_s = self._prefill.seconds(n_first), self._decode.seconds(n_later) / self._steps
+        both_s = prompts_s + tokens_s - self._once_s
+        return both_s / prompts_s, both_s / tokens_s
 
     def next_s(self) -> float:
         """Return when a first token, or the end of an answer, comes next if nothing changes."""

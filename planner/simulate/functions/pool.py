@@ -120,7 +120,8 @@ class _Pool:
         in_host = np.cumsum(functions.adapter_bytes[ranked]) <= setting.host_bytes
         self.tiers = {f: Tier.HOST if is_in else Tier.DISK for f, is_in in zip(ranked, in_host.tolist(), strict=True)}
         self.engines = [
-            _Engine(i, busiest[::-1], BatchClocks(setting.prefill, setting.decode)) for i in range(size.n_engines)
+            _Engine(i, busiest[::-1], BatchClocks(setting.prefill, setting.decode, setting.decode_steps))
+            for i in range(size.n_engines)
         ]
         self.n_running = [0] * size.n_engines  # those that load their adapter, too
         self.slot_bytes = _slot_bytes(setting, functions)

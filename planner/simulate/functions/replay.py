@@ -426,7 +426,7 @@ class _Run:
             machine=machine,
             size_bytes=self.sizes[function],
             start_s=now_s,
-            batch=BatchClocks(self.setting.prefill, self.setting.decode),
+            batch=BatchClocks(self.setting.prefill, self.setting.decode, self.setting.decode_steps),
         )
         machine.take(process.size_bytes, now_s)
         machine.live_host_bytes += self.containers[function]

@@ -68,6 +68,8 @@ class Setting:
     """From a batch's start to its first tokens: T(b)."""
     decode: BatchLatency | None
     """From there to the last tokens; None = first tokens are all that is asked for."""
+    decode_steps: float | None = None
+    """In which the mean answer's tokens after the first come; None = not known: prompts and decoding take turns."""
     start: StartTimes
     slot_bytes: float = 0.0
     """Of one adapter's slot in an engine that serves many, if that is more than the largest adapter takes."""
