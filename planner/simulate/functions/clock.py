@@ -4,10 +4,10 @@ A piece of work w that begins at virtual time V ends when the clock shows V + w.
 n of them that wait for first tokens run at T(1) / T(n), so that each takes T(n); likewise those that decode. Processes
 of a GPU take turns: with M batches each takes M T(b).
 
-A process that has both kinds puts prompts into the steps that decode, as engines with chunked prefill do. With n and m of
-them such a step takes T(n) + D(m) / steps less what a step costs once, whatever is in it: the lesser of T(1) - alpha and
-D(1) / steps. In it the prompts are done and those that decode get on by a token. Where the number of steps is not known,
-the two take turns.
+A process that has both kinds puts prompts into the steps that decode, as engines with chunked prefill do. With n and m
+of them such a step takes T(n) + D(m) / steps less what any step costs: the lesser of T(1) - alpha and D(1) / steps. In
+it the prompts are done and those that decode get on by a token. Where the number of steps is not known, the two take
+turns.
 """
 
 from __future__ import annotations
