@@ -69,6 +69,7 @@ bench-optimizer: $(READY) ## measure the optimiser alone: small requests, large 
 	$(BIN)/python benchmarks/optimizer_scale.py
 	$(BIN)/python benchmarks/optimizer_horizon.py
 	$(BIN)/python benchmarks/optimizer_cross_check.py
+	$(BIN)/python benchmarks/optimizer_cross_check.py --adapters --instances 1000
 
 bench-loop: $(READY) ## measure planning until the replay holds: what it costs, and whether it lasts
 	$(BIN)/python benchmarks/closing_loop.py

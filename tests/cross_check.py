@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from fleet_enumeration import enumerate_fleets
@@ -33,6 +34,8 @@ class Finding:
     """How CBC was compared: "agrees", "refused", "stopped" by its time limit, or ""."""
     differences: dict[str, float] = field(default_factory=dict)
     """The largest relative difference from HiGHS, by what it was compared with."""
+    above: float | None = None
+    """By what part a plan of whole adapters costs more than the cheapest fleet; inf where it found none."""
     problems: list[str] = field(default_factory=list)
     """Words for everything that is wrong; empty = everything agrees."""
 
@@ -44,6 +47,9 @@ def check_case(case, *, with_cbc=True) -> Finding:
         plan = solve(case.problem, settings=EXACT, assignment=case.assignment)
         verify_plan(case.problem, plan)
         finding.status = plan.status.value
+        if case.problem.tenancies:
+            _check_adapters(case, plan, finding, with_cbc=with_cbc)
+            return finding
         if plan.status not in PROVEN:
             return finding
         if plan.status is PlanStatus.INFEASIBLE:
@@ -105,6 +111,67 @@ def _compare_with_cbc(case, plan, finding):
         finding.problems.append(f"cbc: {other.status.value}, highs {plan.status.value}")
     elif plan.cost_usd_per_hour is not None:
         _compare(case, finding, "cbc", *values_of(case.problem, other), plan=plan)
+
+
+def _check_adapters(case, plan, finding, *, with_cbc):
+    """Whole adapters are placed by rules of thumb: the bound is below the cheapest fleet, which is not above the plan.
+
+    A plan without a cost for adapters that some fleet serves is allowed only where groups of them have a plan; it says
+    so (W413).
+    """
+    if plan.status is PlanStatus.INFEASIBLE:
+        _check_conflicts(case, finding)
+    if plan.cost_usd_per_hour is not None:
+        gap = 1 - plan.bound_usd_per_hour / plan.cost_usd_per_hour if plan.cost_usd_per_hour else 0.0
+        if abs(plan.gap - gap) > TOLERANCE or gap < -TOLERANCE:
+            finding.problems.append(f"gap: {plan.gap}, {plan.bound_usd_per_hour} of {plan.cost_usd_per_hour}")
+        if (plan.status is PlanStatus.OPTIMAL) != (gap <= TOLERANCE):
+            finding.problems.append(f"gap: {plan.status.value} with a gap of {gap}")
+    elif plan.status is not PlanStatus.INFEASIBLE and [each.code for each in plan.warnings] != ["W413"]:
+        finding.problems.append(f"adapters: {plan.status.value} without a plan or a reason")
+    if with_cbc:
+        _compare_bounds_with_cbc(case, plan, finding)
+    expected = enumerate_fleets(case.problem)
+    if expected == "large":
+        return
+    finding.is_enumerated = True
+    if expected is None:
+        if plan.cost_usd_per_hour is not None:
+            finding.problems.append(f"enumeration: none, highs {plan.cost_usd_per_hour}")
+        return
+    (least,) = expected[1]
+    slack = TOLERANCE * max(least, 1.0)
+    if plan.status is PlanStatus.INFEASIBLE:
+        finding.problems.append(f"enumeration: {least}, highs has none")
+    elif plan.cost_usd_per_hour is None:
+        finding.above = math.inf
+    else:
+        finding.above = plan.cost_usd_per_hour / least - 1 if least else 0.0
+        if not plan.bound_usd_per_hour - slack <= least <= plan.cost_usd_per_hour + slack:
+            bounds = (plan.bound_usd_per_hour, plan.cost_usd_per_hour)
+            finding.problems.append(f"enumeration: {least} is not within bound and cost {bounds}")
+
+
+def _compare_bounds_with_cbc(case, plan, finding):
+    """Both solve the same programme over groups; what each placed may differ."""
+    try:
+        other = solve(case.problem, settings=CBC, assignment=case.assignment)
+    except SolverUnavailableError:
+        finding.cbc = "refused"
+        return
+    except SolverLiedError:
+        finding.cbc = "caught"
+        return
+    finding.cbc = "agrees"
+    if (plan.status is PlanStatus.INFEASIBLE) != (other.status is PlanStatus.INFEASIBLE):
+        finding.problems.append(f"cbc: {other.status.value}, highs {plan.status.value}")
+    if None in {plan.cost_usd_per_hour, other.cost_usd_per_hour}:
+        return
+    verify_plan(case.problem, other)
+    difference = abs(plan.bound_usd_per_hour - other.bound_usd_per_hour) / max(plan.bound_usd_per_hour, 1.0)
+    finding.differences["cbc"] = difference
+    if difference > TOLERANCE:
+        finding.problems.append(f"cbc: a bound of {other.bound_usd_per_hour}, highs {plan.bound_usd_per_hour}")
 
 
 def _compare_with_enumeration(case, plan, finding):

@@ -15,6 +15,7 @@ from fractions import Fraction
 from functools import cache
 from operator import mul
 
+from adapter_enumeration import AdapterService, TooManyError
 from enumeration import fits
 
 from planner.domain.hardware import Market
@@ -298,6 +299,7 @@ def instances_for(sizes, gpus):
 def enumerate_fleets(problem):
     """Return the best values (unserved by priority, objectives), None if no fleet will do, "large" if too many.
 
+    Adapters are on as many replicas as have slots for them, whole or in parts (`adapter_enumeration`).
     What is prefilled and decoded apart is not followed here (tests/optimize/test_disaggregation.py does), nor is work
     with a deadline, which joins services and periods in one programme (tests/optimize/test_deferrable.py).
     """
@@ -305,7 +307,10 @@ def enumerate_fleets(problem):
         return "large"
     if problem.energy is not None or problem.egress is not None:
         return "large"  # what shares cost is not enumerated
-    return _Enumeration(problem).best()
+    try:
+        return _Enumeration(problem).best()
+    except TooManyError:
+        return "large"
 
 
 class _Enumeration:
@@ -314,8 +319,14 @@ class _Enumeration:
         self.offers = list({option.offer.name: option.offer for option in problem.options}.values())
         horizon = problem.horizon
         self.n_periods = horizon.n_periods if horizon else 1
+        tenancies = {tenancy.service: tenancy for tenancy in problem.tenancies}
         self.services = [
-            [Service(problem, d, horizon.factors[d.service][t] if horizon else 1) for d in problem.demands]
+            [
+                AdapterService(problem, d, tenancies[d.service], exact=exact, maximum=maximum)
+                if d.service in tenancies
+                else Service(problem, d, horizon.factors[d.service][t] if horizon else 1)
+                for d in problem.demands
+            ]
             for t in range(self.n_periods)
         ]
         priority = problem.shed.priority if problem.shed else {}

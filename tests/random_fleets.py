@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.adapter_groups import group_adapters
+from planner.domain.adapters import Adapter, AdapterSlots, Isolation, ReplicaBytes, Tenancy, Tenant
 from planner.domain.disaggregation import Handover, Role
 from planner.domain.egress import Egress
 from planner.domain.energy import Energy, Site
@@ -51,6 +53,11 @@ if TYPE_CHECKING:
 
 HOUR_S = 3600.0
 SLICED = "slices"
+ADAPTERS = "adapters"
+NOT_WITH_ADAPTERS = (
+    "share caps", "survival", "spare replicas", "instance loss", "scenarios", "energy", "egress", "spot", "shedding",
+    "goals", "changes", "horizon", "disaggregation", "jobs", SLICED,
+)  # fmt: skip
 GOALS = (
     ({Measure.POWER: 1.0},),
     ({Measure.GPUS: 1.0},),
@@ -70,20 +77,29 @@ class Case:
     families: tuple[str, ...]
 
 
-def random_case(rng: np.random.Generator, *, without: frozenset[str] = frozenset()) -> Case:
+def random_case(
+    rng: np.random.Generator, *, without: frozenset[str] = frozenset(), always: frozenset[str] = frozenset()
+) -> Case:
     """Return a fleet with every family by its chance, in random order; what is refused together is not drawn.
 
     without : families that are not drawn at all.
+    always : families that are drawn in any case, if nothing that was drawn before them is refused together with them.
     """
     problem = plain_fleet(rng)
     drawn: list[str] = []
     for name in rng.permutation(list(FAMILIES)).tolist():
         chance, add = FAMILIES[name]
-        if rng.random() < chance and name not in without and not any({name, other} in REFUSED for other in drawn):
+        is_drawn = rng.random() < chance or name in always
+        if is_drawn and name not in without and not any({name, other} in REFUSED for other in drawn):
             problem = add(problem, rng)
             drawn.append(name)
     assignment = Assignment.sliced(int(rng.integers(1, 4))) if SLICED in drawn else Assignment.fractional()
     return Case(problem=problem, assignment=assignment, families=tuple(sorted(drawn)))
+
+
+def adapter_case(rng: np.random.Generator) -> Case:
+    """Return a fleet with adapters, and with every family by its chance that is planned together with them."""
+    return random_case(rng, without=frozenset(NOT_WITH_ADAPTERS), always=frozenset({ADAPTERS}))
 
 
 def plain_fleet(rng: np.random.Generator) -> FleetProblem:
@@ -451,6 +467,66 @@ def _window_hours(horizon: Horizon | None, rng: np.random.Generator) -> tuple[fl
     return float(rng.integers(0, quarters // step) * step) / 4, float(rng.integers(1, quarters // step + 1) * step) / 4
 
 
+def add_adapters(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
+    """One service is for a few adapters, in groups, on replicas with a slot or several, in one size or two."""
+    service = problem.demands[int(rng.integers(0, len(problem.demands)))].service
+    adapters = [
+        Adapter(
+            name=f"a{index}",
+            rank=8,
+            target_modules=("q_proj",),
+            rate_rps=float(rng.choice([0.25, 0.5, 1.0, 1.5, 2.5])),
+            isolation=Isolation.DEDICATED if rng.random() < 0.2 else Isolation.SHARED_PROCESS,
+        )
+        for index in range(int(rng.integers(2, 5)))
+    ]
+    groups = group_adapters(adapters, n_alone=int(rng.choice([0, 1, 16])))
+    of = {adapter.name: adapter for adapter in adapters}
+    parts = ((1.0,), (1.0,), (0.5, 0.5), (0.75, 0.25))[int(rng.integers(0, 4))]
+    buckets = tuple(
+        Bucket(row=row, column=size, group=row, rate_rps=group.total_rate_rps * part)
+        for row, group in enumerate(groups)
+        for size, part in enumerate(parts)
+    )
+    tenants = tuple(
+        Tenant(name=name, rate_rps=of[name].rate_rps, memory_bytes=1e8, group=row, isolation=of[name].isolation)
+        for row, group in enumerate(groups)
+        for name in group.names
+    )
+    options = []
+    for option in problem.options:
+        if option.service != service:
+            options.append(option)
+            continue
+        speeds = rng.integers(1, 6, len(parts)) * option.gpus_per_replica * (rng.random(len(parts)) < 0.9)
+        kinds = ([1], [2], [1, 2], [1, 3])[int(rng.integers(0, 4))]
+        for count in kinds:
+            may_share = [count == 1 or group.isolation is not Isolation.DEDICATED for group in groups]
+            slower = 1.0 if count == 1 else float(rng.choice([1.0, 0.75]))
+            options.append(
+                replace(
+                    option,
+                    throughput_rps=np.concatenate([speeds * slower * may for may in may_share]),
+                    slots=_slots(count, rng),
+                )
+            )
+    demand = Demand(service=service, buckets=buckets)
+    return replace(
+        problem,
+        demands=tuple(demand if item.service == service else item for item in problem.demands),
+        options=tuple(options),
+        tenancies=(Tenancy(service=service, tenants=tenants),),
+    )
+
+
+def _slots(count: int, rng: np.random.Generator) -> AdapterSlots:
+    if count == 1:
+        return AdapterSlots(count=1, bytes_each=0.0, isolation=Isolation.DEDICATED)
+    shared = Isolation.SHARED_BACKBONE if rng.random() < 0.3 else Isolation.SHARED_PROCESS
+    beside = ReplicaBytes(usable=40e9, weights=16e9, activations=1e9, context=5e8, kv=2e9)
+    return AdapterSlots(count=count, bytes_each=1e8, isolation=shared, beside=beside)
+
+
 def no_change(problem: FleetProblem, rng: np.random.Generator) -> FleetProblem:
     """Slices are an assignment, not a part of the problem."""
     return problem
@@ -476,6 +552,7 @@ FAMILIES: dict[str, tuple[float, Family]] = {
     "horizon": (0.3, add_horizon),
     "disaggregation": (0.1, add_disaggregation),
     "jobs": (0.1, add_jobs),
+    ADAPTERS: (0.15, add_adapters),
     SLICED: (0.1, no_change),
 }
 """How often each family is drawn, and what adds it."""
@@ -485,5 +562,6 @@ REFUSED: tuple[set[str], ...] = (
     {"horizon", "changes"},
     *({"shedding", other} for other in ("scenarios", SLICED)),
     *({"jobs", other} for other in ("scenarios", "shedding", "energy")),
+    *({ADAPTERS, other} for other in NOT_WITH_ADAPTERS),
 )
 """Pairs that the planner refuses to plan for (docs/explanation/limits.md)."""
