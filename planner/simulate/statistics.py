@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from planner.simulate.steps import Floats
 
 N_BATCHES = 20
+SMALLEST_BATCH = 5
+"""Values of a batch at least, where there are too few for as many batches."""
 
 _LEVEL_95 = 0.975
 """Of the upper end of a two-sided interval of 95%."""
@@ -184,6 +186,20 @@ def across_outcomes(replications: Sequence[SloOutcome]) -> SloOutcome:
         simulated=across([found.simulated for found in replications]),
         attainment=replace(attained, low=max(0.0, attained.low), high=min(1.0, attained.high)),
     )
+
+
+def upper_mean(values: Floats, level: float) -> float:
+    """Return what the mean behind `values`, in the order of arrival, stays below with probability `level`.
+
+    One side, by batch means; `N_BATCHES` of them, or fewer of at least `SMALLEST_BATCH` values. Infinite if a value is.
+    """
+    n_batches = min(N_BATCHES, len(values) // SMALLEST_BATCH)
+    if n_batches < 2 or not np.isfinite(values).all():
+        return math.inf
+    length = len(values) // n_batches
+    batches = values[: length * n_batches].reshape(n_batches, length).mean(axis=1)
+    error = float(batches.std(ddof=1)) / math.sqrt(n_batches)
+    return float(values.mean()) + student_t_quantile(level, n_batches - 1) * error
 
 
 def _half_width(values: Floats, among: int) -> float:

@@ -108,6 +108,8 @@ class FunctionReplay:
     """Held at a time."""
     holds_s: Floats
     """How long machines that are not always on were held, one for each time that one was rented."""
+    container_starts_s: Floats
+    """How much of each of `holds_s` went by until its container ran."""
     rented_used_s: float
     """Seconds in which a process on these started or ran, however many at once."""
     peak_bytes: Floats
