@@ -30,6 +30,21 @@ def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
     assert np.mean(widths) == pytest.approx(2 * student_t_quantile(0.975, 19) / math.sqrt(400), rel=0.05)
 
 
+def test_the_upper_end_of_a_mean_is_one_that_clustered_requests_stay_below():
+    """Four in five: starts that ten requests in a row wait for are one event, not ten."""
+    rng = np.random.default_rng(5)
+    below, naive = [], []
+    for _ in range(1000):
+        waits = np.repeat(rng.exponential(1.0, 60) * (rng.random(60) < 0.3), 10)
+        below.append(statistics.upper_mean(waits, 0.8) >= 0.3)
+        naive.append(waits.mean() + 0.84 * waits.std() / math.sqrt(len(waits)) >= 0.3)
+    assert 0.75 <= np.mean(below) <= 0.87
+    assert np.mean(naive) < 0.65
+    assert statistics.upper_mean(np.ones(9), 0.8) == math.inf  # nothing is known of the spread
+    assert statistics.upper_mean(np.array([1.0] * 39 + [math.inf]), 0.8) == math.inf
+    assert statistics.upper_mean(np.ones(20), 0.8) == 1.0
+
+
 @pytest.mark.parametrize(
     ("asked", "n"), [(0.99, 500), (0.99, 800), (0.99, 2000), (0.95, 100), (0.95, 1000), (0.5, 400)]
 )
