@@ -21,7 +21,7 @@ from planner.errors import InputError
 from planner.files.documents import did_you_mean
 from planner.optimize.keep_alive import COMMON_KEEP_ALIVE_S
 from planner.planning.function_case import Sizes
-from planner.planning.located import at, inside
+from planner.planning.located import inside
 from planner.planning.scaling_adapters import AdapterAsk
 from planner.planning.scaling_replica import (
     Candidate,
@@ -42,6 +42,7 @@ from planner.planning.scaling_ways import (
     always_on,
     billing_note,
     chosen,
+    recorded_end_s,
     vetoed,
 )
 from planner.profilers.startup import check_loader
@@ -103,17 +104,18 @@ def scaling_asks(
             prices.check(by_use)
             halves = trace_halves(service, choice.recorded) if service.adapters is None else None
         if halves is None:
-            asks.append(
-                AdapterAsk(
-                    service=service,
-                    choice=choice,
-                    by_use=by_use,
-                    rented=rented,
-                    gpus=gpus,
-                    params=params,
-                    base_dir=base_dir,
+            with inside(f"services[{index}].scale_to_zero"):
+                asks.append(
+                    AdapterAsk(
+                        service=service,
+                        choice=choice,
+                        by_use=by_use,
+                        rented=rented,
+                        gpus=gpus,
+                        params=params,
+                        base_dir=base_dir,
+                    )
                 )
-            )
             continue
         asks.append(
             _Ask(
@@ -186,7 +188,11 @@ def trace_halves(service: PreparedService, recorded_s: float | None = None) -> H
     stretch = own_rps / service.traffic.rate_rps
     arrivals = trace.arrival_s * stretch
     n = min(trace.n_requests, MOST_BUSY_REQUESTS, max(MOST_REQUESTS, int(np.searchsorted(arrivals, 2 * LEAST_HALF_S))))
-    end_s = _end_s(trace, recorded_s) * stretch if n == trace.n_requests else float(arrivals[n])
+    end_s = (
+        recorded_end_s(float(trace.arrival_s[-1]), recorded_s) * stretch
+        if n == trace.n_requests
+        else float(arrivals[n])
+    )
     middle_s = end_s / 2
     at_middle = int(np.searchsorted(arrivals[:n], middle_s))
     if min(at_middle, n - at_middle) < FEWEST_REQUESTS:
@@ -202,18 +208,6 @@ def trace_halves(service: PreparedService, recorded_s: float | None = None) -> H
         note=_length_note(arrivals[:n], end_s, trace.n_requests, is_short=is_short),
         is_too_busy=is_cut and is_short,
     )
-
-
-def _end_s(trace: Trace, recorded_s: float | None) -> float:
-    last_s = float(trace.arrival_s[-1])
-    if recorded_s is not None and recorded_s < last_s:
-        raise InputError(
-            f"The trace was recorded for {format_duration(recorded_s)}, and its last request comes after"
-            f" {format_duration(last_s)}.",
-            hint="Give the time from the first request to the end of the recording.",
-            where=at("recorded"),
-        )
-    return last_s if recorded_s is None else recorded_s
 
 
 def _length_note(arrivals: np.ndarray, end_s: float, n_all: int, *, is_short: bool) -> str:

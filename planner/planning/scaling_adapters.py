@@ -18,6 +18,7 @@ from planner.planning.function_case import Hosting, Sizes, function_case
 from planner.planning.function_traffic import function_traffic
 from planner.planning.function_ways import Prices, Way
 from planner.planning.functions import compare_ways
+from planner.planning.located import at
 from planner.planning.scaling_ways import (
     BY_THE_SECOND,
     CLOUDS,
@@ -29,6 +30,7 @@ from planner.planning.scaling_ways import (
     billing_note,
     chosen,
     dated,
+    recorded_end_s,
     vetoed,
 )
 from planner.profilers.roofline import misfit
@@ -93,6 +95,15 @@ class AdapterAsk:
     params: EstimatorParams
     base_dir: Path
 
+    def __post_init__(self) -> None:
+        """Refuse a length of traces that are not there."""
+        if self.choice.recorded is not None and all(adapter.trace is None for adapter in self._adapters()):
+            raise InputError(
+                "The adapters have rates, and a recording that none was read from has no length.",
+                hint="Leave recorded out, or give the adapters traces.",
+                where=at("recorded"),
+            )
+
     def __call__(self, plan: Plan) -> ScalingChoice:
         """Return the ways, the plan's own first.
 
@@ -152,6 +163,9 @@ class AdapterAsk:
         if total_rps == 0 and (is_cut := len(traffic.arrival_s) > n):
             end_s = float(traffic.arrival_s[n])
             traffic = replace(traffic, arrival_s=traffic.arrival_s[:n], adapter=traffic.adapter[:n], duration_s=end_s)
+        elif total_rps == 0:
+            end_s = recorded_end_s(float(traffic.arrival_s[-1]), self.choice.recorded)
+            traffic = replace(traffic, duration_s=end_s)
         if is_cut and traffic.duration_s < LEAST_S:
             raise InputError(
                 f"too busy to be given back: {len(traffic.arrival_s):,} requests come in"

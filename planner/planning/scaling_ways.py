@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from planner.catalog.billing import billing_rule
 from planner.domain.pay_per_use import BillingRule
 from planner.domain.scaling import ScaledService, ScalingWay
+from planner.errors import InputError
+from planner.planning.located import at
 from planner.units import format_duration
 
 if TYPE_CHECKING:
@@ -83,6 +85,23 @@ def is_vetoed(way: ScaledService, always_on: ScaledService) -> bool:
 def dated(as_of: date | None) -> str | None:
     """Return the date of a price as plan.json has it."""
     return None if as_of is None else as_of.isoformat()
+
+
+def recorded_end_s(last_s: float, recorded_s: float | None) -> float:
+    """Return when a recording ends whose last request comes at `last_s`; that request where nothing says.
+
+    Raises
+    ------
+    InputError: if it goes on after its end.
+    """
+    if recorded_s is not None and recorded_s < last_s:
+        raise InputError(
+            f"The trace was recorded for {format_duration(recorded_s)}, and its last request comes after"
+            f" {format_duration(last_s)}.",
+            hint="Give the time from the first request to the end of the recording.",
+            where=at("recorded"),
+        )
+    return last_s if recorded_s is None else recorded_s
 
 
 def billing_note(offer: Offer) -> str:

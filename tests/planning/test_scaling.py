@@ -471,6 +471,30 @@ def test_the_time_after_the_last_request_is_paid_where_it_is_known(repo, rare):
         plan(request, base_dir=repo / "examples", verify=False)
 
 
+def test_traces_of_adapters_may_go_on_after_their_last_request(repo, tmp_path):
+    times = np.cumsum(np.random.default_rng(4).exponential(120.0, 200))
+    for name in ("one", "two"):
+        rows = [f"{time:.1f},500,100" for time in times]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["arrival_s,input_tokens,output_tokens", *rows]), "utf-8")
+    (tmp_path / "adapters.csv").write_text(
+        "name,rank,target_modules,trace\none,16,q v,one.csv\ntwo,16,q v,two.csv\n", "utf-8"
+    )
+    last_s = times[-1] - times[0]
+
+    def asks(recorded, file="adapters.csv", base_dir=tmp_path):
+        request = asked(
+            workload={"constant": {"input_tokens": 512, "output_tokens": 128}}, adapters={"file": file},
+            slo=("ttft p90 <= 60s",), scale={"graphs": False} | ({"recorded": recorded} if recorded else {}),
+        )  # fmt: skip
+        return plan(request, base_dir=base_dir, verify=False).plan.scale_to_zero[0]
+
+    assert asks(None).judged_s == pytest.approx(last_s / 2, rel=1e-3)
+    assert asks("8h").judged_s == pytest.approx(4 * 3600.0)
+    assert any("its last request comes after" in note for note in asks("1h").notes)
+    with pytest.raises(InputError, match="adapters have rates"):
+        asks("8h", file="tenants.csv", base_dir=repo / "examples")
+
+
 def test_a_busy_service_is_said_to_be_too_busy(tmp_path):
     times = np.cumsum(np.random.default_rng(0).exponential(0.1, 25_000))
     rows = [f"{time:.3f},500,100" for time in times]
@@ -484,6 +508,47 @@ def test_a_busy_service_is_said_to_be_too_busy(tmp_path):
     assert f"the longest time without one is {format_duration(longest_s)}" in note
     assert "Nothing was compared with it." in found.to_markdown()
     assert "heapest" not in next(text for text in found.to_markdown().split("\n") if "legal: always on" in text)
+
+
+def rented_from(provider, repo, tmp_path, **service):
+    """The same machine at the same price, of another cloud."""
+    (tmp_path / "own.csv").write_text(
+        "provider,instance_type,region,market,gpu,gpu_count,price_usd_per_hour,as_of\n"
+        f"{provider},one,here,on-demand,L4,1,0.7,2026-11-01\n",
+        "utf-8",
+    )
+    request = asked(scale={"provision": "60s", "clouds": ["gcp-cloud-run"], "graphs": False}, **service)
+    request["catalog"] = {"bundled": False, "files": [str(tmp_path / "own.csv")]}
+    (choice,) = plan(request, base_dir=repo / "examples", verify=False).plan.scale_to_zero
+    return choice
+
+
+def test_rented_machines_are_billed_as_their_cloud_says(repo, tmp_path):
+    hourly, unknown = (rented_from(provider, repo, tmp_path) for provider in ("vultr", "acme"))
+    assert any("vultr bills a machine in whole steps of 1 h (2025-09-15)" in note for note in hourly.notes)
+    assert any("How acme bills a machine that is given back is not stated" in note for note in unknown.notes)
+    by_rule = [
+        {way.rule: way for way in each.ways if way.offer.startswith(("vultr", "acme"))} for each in (hourly, unknown)
+    ]
+    assert set(by_rule[0]) - set(by_rule[1]) == {"1 h"}
+    dear, cheap = (rules["60 s"] for rules in by_rule)
+    assert dear.attainment == cheap.attainment
+    assert dear.cost_usd_per_hour > 2 * cheap.cost_usd_per_hour
+
+
+def test_rented_machines_for_adapters_are_billed_as_their_cloud_says(repo, tmp_path):
+    adapters = {
+        "workload": {"constant": {"input_tokens": 512, "output_tokens": 128}},
+        "adapters": {"file": "tenants.csv"},
+        "slo": ("ttft p90 <= 2s",),
+    }
+    hourly, unknown = (rented_from(provider, repo, tmp_path, **adapters) for provider in ("vultr", "acme"))
+    assert any("vultr bills a machine in whole steps of 1 h" in note for note in hourly.notes)
+    assert any("How acme bills a machine that is given back is not stated" in note for note in unknown.notes)
+    dear, cheap = (choice.ways[1] for choice in (hourly, unknown))
+    assert (dear.rule, cheap.rule) == ("60 s", "60 s")
+    assert dear.attainment == cheap.attainment
+    assert dear.cost_usd_per_hour > 2 * cheap.cost_usd_per_hour
 
 
 def test_a_price_without_a_date_or_an_old_one_wins_with_a_warning(repo):
