@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from planner.domain.slo import Metric
 from planner.errors import InputError
-from planner.simulate.statistics import upper_mean
+from planner.simulate.statistics import next_mean, next_share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from planner.simulate.steps import Floats
 
 CONFIDENCE = 0.8
-"""With which a way has to hold where it is learnt, one side, to be chosen."""
+"""With which a way has to hold on as many requests more than it was tried on, to be chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +55,14 @@ class Objectives:
 
         Each request counts by its value over its adapter's bound: where all have the same one, that is the mean.
 
-        confidence : with room for chance, one side; None = the means themselves.
+        confidence : with which as many requests to come would be within that; None = the means themselves.
         """
         most = 1.0
         for metric, bounds in self.mean_bounds_s.items():
             mine = bounds[records.function]
             ratios = (_values_s(records, metric, output_tokens) / mine)[np.isfinite(mine)]
             if len(ratios):
-                most = max(most, float(ratios.mean()) if confidence is None else upper_mean(ratios, confidence))
+                most = max(most, float(ratios.mean()) if confidence is None else next_mean(ratios, confidence))
         return most - 1.0
 
     def shortfall(self, records: FunctionRecords, *, output_tokens: float) -> float:
@@ -73,12 +71,11 @@ class Objectives:
         return max(0.0, self.target_fraction - attained) + self.excess(records, output_tokens=output_tokens)
 
     def holds_safely(self, records: FunctionRecords, *, output_tokens: float) -> bool:
-        """Return whether the objectives hold with `CONFIDENCE`, one side, each."""
-        target, n = self.target_fraction, len(records)
-        margin = NormalDist().inv_cdf(CONFIDENCE) * math.sqrt(target * (1 - target) / n)
-        attained = float(self.is_attained(records, output_tokens=output_tokens).mean())
+        """Return whether the objectives would hold on as many requests more, each with probability `CONFIDENCE`."""
+        within = self.is_attained(records, output_tokens=output_tokens).astype(np.float64)
         excess = self.excess(records, output_tokens=output_tokens, confidence=CONFIDENCE)
-        return attained >= min(1.0, target + margin) and excess == 0.0
+        asked = next_share(within, self.target_fraction, CONFIDENCE) if self.target_fraction else 0.0
+        return float(within.mean()) >= asked and excess == 0.0
 
 
 def _values_s(records: FunctionRecords, metric: Metric, output_tokens: float) -> Floats:

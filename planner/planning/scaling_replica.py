@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +30,7 @@ from planner.profilers.roofline import misfit, replica_memory
 from planner.profilers.startup import Quantiles, start_up
 from planner.simulate.functions.replay import replay_functions
 from planner.simulate.functions.setting import NOTHING, Functions, Policy, Setting, StartTimes
-from planner.simulate.statistics import upper_mean
+from planner.simulate.statistics import next_mean, next_share
 from planner.units import format_duration
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from planner.simulate.steps import Floats
 
 CONFIDENCE = 0.8
-"""What is learnt has to be so much better than asked that four times in five chance alone does not take it away."""
+"""What is learnt has to be so much better than asked that it holds four times in five on as many requests more."""
 MOST_REPLICAS = 256
 PROMPT_TOKENS = tuple(2.0**power for power in range(5, 18, 2))
 """Lengths of prompts whose times are estimated; between them lies a line."""
@@ -257,7 +256,7 @@ class Outcome:
     is_met: bool
     """Whether every objective holds."""
     is_safe: bool
-    """Whether every objective holds with room for chance: with `CONFIDENCE`, one side, each."""
+    """Whether every objective would hold on as many requests more, each with probability `CONFIDENCE`."""
     attainment: float
 
     @property
@@ -360,10 +359,9 @@ def _within(replay: FunctionReplay, requests: Requests, slos: Sequence[Slo]) -> 
 
 
 def _holds(replay: FunctionReplay, requests: Requests, slo: Slo, *, confidence: float | None = None) -> bool:
-    """Return whether an objective holds, with room for chance: one side of an interval of `confidence`.
+    """Return whether an objective holds, and would on as many requests to come with probability `confidence`.
 
-    A mean's interval comes from batch means, since requests that follow one another share starts and queues. Those of
-    percentiles are of requests that miss by themselves.
+    By batch means, since requests that follow one another share starts and queues.
     """
     values = _values_s(replay, requests, slo.metric)
     if slo.metric is Metric.TPOT:
@@ -371,20 +369,18 @@ def _holds(replay: FunctionReplay, requests: Requests, slo: Slo, *, confidence: 
     if not len(values):
         return True
     if slo.percentile is None:
-        mean_s = float(values.mean()) if confidence is None else upper_mean(values, confidence)
+        mean_s = float(values.mean()) if confidence is None else next_mean(values, confidence)
         return mean_s <= slo.bound_s
-    level = slo.percentile / 100.0
-    margin = (
-        0.0 if confidence is None else NormalDist().inv_cdf(confidence) * math.sqrt(level * (1 - level) / len(values))
-    )
-    return float((values <= slo.bound_s).mean()) >= min(1.0, level + margin)
+    share, within = slo.percentile / 100.0, (values <= slo.bound_s).astype(np.float64)
+    return float(within.mean()) >= (share if confidence is None else next_share(within, share, confidence))
 
 
 def learnt(candidate: Candidate, seen: Requests, slos: Sequence[Slo], *, missed_usd: float) -> Outcome:
     """Return the cheapest keep-alive time on `seen` that meets the objectives safely, else for good.
 
     The cheapest time is that of `optimize.keep_alive`, misses at their price. Where it misses an objective, longer ones
-    cost more and keep more requests warm, so the shortest gap that is long enough is found by halving.
+    cost more and keep more requests warm, so a gap that is long enough, and the one before it is not, is found by
+    halving.
     """
 
     def played(keep_alive_s: float) -> Outcome:

@@ -198,11 +198,11 @@ def test_the_shortest_time_that_holds_is_found(gaps, percentile, missed_usd):
         assert longer.attainment >= shorter.attainment
     prices = KeepAlivePrices(idle_usd_per_s=2e-3, cold_start_usd=2e-3 * START_S + missed_usd)
     cheapest_s = best_keep_alive(idle, prices).until_s
-    safe = [outcome.keep_alive_s for outcome in every if outcome.is_safe]
-    if safe:
+    if every[-1].is_safe:
         assert found.is_safe
-        assert found.keep_alive_s == pytest.approx(max(cheapest_s, min(safe)))
-    else:
+        shorter = [each for each in every if cheapest_s - 1e-6 <= each.keep_alive_s < found.keep_alive_s - 1e-6]
+        assert not (shorter and shorter[-1].is_safe)  # none is a little shorter and long enough
+    elif not any(outcome.is_safe for outcome in every):
         assert not found.is_safe
         assert found.attainment == max(outcome.attainment for outcome in every)
 
@@ -231,11 +231,11 @@ def test_only_the_first_half_is_learnt_from(repo, tmp_path):
 
 def test_safely_means_more_than_just():
     """Twenty of forty in time are not enough for a median that is to hold on the other half, too."""
-    gaps = [50.0] * 20 + [300.0] * 20
+    gaps = [50.0, 300.0] * 20
     seen = requests(np.cumsum([0.0, *gaps]))
     found = learnt(candidate(), seen, slos("ttft p48 <= 1s"), missed_usd=0.0)
     assert found.keep_alive_s == pytest.approx(298.0)
-    enough = learnt(candidate(), seen, slos("ttft p40 <= 1s"), missed_usd=0.0)
+    enough = learnt(candidate(), seen, slos("ttft p38 <= 1s"), missed_usd=0.0)
     assert enough.keep_alive_s == pytest.approx(48.0)
 
 
