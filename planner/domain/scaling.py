@@ -53,6 +53,10 @@ class ScaledService:
     """Held on average; machines where adapters share."""
     price_as_of: str | None = None
     """Date of the offer's price; None = the plan's own fleet, or not known."""
+    learnt_usd_per_hour: float | None = None
+    """What it cost on the half that it was learnt on, misses at their price; None = not played there."""
+    is_safe: bool | None = None
+    """Whether every objective held there with room for chance; None = not played there."""
     keep_alive_by_adapter_s: Mapping[str, float] = field(default_factory=dict)
     """How long each adapter's idle process is kept, where that was learnt for each."""
 
@@ -64,7 +68,7 @@ class ScaledService:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingChoice:
-    """The ways to keep one service, and the cheapest of those that meet its objectives."""
+    """The ways to keep one service, and which is chosen: by what was learnt, unless the judged half vetoes it."""
 
     service: str
     chosen: int
@@ -73,5 +77,7 @@ class ScalingChoice:
     requests: int
     """In the judged half."""
     judged_s: float
+    vetoed: tuple[int, ...] = ()
+    """Positions of the ways that were preferred to the chosen one, and that the judged half spoke against."""
     notes: tuple[str, ...] = ()
     """What was not compared, and why."""

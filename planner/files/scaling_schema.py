@@ -33,6 +33,12 @@ class ScaledServiceDocument(Part):
     price_as_of: str | None = Field(
         None, description="Date of the offer's price; null = not known, or the plan's own fleet."
     )
+    learnt_usd_per_hour: NonNegative | None = Field(
+        None, description="Cost on the half that it was learnt on, misses at their price; null = not played there."
+    )
+    is_safe: bool | None = Field(
+        None, description="Whether every objective held there with room for chance; null = not played there."
+    )
     keep_alive_by_adapter_s: dict[str, NonNegative] = Field(
         default_factory=dict,
         description="Adapter -> how long its idle process is kept, where that was learnt for each.",
@@ -44,20 +50,27 @@ class ScalingChoiceDocument(Part):
 
     service: str = Field(description="Its name.")
     chosen: Count = Field(
-        description="Position in `ways` of the cheapest that meets the objectives, misses at their price."
+        description="Position in `ways` of the cheapest on the half that was learnt from, misses at their price, of"
+        " those that held the objectives there with room for chance and that the judged half does not speak against."
     )
     ways: list[ScaledServiceDocument] = Field(min_length=1, description="The plan's own fleet first.")
     requests: Count = Field(description="Requests in the judged half of the trace.")
     judged_s: NonNegative = Field(description="How long that half is.")
+    vetoed: list[Count] = Field(
+        default_factory=list,
+        description="Positions of ways that went before the chosen one, and that missed an objective or cost more than"
+        " always on in the judged half.",
+    )
     notes: list[str] = Field(default_factory=list, description="What was not compared, and why.")
 
     @model_validator(mode="after")
     def _a_way_is_chosen(self) -> ScalingChoiceDocument:
-        if self.chosen >= len(self.ways):
-            raise InputError(f"chosen is {self.chosen}, and there are {len(self.ways)} ways.")
+        for name, position in [("chosen", self.chosen), *(("vetoed", position) for position in self.vetoed)]:
+            if position >= len(self.ways):
+                raise InputError(f"{name} is {position}, and there are {len(self.ways)} ways.")
         return self
 
     def to_choice(self) -> ScalingChoice:
         """Return the domain's form."""
         ways = tuple(ScaledService(**dict(way)) for way in self.ways)
-        return ScalingChoice(**(dict(self) | {"ways": ways, "notes": tuple(self.notes)}))
+        return ScalingChoice(**(dict(self) | {"ways": ways, "vetoed": tuple(self.vetoed), "notes": tuple(self.notes)}))

@@ -146,6 +146,8 @@ def answer(
         found = replace(found, jobs=tuple(jobs))
     found = with_alternatives(question.problem, found, settings, assignment)
     found = replace(found, scale_to_zero=tuple(ask(found) for ask in question.scaling))
+    if question.scaling_warnings is not None:
+        found = replace(found, warnings=(*found.warnings, *question.scaling_warnings(found.scale_to_zero)))
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
     return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
 

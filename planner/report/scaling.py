@@ -56,12 +56,24 @@ def _kept(way: ScaledService) -> str:
 
 
 def _choice_text(choice: ScalingChoice) -> str:
+    if len(choice.ways) == 1:
+        return "Nothing was compared with it."
+    against = "".join(f" {_veto_text(choice, position)}" for position in choice.vetoed)
     best = choice.ways[choice.chosen]
     if best.way is ScalingWay.ALWAYS_ON:
-        return "Always on is the cheapest that holds the objectives."
+        if choice.vetoed:
+            return f"So always on is chosen.{against}"
+        return "Always on is chosen: where it was learnt no other way held the objectives safely and cost less."
     saved = 1 - best.total_usd_per_hour / choice.ways[0].total_usd_per_hour
     return (
-        f"Cheapest that holds the objectives: {NAMES[best.way].lower()} ({clean(best.offer)}), {_kept(best)},"
-        f" {percent(saved)} below always on. The plan's fleet is always on all the same: leave the service out of the"
-        " request to give it back."
+        f"Chosen, as the cheapest where it was learnt: {NAMES[best.way].lower()} ({clean(best.offer)}), {_kept(best)},"
+        f" {percent(saved)} below always on where it was judged.{against} The plan's fleet is always on all the same:"
+        " leave the service out of the request to give it back."
     )
+
+
+def _veto_text(choice: ScalingChoice, position: int) -> str:
+    """Return why a way was passed over that seemed cheaper where it was learnt."""
+    way = choice.ways[position]
+    why = "missed an objective" if not way.is_met else "cost no less than always on"
+    return f"{NAMES[way.way]} ({clean(way.offer)}), {_kept(way)}, seemed cheaper and {why} where it was judged."
