@@ -9,9 +9,12 @@ from planner.domain.plan import (
     AdapterAlternative,
     AdapterHost,
     AdapterPlan,
+    AdapterPreload,
     AdapterReplica,
     AdapterShare,
     HostedAdapter,
+    PreloadMethod,
+    ReplicaTiers,
 )
 from planner.files.parts import Count, NonNegative, Part
 
@@ -28,17 +31,34 @@ class HostedAdapterDocument(Part):
     )
 
 
+class ReplicaTiersDocument(Part):
+    """What a replica has ready beside the adapters that it serves; all others of the service are on disk for it."""
+
+    gpu: list[str] = Field(description="In slots that would be empty; what is asked for most first.")
+    host: list[str] = Field(description="In host memory, and in no slot; what is asked for most first.")
+    host_bytes: NonNegative = Field(
+        description="Host memory of all its adapters: those in slots are there too, as engines keep them."
+    )
+    host_room_bytes: NonNegative = Field(description="Host memory that they may take together.")
+
+    def to_tiers(self) -> ReplicaTiers:
+        """Return the domain's form."""
+        return ReplicaTiers(**(dict(self) | {"gpu": tuple(self.gpu), "host": tuple(self.host)}))
+
+
 class AdapterReplicaDocument(Part):
     """One replica and the adapters that it holds."""
 
     option: str = Field(description="As `option` of the plan's `allocation`.")
     utilization: NonNegative = Field(description="Mean load without headroom, 0 to 1.")
-    adapters: list[HostedAdapterDocument] = Field(description="The busiest first.")
+    adapters: list[HostedAdapterDocument] = Field(description="In slots, with requests; the busiest first.")
+    tiers: ReplicaTiersDocument | None = Field(None, description="What else it has ready; null = nobody chose.")
 
     def to_replica(self) -> AdapterReplica:
         """Return the domain's replica."""
         held = tuple(HostedAdapter(**(dict(item) | {"by_size_rps": tuple(item.by_size_rps)})) for item in self.adapters)
-        return AdapterReplica(option=self.option, utilization=self.utilization, adapters=held)
+        tiers = None if self.tiers is None else self.tiers.to_tiers()
+        return AdapterReplica(option=self.option, utilization=self.utilization, adapters=held, tiers=tiers)
 
 
 class AdapterHostDocument(Part):
@@ -54,6 +74,36 @@ class AdapterHostDocument(Part):
     )
     replicas: Count = Field(description="Replicas of this option.")
     engine_flags: str = Field("", description="How the engine is started for its adapters; empty = nothing to say.")
+    held: Count = Field(
+        0, description="Adapters that a replica may have in host memory, those in slots among them; 0 = nobody chose."
+    )
+    container_bytes: NonNegative = Field(
+        0.0, description="Host memory of each beside its own: a process that waits; 0 = one engine holds them all."
+    )
+    host_wait_s: NonNegative | None = Field(
+        None, description="Wait for the largest adapter that is in host memory only; null = there is never one."
+    )
+    disk_wait_s: NonNegative | None = Field(None, description="The same of one that is on disk only.")
+
+
+class AdapterPreloadDocument(Part):
+    """How well it was chosen what is ready on the replicas of a service beside the adapters that they serve."""
+
+    method: PreloadMethod = Field(
+        description="integer-programme: to the solver's gap; value-per-byte: may be off by as much as the bound says."
+    )
+    saved_s_per_s: NonNegative = Field(description="Seconds of waiting that it saves in each second.")
+    bound_s_per_s: NonNegative = Field(description="Nothing saves more.")
+    on_disk: list[str] = Field(description="Adapters that no replica has in a slot or in host memory.")
+    unfit: list[str] = Field(
+        default_factory=list,
+        description="Of these, adapters that no replica has room for: the engine would have to be started anew.",
+    )
+    disk_bytes: NonNegative = Field(0.0, description="Of all adapters of the service: each machine's disk has them.")
+
+    def to_preload(self) -> AdapterPreload:
+        """Return the domain's form."""
+        return AdapterPreload(**(dict(self) | {"on_disk": tuple(self.on_disk), "unfit": tuple(self.unfit)}))
 
 
 class AdapterShareDocument(Part):
@@ -85,7 +135,7 @@ class AdapterPlanDocument(Part):
 
     service: str = Field(description="The service whose requests are for adapters.")
     adapters: Count = Field(description="Adapters with requests.")
-    idle: list[str] = Field(description="Adapters without requests: no replica holds them.")
+    idle: list[str] = Field(description="Adapters without requests: no replica has any of its load from them.")
     groups: Count = Field(description="Groups of like adapters that the programme saw.")
     added_replicas: Count = Field(
         description="More replicas than the programme over groups has, because adapters are whole."
@@ -96,6 +146,9 @@ class AdapterPlanDocument(Part):
     alternatives: list[AdapterAlternativeDocument] = Field(
         default_factory=list, description="What other ways would cost; a cost is of the whole plan."
     )
+    preload: AdapterPreloadDocument | None = Field(
+        None, description="How what is ready beside it was chosen; null = it was not."
+    )
 
     def to_adapter_plan(self) -> AdapterPlan:
         """Return the domain's form."""
@@ -105,5 +158,6 @@ class AdapterPlanDocument(Part):
             "placement": tuple(item.to_replica() for item in self.placement),
             "shares": tuple(AdapterShare(**dict(item)) for item in self.shares),
             "alternatives": tuple(AdapterAlternative(**dict(item)) for item in self.alternatives),
+            "preload": None if self.preload is None else self.preload.to_preload(),
         }
         return AdapterPlan(**(dict(self) | parts))

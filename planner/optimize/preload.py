@@ -4,7 +4,8 @@ A knapsack with precedence. Artifact a held at place p saves its requests v_ap =
 however many copies there are:
 
     maximise   sum v_ap z_ap
-    subject to z_ap <= y_ap,   sum_p z_ap <= 1,   sum_a size_a y_ap <= capacity_p,   sum_a y_ap <= most_p,   y in {0, 1},
+    subject to z_ap <= y_ap,   sum_p z_ap <= 1,   sum_a size_a y_ap <= capacity_p,   sum_a y_ap <= most_p,
+               y in {0, 1},
                y_ap <= y_bp              if a needs b and b can be where a is: an adapter sits beside its backbone,
                y_ap <= sum_q y_bq        if a needs b and b can only be elsewhere: weights need libraries in a host,
                                          q over the places of p's machine.

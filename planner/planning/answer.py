@@ -144,6 +144,8 @@ def answer(
         extra = price_of_jobs(question.problem, found, settings, assignment=assignment)
         jobs = (replace(job, extra_usd_per_hour=extra.get(job.job)) for job in found.jobs)
         found = replace(found, jobs=tuple(jobs))
+    if question.preloaded is not None:
+        found = question.preloaded(question.problem, found)
     found = with_alternatives(question.problem, found, settings, assignment)
     found = replace(found, scale_to_zero=tuple(ask(found) for ask in question.scaling))
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)

@@ -25,7 +25,14 @@ from planner.domain.problem import (
 from planner.errors import InputError
 from planner.files.bundled import bundled_sha256
 from planner.files.request.constraints import LARGEST_INSTANCES
-from planner.planning.adapters import adapter_assumptions, check_adapter_request, hostings, room_of
+from planner.planning.adapter_tiers import with_tiers
+from planner.planning.adapters import (
+    adapter_assumptions,
+    check_adapter_request,
+    has_host_room,
+    hostings,
+    room_of,
+)
 from planner.planning.catalog import owned_offers, read_catalog
 from planner.planning.deferrable import PreparedJob, job_assumptions, own_options, prepare_jobs
 from planner.planning.disaggregation import check_engines, disaggregation_assumptions, handover_of, stages
@@ -211,6 +218,8 @@ class Prepared:
                 if key not in found:
                     found[key] = tuple(hostings(adapters, slos, partial(profile_of, offer.gpu, config)))
                 for hosting in found[key]:
+                    if not has_host_room(adapters, hosting.slots, offer, config.gpus_per_replica):
+                        continue
                     yield ServingOption(
                         service=service.request.name,
                         offer=offer,
@@ -423,6 +432,11 @@ def fleet_question(
         problem_with_all_bounds=partial(problem_with_all_bounds, prepared, slos),
         disaggregation=disaggregation_ways_out(prepared, slos),
         scaling=_scaling(prepared, request, base_dir),
+        preloaded=partial(
+            with_tiers,
+            kinds={each.request.name: each.adapters.kinds for each in services if each.adapters is not None},
+            gpus=gpus,
+        ),
     )
 
 

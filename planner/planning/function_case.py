@@ -16,6 +16,7 @@ from planner.optimize.preload import Tier
 from planner.planning.estimate import estimate_questions
 from planner.planning.estimate_points import Question
 from planner.profilers.adapter_batching import BatchLatency
+from planner.profilers.adapter_hosts import HOST_BYTES_PER_GPU
 from planner.profilers.adapters import Adapters
 from planner.profilers.roofline import misfit, replica_memory
 from planner.profilers.serverless_figures import figures
@@ -40,8 +41,6 @@ POOL_BATCH = 32
 """Batch at which the times of a pool's batches are read, beside that of one."""
 STRICTNESS = (Isolation.SHARED_PROCESS, Isolation.SHARED_BACKBONE, Isolation.DEDICATED)
 """What shares most comes first."""
-HOST_BYTES = 64e9
-"""Host memory for containers, for each GPU, unless it is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +80,7 @@ class Hosting:
 
     storage_bytes_per_s: float
     loader: str = "safetensors"
-    host_bytes: float = HOST_BYTES
+    host_bytes: float = HOST_BYTES_PER_GPU
     provision_s: float = 0.0
     """Until a machine that was given back is there again."""
     captures_graphs: bool = False

@@ -88,5 +88,7 @@ class Question:
     """None where only throughputs are known (Mélange's form)."""
     scaling: tuple[Callable[[Plan], ScalingChoice], ...] = ()
     """Of each service that is to be compared with replicas that are given back, given the plan."""
+    preloaded: Callable[[FleetProblem, Plan], Plan] | None = None
+    """A plan of the problem -> the same with what its replicas have ready of adapters; None where there are none."""
     slice_factor: int = 1
     """Slices per bucket that the request itself asks for, should the assignment be sliced."""

@@ -6,12 +6,14 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from planner.domain.adapters import Isolation
-from planner.report.wording import clean, plural, usd
+from planner.domain.plan import PreloadMethod
+from planner.report.wording import clean, percent, plural, usd
+from planner.units import format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from planner.domain.plan import AdapterAlternative, AdapterHost, AdapterPlan, Plan, Route
+    from planner.domain.plan import AdapterAlternative, AdapterHost, AdapterPlan, AdapterPreload, Plan, Route
 
 MAX_FLAGS = 2
 """Kinds of replicas whose flags a report shows; plan.json has all."""
@@ -70,11 +72,57 @@ def _where_text(item: AdapterPlan) -> str:
     if several:
         text += f"; {several} of them on several"
     if item.idle:
-        text += f"; {plural(len(item.idle), 'adapter')} without requests on none"
+        text += f"; {plural(len(item.idle), 'adapter')} without requests"
     if item.added_replicas:
         more = plural(item.added_replicas, "replica")
         text += f"; {more} more than the bound's programme has, since adapters are whole"
     return text
+
+
+def preload_texts(plan: Plan) -> Iterator[str]:
+    """Yield for each service with adapters what is ready beside those that replicas serve, and how it was chosen."""
+    for item in plan.adapters:
+        tiers = [replica.tiers for replica in item.placement if replica.tiers is not None]
+        in_slots, in_memory = _unique(each.gpu for each in tiers), _unique(each.host for each in tiers)
+        if item.preload is None or not (in_slots or in_memory or item.preload.on_disk):
+            continue
+        places = {"spare slots": in_slots, "host memory": in_memory, "no more than disk": item.preload.on_disk}
+        parts = [f"{_names(names)} in {place}" for place, names in places.items() if names]
+        unfit = len(item.preload.unfit)
+        if unfit:
+            parts.append(f"{unfit} of these need an engine that is started anew")
+        yield f"{clean(item.service)}: {'; '.join(parts)}.{_waits_text(item)}{_method_text(item.preload)}"
+
+
+def _waits_text(item: AdapterPlan) -> str:
+    """Return how long a first request waits, from where; empty where no replica loads an adapter."""
+    waits = [(host.host_wait_s, host.disk_wait_s or 0.0) for host in item.hosts if host.host_wait_s is not None]
+    if not waits:
+        return ""
+    host_s, disk_s = (format_duration(max(each)) for each in zip(*waits, strict=True))
+    return f" A first request waits up to {host_s} from host memory, {disk_s} from disk."
+
+
+def _method_text(preload: AdapterPreload) -> str:
+    lost = 1 - preload.saved_s_per_s / preload.bound_s_per_s if preload.bound_s_per_s > 0 else 0.0
+    how = {PreloadMethod.PROGRAMME: "an integer programme", PreloadMethod.DENSITY: "value per byte"}[preload.method]
+    most = f"at most {percent(lost)} below the best" if lost > SAME_WORTH else "nothing saves more"
+    return f" Chosen by {how}, {most}."
+
+
+SAME_WORTH = 1e-5
+"""Relative: what the programme is solved to, and some more."""
+MAX_NAMES = 3
+"""Adapters that are named; plan.json and adapters.csv have all."""
+
+
+def _unique(lists: Iterable[Sequence[str]]) -> list[str]:
+    return list(dict.fromkeys(name for names in lists for name in names))
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(clean(name) for name in names[:MAX_NAMES])
+    return shown + (f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else "")
 
 
 def _by_slots(host: AdapterHost) -> tuple[int, str]:
