@@ -453,18 +453,44 @@ class AdapterShare:
     """Of like adapters, as the routing has it."""
 
 
+class AdapterWay(StrEnum):
+    """A way to serve adapters."""
+
+    PLAN = "this plan"
+    DEDICATED = "dedicated"
+    """Replicas of its own for every adapter."""
+    ONE_POOL = "one pool"
+    """Equal replicas that all take part in one pool."""
+    SERVERLESS = "serverless"
+    """A container with weights of its own for each adapter, while it is asked for and as long as clouds keep it."""
+    KEPT = "kept"
+    """The same, each kept as long as was learnt from its own requests."""
+    SHARED_BACKBONE = "shared-backbone"
+    """A process for each adapter on one copy of the weights, loaded ahead and given back as was learnt."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterAlternative:
-    """What another way to serve the same adapters would cost, the rest of the request being the same."""
+    """What a way to serve the adapters costs, the rest of the request being the same, and how requests fare."""
 
-    way: str
-    """ "dedicated": a replica or more for each adapter; "one pool": equal replicas that all take part in one pool."""
+    way: AdapterWay
     cost_usd_per_hour: float | None
     """Of the cheapest plan found; None = there is none, or a limit came before any."""
     bound_usd_per_hour: float | None
     """No plan of this way costs less; None = not known."""
     reason: str = ""
     """Why there is no cost."""
+    is_met: bool | None = None
+    """Whether every objective held in a replay; None = planned at mean rates, and not replayed."""
+    attainment: float | None = None
+    """Part of the replayed requests within all bounds on percentiles; None = not known."""
+    ttft_p50_s: float | None = None
+    """Of the replay; None = not replayed, or not told."""
+    ttft_p99_s: float | None = None
+    requests: int = 0
+    """That were replayed and judged."""
+    offer: str = ""
+    """What is rented and given back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

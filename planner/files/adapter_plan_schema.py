@@ -12,11 +12,12 @@ from planner.domain.plan import (
     AdapterPreload,
     AdapterReplica,
     AdapterShare,
+    AdapterWay,
     HostedAdapter,
     PreloadMethod,
     ReplicaTiers,
 )
-from planner.files.parts import Count, NonNegative, Part
+from planner.files.parts import Count, Fraction, NonNegative, Part
 
 
 class HostedAdapterDocument(Part):
@@ -117,17 +118,28 @@ class AdapterShareDocument(Part):
 
 
 class AdapterAlternativeDocument(Part):
-    """What another way to serve the same adapters would cost, planned alike."""
+    """What a way to serve the adapters costs, and how requests fare: planned alike, or replayed."""
 
-    way: str = Field(
-        description="dedicated: replicas of its own for every adapter; one pool: replicas of one kind for all adapters"
-        " that may share."
+    way: AdapterWay = Field(
+        description="this plan; dedicated: replicas of its own for every adapter; one pool: replicas of one kind for"
+        " all adapters that may share; serverless: a container of a cloud for each adapter while it is asked for; kept:"
+        " each kept as long as was learnt; shared-backbone: processes on one copy of the weights, given back."
     )
     cost_usd_per_hour: NonNegative | None = Field(
         description="Of the cheapest whole plan found; null = none, or a limit came before any."
     )
     bound_usd_per_hour: NonNegative | None = Field(description="No plan of this way costs less; null = not known.")
     reason: str = Field("", description="Why there is no cost.")
+    is_met: bool | None = Field(
+        None, description="Whether every objective held in a replay; null = planned at mean rates, not replayed."
+    )
+    attainment: Fraction | None = Field(
+        None, description="Part of the replayed requests within all bounds on percentiles; null = not known."
+    )
+    ttft_p50_s: NonNegative | None = Field(None, description="Median TTFT of the replay; null = not told.")
+    ttft_p99_s: NonNegative | None = Field(None, description="99th percentile of it.")
+    requests: Count = Field(0, description="Requests that were replayed and judged; 0 = not replayed.")
+    offer: str = Field("", description="What is rented and given back; empty where replicas stay.")
 
 
 class AdapterPlanDocument(Part):
@@ -144,7 +156,7 @@ class AdapterPlanDocument(Part):
     placement: list[AdapterReplicaDocument] = Field(description="Every replica and what it holds.")
     shares: list[AdapterShareDocument] = Field(description="What each adapter costs, in the order of the request.")
     alternatives: list[AdapterAlternativeDocument] = Field(
-        default_factory=list, description="What other ways would cost; a cost is of the whole plan."
+        default_factory=list, description="All ways, this plan first; a cost is of the whole plan."
     )
     preload: AdapterPreloadDocument | None = Field(
         None, description="How what is ready beside it was chosen; null = it was not."

@@ -18,6 +18,7 @@ from planner.domain.plan import (
     AdapterPlan,
     AdapterReplica,
     AdapterShare,
+    AdapterWay,
     HostedAdapter,
     PlanStatus,
 )
@@ -278,10 +279,6 @@ def _hosts(fleet: FleetArrays, placement: Placement, keys: list[str]) -> Iterato
             )
 
 
-DEDICATED = "dedicated"
-ONE_POOL = "one pool"
-
-
 def with_alternatives(problem: FleetProblem, plan: Plan, settings: SolverSettings, assignment: Assignment) -> Plan:
     """Return `plan` with what the same adapters would cost in two other ways, planned alike.
 
@@ -290,13 +287,15 @@ def with_alternatives(problem: FleetProblem, plan: Plan, settings: SolverSetting
     if plan.cost_usd_per_hour is None or not plan.adapters:
         return plan
     clock = Clock(settings)
-    ways = {DEDICATED: _dedicated(problem), ONE_POOL: _one_pool(problem)}
+    ways = {AdapterWay.DEDICATED: _dedicated(problem), AdapterWay.ONE_POOL: _one_pool(problem)}
     found = tuple(_alternative(way, other, clock, assignment) for way, other in ways.items())
     adapters = tuple(replace(item, alternatives=found) for item in plan.adapters)
     return replace(plan, adapters=adapters)
 
 
-def _alternative(way: str, problem: FleetProblem | None, clock: Clock, assignment: Assignment) -> AdapterAlternative:
+def _alternative(
+    way: AdapterWay, problem: FleetProblem | None, clock: Clock, assignment: Assignment
+) -> AdapterAlternative:
     def none(reason: str) -> AdapterAlternative:
         return AdapterAlternative(way=way, cost_usd_per_hour=None, bound_usd_per_hour=None, reason=reason)
 

@@ -148,6 +148,8 @@ def answer(
         found = question.preloaded(question.problem, found)
     found = with_alternatives(question.problem, found, settings, assignment)
     found = replace(found, scale_to_zero=tuple(ask(found) for ask in question.scaling))
+    if question.compared is not None:
+        found = question.compared(found)
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
     return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
 

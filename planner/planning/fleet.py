@@ -437,7 +437,16 @@ def fleet_question(
             kinds={each.request.name: each.adapters.kinds for each in services if each.adapters is not None},
             gpus=gpus,
         ),
+        compared=partial(_compared, prepared, request, base_dir)
+        if any(service.adapters is not None for service in services)
+        else None,
     )
+
+
+def _compared(prepared: Prepared, request: PlanRequest, base_dir: Path, plan: Plan) -> Plan:
+    from planner.planning.adapter_comparison import compared  # noqa: PLC0415 - as in `_scaling`
+
+    return compared(plan, request, prepared.services, gpus=prepared.gpus, params=prepared.params, base_dir=base_dir)
 
 
 def _scaling(prepared: Prepared, request: PlanRequest, base_dir: Path) -> tuple[Callable[[Plan], ScalingChoice], ...]:

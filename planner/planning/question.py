@@ -90,5 +90,7 @@ class Question:
     """Of each service that is to be compared with replicas that are given back, given the plan."""
     preloaded: Callable[[FleetProblem, Plan], Plan] | None = None
     """A plan of the problem -> the same with what its replicas have ready of adapters; None where there are none."""
+    compared: Callable[[Plan], Plan] | None = None
+    """A plan -> the same with all ways to serve its adapters side by side; None where there are none."""
     slice_factor: int = 1
     """Slices per bucket that the request itself asks for, should the assignment be sliced."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.domain.disaggregation import Role
 from planner.optimize.preload import Tier
+from planner.report.adapters import WAY_COLUMNS
 from planner.report.robustness import RegretEntry, regret_entries
 from planner.report.summary import AllocationRow, allocation_rows, summarize
 
@@ -188,6 +189,8 @@ def plan_markdown(plan: Plan, *, today: date) -> str:
         blocks += ["### What stands in the way", _md_table(("requirement", "why", "way out"), rows)]
     if summary.baselines:
         blocks += ["### One GPU type alone", _baseline_markdown(summary)]
+    for view in summary.ways:
+        blocks += [f"### {_md(view.title)}", _md_table(WAY_COLUMNS, view.rows, right=(1, 4, 5))]
     if summary.rollout:
         steps = [f"{index}. {_md(text)}" for index, text in enumerate(summary.rollout, start=1)]
         blocks += ["### Rollout", "\n".join(steps)]
