@@ -127,6 +127,7 @@ def test_all_forms_show_the_table_and_say_what_is_replayed(tmp_path):
     assert any("plain serverless: a container of" in text and "assumed" in text for text in found.plan.assumptions)
 
 
+@pytest.mark.slow
 def test_a_replay_of_the_plan_gives_its_row_times_to_the_first_token(tmp_path):
     adapters = [every(tmp_path, "a", 20.0), every(tmp_path, "b", 20.0)]
     request = {

@@ -137,7 +137,7 @@ SIZES = st.sampled_from([20 * MB, 40 * MB, 80 * MB])
     st.integers(1, 3),
     st.sampled_from([0.2e9, 0.3e9, 0.5e9, 4e9]),
 )
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_what_is_ready_is_the_best_of_all_choices(rates, data, slots, ram_bytes):
     slots = max(2, slots)
     sizes = data.draw(st.lists(SIZES, min_size=len(rates), max_size=len(rates)))
