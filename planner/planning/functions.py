@@ -128,6 +128,7 @@ def _judged(way: Way, plan: WayPlan, replay: FunctionReplay, case: FunctionCase,
         busy_fraction=replay.busy_gpu_s / replay.gpu_s if replay.gpu_s else 0.0,
         learnt=plan.learnt,
         keep_alive_s=plan.keep_alive_s,
+        ready=plan.ready,
         replay=replay,
     )
 
