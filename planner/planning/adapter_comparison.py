@@ -13,7 +13,7 @@ from planner.domain.slo import Metric
 from planner.errors import InputError
 from planner.planning.plain_serverless import PlainServerless, default_choice
 from planner.planning.scaling import wanted_pay_per_use
-from planner.planning.scaling_ways import CLOUDS, LEARNT, dated
+from planner.planning.scaling_ways import LEARNT, dated
 from planner.units import format_duration
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _of_scaling(plan: Plan, service: str, way: AdapterWay) -> ScaledService | No
         for choice in plan.scale_to_zero
         if choice.service == service
         for scaled in choice.ways
-        if scaled.way is wanted and (way is not AdapterWay.KEPT or scaled.rule in {LEARNT, CLOUDS})
+        if scaled.way is wanted and (way is not AdapterWay.KEPT or scaled.rule == LEARNT)
     ]
     return min(found, key=lambda each: (not each.is_met, each.total_usd_per_hour), default=None)
 
