@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from planner.catalog.pay_per_use import load_pay_per_use
 from planner.domain.plan import AdapterAlternative, AdapterWay
 from planner.domain.scaling import ScalingWay
-from planner.domain.slo import Metric
 from planner.errors import InputError
+from planner.planning.fleet_replay import fared_on
 from planner.planning.plain_serverless import PlainServerless, default_choice
 from planner.planning.scaling import wanted_pay_per_use
 from planner.planning.scaling_ways import LEARNT, dated
@@ -22,99 +22,131 @@ if TYPE_CHECKING:
 
     from planner.catalog.gpus import GpuCatalog
     from planner.domain.plan import AdapterPlan, Plan
+    from planner.domain.problem import FleetProblem
     from planner.domain.scaling import ScaledService
     from planner.files.request import PlanRequest
-    from planner.planning.plain_serverless import PlainOutcome
+    from planner.optimize import OtherWay
+    from planner.planning.fleet_replay import Fared
+    from planner.planning.plain_serverless import PlainOutcome, Requests
+    from planner.planning.question import Question
     from planner.planning.services import PreparedService
     from planner.profilers.efficiency import EstimatorParams
 
 
+MOST_REPLICAS = 500
+"""Of a fleet that is replayed: thousands take seconds, and are one for each adapter, with no queues to speak of."""
+
+
 def compared(
+    question: Question,
     plan: Plan,
+    others: Sequence[OtherWay],
+    *,
+    request: PlanRequest,
+    services: Sequence[PreparedService],
+    gpus: GpuCatalog,
+    params: EstimatorParams,
+    base_dir: Path,
+) -> Plan:
+    """Return `plan` with itself first among the ways to serve its adapters, and those last that are given back.
+
+    The costs are of the whole plan, all services with adapters served that way at once. Fleets and containers are
+    replayed on the same requests; what cannot be is planned at mean rates.
+
+    Parameters
+    ----------
+    others : other ways that are planned, as fleets that stay.
+    """
+    if not plan.adapters or plan.cost_usd_per_hour is None:
+        return plan
+    plain = dict(_plain(request, services, gpus=gpus, params=params, base_dir=base_dir))
+    asked: dict[str, Requests] = {}
+    outcomes: dict[str, PlainOutcome | str] = {}
+    for service, each in plain.items():
+        try:
+            asked[service] = each.requests()
+            outcomes[service] = each.play(asked[service])
+        except InputError as error:
+            outcomes[service] = error.message.rstrip(".")
+    fared = {}
+    if len(asked) == len(plain):
+        fared[AdapterWay.PLAN] = _fared(question, question.problem, plan, asked)
+        for other in others:
+            if other.problem is not None and other.plan is not None:
+                fared[other.told.way] = _fared(question, other.problem, other.plan, asked)
+    items = tuple(replace(item, alternatives=tuple(_ways(plan, item, outcomes, fared))) for item in plan.adapters)
+    said = (text for service, found in outcomes.items() for text in _assumptions(plain[service], found, asked))
+    return replace(plan, adapters=items, assumptions=(*plan.assumptions, *said))
+
+
+def _plain(
     request: PlanRequest,
     services: Sequence[PreparedService],
     *,
     gpus: GpuCatalog,
     params: EstimatorParams,
     base_dir: Path,
-) -> Plan:
-    """Return `with_comparison` for the services of a request; what one does not say of storage is assumed."""
-    plain = {}
+) -> Iterator[tuple[str, PlainServerless]]:
+    """Yield what replays plain serverless for each service with adapters; storage that is not stated is assumed."""
     for service in services:
         if service.adapters is None:
             continue
         asked = service.request.scale_to_zero
         choice = asked or default_choice()
-        own = wanted_pay_per_use(request, choice, gpus=gpus, base_dir=base_dir)
-        plain[service.request.name] = PlainServerless(
-            service=service,
-            choice=choice,
-            offers=own,
-            others=tuple(
-                each for each in load_pay_per_use() if choice.clouds is None or each.provider in choice.clouds
+        others = (offer for offer in load_pay_per_use() if choice.clouds is None or offer.provider in choice.clouds)
+        yield (
+            service.request.name,
+            PlainServerless(
+                service=service,
+                choice=choice,
+                offers=wanted_pay_per_use(request, choice, gpus=gpus, base_dir=base_dir),
+                others=tuple(others),
+                gpus=gpus,
+                params=params,
+                base_dir=base_dir,
+                is_asked=asked is not None,
             ),
-            gpus=gpus,
-            params=params,
-            base_dir=base_dir,
-            is_asked=asked is not None,
         )
-    return with_comparison(plan, plain)
 
 
-def with_comparison(plan: Plan, plain: Mapping[str, PlainServerless]) -> Plan:
-    """Return `plan` with itself first among the ways to serve its adapters, and those last that are given back.
+def _fared(question: Question, problem: FleetProblem, plan: Plan, asked: Mapping[str, Requests]) -> dict[str, Fared]:
+    """Return how a fleet fares; nothing where it is too large to be replayed, or turns requests away."""
+    if plan.unserved or sum(row.replicas for row in plan.allocation) > MOST_REPLICAS:
+        return {}
+    try:
+        return fared_on(question, problem, plan, asked)
+    except InputError:
+        return {}
 
-    The costs are of the whole plan, all services with adapters served that way at once; what is not replayed is planned
-    at mean rates, and taken to hold its objectives as a plan does.
 
-    Parameters
-    ----------
-    plain : what replays plain serverless for each service with adapters.
-    """
-    if not plan.adapters or plan.cost_usd_per_hour is None:
-        return plan
-    outcomes: dict[str, PlainOutcome | str] = {}
-    for item in plan.adapters:
-        try:
-            outcomes[item.service] = plain[item.service]()
-        except InputError as error:
-            outcomes[item.service] = error.message.rstrip(".")
-    given_back = {
-        way: {item.service: _of_scaling(plan, item.service, way) for item in plan.adapters}
-        for way in (AdapterWay.KEPT, AdapterWay.SHARED_BACKBONE)
-    }
-    items = []
-    for item in plan.adapters:
-        ways = [_own(plan, item), *item.alternatives, _serverless(plan, item.service, outcomes)]
-        for way, found in given_back.items():
-            told = {service: scaled for service, scaled in found.items() if scaled is not None}
-            if len(told) == len(plan.adapters):
-                ways.append(_scaled(plan, way, item.service, told))
-        items.append(replace(item, alternatives=tuple(ways)))
-    said = (
-        text
-        for service, found in outcomes.items()
-        if not isinstance(found, str)
-        for text in _assumptions(service, found, plain[service])
+def _ways(
+    plan: Plan,
+    item: AdapterPlan,
+    outcomes: Mapping[str, PlainOutcome | str],
+    fared: Mapping[AdapterWay, Mapping[str, Fared]],
+) -> Iterator[AdapterAlternative]:
+    own = AdapterAlternative(
+        way=AdapterWay.PLAN, cost_usd_per_hour=plan.cost_usd_per_hour, bound_usd_per_hour=plan.bound_usd_per_hour
     )
-    return replace(plan, adapters=tuple(items), assumptions=(*plan.assumptions, *said))
+    for other in (own, *item.alternatives):
+        found = fared.get(other.way, {}).get(item.service)
+        yield other if found is None else _with_fares(other, found)
+    yield _serverless(plan, item.service, outcomes)
+    for way in (AdapterWay.KEPT, AdapterWay.SHARED_BACKBONE):
+        scaled = {each.service: _of_scaling(plan, each.service, way) for each in plan.adapters}
+        told = {service: found for service, found in scaled.items() if found is not None}
+        if len(told) == len(plan.adapters):
+            yield _scaled(plan, way, item.service, told)
 
 
-def _own(plan: Plan, item: AdapterPlan) -> AdapterAlternative:
-    """Return the plan itself, with what its own replay says where there is one."""
-    slos = [] if plan.proof is None else [slo for slo in plan.proof.slos if slo.service == item.service]
-    ttft_s = {slo.statistic: slo.simulated_s for slo in slos if slo.metric == Metric.TTFT}
-    replayed = (
-        0 if plan.proof is None else sum(each.requests for each in plan.proof.services if each.service == item.service)
-    )
-    return AdapterAlternative(
-        way=AdapterWay.PLAN,
-        cost_usd_per_hour=plan.cost_usd_per_hour,
-        bound_usd_per_hour=plan.bound_usd_per_hour,
-        is_met=all(slo.met for slo in slos) if slos else None,
-        ttft_p50_s=ttft_s.get("p50"),
-        ttft_p99_s=ttft_s.get("p99"),
-        requests=replayed,
+def _with_fares(other: AdapterAlternative, found: Fared | PlainOutcome) -> AdapterAlternative:
+    return replace(
+        other,
+        is_met=found.is_met,
+        attainment=found.attainment,
+        ttft_p50_s=found.ttft_p50_s if math.isfinite(found.ttft_p50_s) else None,
+        ttft_p99_s=found.ttft_p99_s if math.isfinite(found.ttft_p99_s) else None,
+        requests=found.requests,
     )
 
 
@@ -133,16 +165,14 @@ def _serverless(plan: Plan, service: str, outcomes: Mapping[str, PlainOutcome | 
             way=AdapterWay.SERVERLESS, cost_usd_per_hour=None, bound_usd_per_hour=None, reason=reasons[0]
         )
     costs = {name: each.cost_usd_per_hour for name, each in outcomes.items() if not isinstance(each, str)}
-    return AdapterAlternative(
-        way=AdapterWay.SERVERLESS,
-        cost_usd_per_hour=_whole_usd(plan, costs),
-        bound_usd_per_hour=None,
-        is_met=found.is_met,
-        attainment=found.attainment,
-        ttft_p50_s=found.ttft_p50_s if math.isfinite(found.ttft_p50_s) else None,
-        ttft_p99_s=found.ttft_p99_s if math.isfinite(found.ttft_p99_s) else None,
-        requests=found.requests,
-        offer=found.offer.name,
+    return _with_fares(
+        AdapterAlternative(
+            way=AdapterWay.SERVERLESS,
+            cost_usd_per_hour=_whole_usd(plan, costs),
+            bound_usd_per_hour=None,
+            offer=found.offer.name,
+        ),
+        found,
     )
 
 
@@ -175,8 +205,17 @@ def _scaled(plan: Plan, way: AdapterWay, service: str, found: Mapping[str, Scale
     )
 
 
-def _assumptions(service: str, found: PlainOutcome, plain: PlainServerless) -> Iterator[str]:
-    """Yield what plain serverless takes for granted."""
+def _assumptions(plain: PlainServerless, found: PlainOutcome | str, asked: Mapping[str, Requests]) -> Iterator[str]:
+    """Yield what the replays take for granted."""
+    service = plain.service.request.name
+    if service in asked and asked[service].are_made_up:
+        how = "in sessions as in a production trace" if plain.is_asked else "at random"
+        yield (
+            f"{service}: ways to serve its adapters are compared on made-up requests, {how} at the adapters' rates;"
+            " those in the second half of the time count."
+        )
+    if isinstance(found, str):
+        return
     day = dated(found.offer.as_of)
     graphs = "with" if plain.choice.graphs else "without"
     is_other = found.offer.name not in {offer.name for offer in plain.offers}
@@ -184,7 +223,7 @@ def _assumptions(service: str, found: PlainOutcome, plain: PlainServerless) -> I
         f"{service}, plain serverless: a container of {found.offer.name} ({'no date' if day is None else day}) for each"
         f" adapter while it is asked for and {format_duration(found.keep_alive_s)} longer; starts as in"
         f" profiles/startup.csv, {graphs} CUDA graphs, weights from storage of {plain.choice.storage / 1e9:.3g} GB/s"
-        f" with {plain.choice.loader}{'' if plain.is_asked else ' (assumed; scale_to_zero.storage says another)'}."
-        f"{' None of the GPUs that the request allows is sold so.' if is_other else ''} Adapters with rates get made-up"
-        " requests in sessions; as many come before those that are judged."
+        f" with {plain.choice.loader}{'' if plain.is_asked else ' (assumed; scale_to_zero.storage says another)'};"
+        " requests have the mean size."
+        f"{' None of the GPUs that the request allows is sold so.' if is_other else ''}"
     )

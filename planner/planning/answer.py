@@ -20,6 +20,7 @@ from planner.optimize import (
     SolverSettings,
     check_redundancy_prices,
     find_conflicts,
+    other_ways,
     price_of_jobs,
     redundancy_prices,
     robustness,
@@ -146,10 +147,11 @@ def answer(
         found = replace(found, jobs=tuple(jobs))
     if question.preloaded is not None:
         found = question.preloaded(question.problem, found)
-    found = with_alternatives(question.problem, found, settings, assignment)
+    others = other_ways(question.problem, found, settings, assignment)
+    found = with_alternatives(found, others)
     found = replace(found, scale_to_zero=tuple(ask(found) for ask in question.scaling))
     if question.compared is not None:
-        found = question.compared(found)
+        found = question.compared(question, found, others)
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
     return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
 

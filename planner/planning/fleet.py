@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from planner.domain.workload import Bucket
     from planner.files.request import PlanRequest
     from planner.files.request.objective import Objective
+    from planner.optimize import OtherWay
     from planner.planning.adapters import Hosting, ServiceAdapters
     from planner.profilers.adapters import AdapterRoom
     from planner.profilers.efficiency import EstimatorParams
@@ -437,16 +438,32 @@ def fleet_question(
             kinds={each.request.name: each.adapters.kinds for each in services if each.adapters is not None},
             gpus=gpus,
         ),
-        compared=partial(_compared, prepared, request, base_dir)
-        if any(service.adapters is not None for service in services)
-        else None,
+        compared=_comparison(prepared, request, base_dir),
     )
 
 
-def _compared(prepared: Prepared, request: PlanRequest, base_dir: Path, plan: Plan) -> Plan:
-    from planner.planning.adapter_comparison import compared  # noqa: PLC0415 - as in `_scaling`
+def _comparison(
+    prepared: Prepared, request: PlanRequest, base_dir: Path
+) -> Callable[[Question, Plan, Sequence[OtherWay]], Plan] | None:
+    """Return what puts all ways to serve the adapters of a plan side by side; None where no service has any."""
+    if all(service.adapters is None for service in prepared.services):
+        return None
 
-    return compared(plan, request, prepared.services, gpus=prepared.gpus, params=prepared.params, base_dir=base_dir)
+    def compare(question: Question, plan: Plan, others: Sequence[OtherWay]) -> Plan:
+        from planner.planning.adapter_comparison import compared  # noqa: PLC0415 - as in `_scaling`
+
+        return compared(
+            question,
+            plan,
+            others,
+            request=request,
+            services=prepared.services,
+            gpus=prepared.gpus,
+            params=prepared.params,
+            base_dir=base_dir,
+        )
+
+    return compare
 
 
 def _scaling(prepared: Prepared, request: PlanRequest, base_dir: Path) -> tuple[Callable[[Plan], ScalingChoice], ...]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.domain.adapters import Isolation
+from planner.domain.distributions import Weibull
 from planner.domain.slo import Metric, Slo
 from planner.errors import InputError
 from planner.files.adapters_csv import read_adapters
@@ -42,13 +43,14 @@ if TYPE_CHECKING:
     from planner.profilers.efficiency import EstimatorParams
     from planner.simulate.functions.records import FunctionReplay
     from planner.simulate.steps import Floats
-    from planner.workload.adapter_traffic import AdapterTraffic
 
 MOST_REQUESTS = 4_000
 """Of all adapters together, the first half of the time to warm up."""
 DAY_S = 86_400.0
 SEED = 0
 LOADER = "safetensors"
+POISSON_SHAPE = 1.0
+"""Weibull gaps of this shape are those of a Poisson process."""
 NO_BOUND_S = 1e6
 """A bound on the TTFT where there is none: whatever comes is in time."""
 
@@ -74,7 +76,21 @@ class PlainOutcome:
     ttft_p99_s: float
     requests: int
     """That were judged."""
-    judged_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requests:
+    """Requests for the adapters of one service, in the order of arrival."""
+
+    adapters: tuple[Adapter, ...]
+    """With requests; those with a trace with its rate."""
+    arrival_s: Floats
+    adapter: NDArray[np.int64]
+    """Position in `adapters`."""
+    end_s: float
+    first_judged: int
+    """Number of the first request that counts, in the second half of the time; those before fill what serves."""
+    are_made_up: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,39 +109,59 @@ class PlainServerless:
     is_asked: bool = False
     """The request says what `choice` says."""
 
-    def __call__(self) -> PlainOutcome:
-        """Return what came of the replay.
+    def requests(self) -> Requests:
+        """Return the requests of the adapters: made up at their rates, or out of their traces.
+
+        Made-up ones come at random, as `gpuplan simulate` draws them; where the request compares the service for scale
+        to zero in sessions as in a production trace, as that comparison has them.
 
         Raises
         ------
-        InputError: if the adapters cannot be served so, or no offer will do.
+        InputError: if some adapters have a trace and some a rate, a trace has no times, or there are too few requests.
         """
-        adapters, traffic = self._traffic()
-        for offer in (*self._ranked(self.offers), *self._ranked(self.others)):
-            case = self._case(offer, adapters)
-            if case is not None and self._is_fast_enough(case):
-                return self._outcome(offer, case, adapters, traffic)
-        raise InputError("no pay-per-use GPU serves a request within the objectives, even without a cold start")
-
-    @staticmethod
-    def _ranked(offers: Sequence[PayPerUse]) -> list[PayPerUse]:
-        return sorted(offers, key=lambda each: (each.usd_per_gpu_s, each.usd_per_request, each.name))
-
-    def _traffic(self) -> tuple[tuple[Adapter, ...], AdapterTraffic]:
-        """Return the adapters with requests, and these: made up at their rates, or out of their traces."""
         choice = self.service.request.adapters
         listed: Sequence[Adapter] = () if choice is None else choice.listed()
         if choice is not None and choice.file is not None:
             listed = read_adapters(self.base_dir / choice.file, isolation=choice.isolation)
         asked = [adapter for adapter in listed if adapter.trace is not None or adapter.rate_rps]
         total_rps = math.fsum(adapter.rate_rps or 0.0 for adapter in asked)
-        return function_traffic(
+        adapters, traffic = function_traffic(
             asked,
-            gaps=default_gaps(),
+            gaps=default_gaps() if self.is_asked else Weibull.of_mean(1.0, shape=POISSON_SHAPE),
             duration_s=min(DAY_S, MOST_REQUESTS / total_rps) if total_rps > 0 else None,
             rng=np.random.default_rng(SEED),
             base_dir=self.base_dir,
         )
+        count = min(len(traffic.arrival_s), MOST_REQUESTS)
+        end_s = traffic.duration_s if count == len(traffic.arrival_s) else float(traffic.arrival_s[count])
+        at = int(np.searchsorted(traffic.arrival_s[:count], end_s / 2))
+        if at == count:
+            raise InputError("There are too few requests to judge by.")
+        return Requests(
+            adapters=adapters,
+            arrival_s=traffic.arrival_s[:count],
+            adapter=traffic.adapter[:count],
+            end_s=end_s,
+            first_judged=at,
+            are_made_up=total_rps > 0,
+        )
+
+    def play(self, requests: Requests) -> PlainOutcome:
+        """Return what came of the replay.
+
+        Raises
+        ------
+        InputError: if the adapters cannot be served so, or no offer will do.
+        """
+        for offer in (*self._ranked(self.offers), *self._ranked(self.others)):
+            case = self._case(offer, requests.adapters)
+            if case is not None and self._is_fast_enough(case):
+                return self._outcome(offer, case, requests)
+        raise InputError("no pay-per-use GPU serves a request within the objectives, even without a cold start")
+
+    @staticmethod
+    def _ranked(offers: Sequence[PayPerUse]) -> list[PayPerUse]:
+        return sorted(offers, key=lambda each: (each.usd_per_gpu_s, each.usd_per_request, each.name))
 
     def _case(self, offer: PayPerUse, adapters: Sequence[Adapter]) -> FunctionCase | None:
         """Return what is replayed; None if the model is not known or has no room there."""
@@ -172,22 +208,16 @@ class PlainServerless:
         own = () if self.service.adapters is None else self.service.adapters.own_slos.values()
         return all(alone[slo.metric] <= slo.bound_s for slos in (self.service.request.slo, *own) for slo in slos)
 
-    def _outcome(
-        self, offer: PayPerUse, case: FunctionCase, adapters: Sequence[Adapter], traffic: AdapterTraffic
-    ) -> PlainOutcome:
-        count = min(len(traffic.arrival_s), MOST_REQUESTS)
-        end_s = traffic.duration_s if count == len(traffic.arrival_s) else float(traffic.arrival_s[count])
-        whole = Half(arrival_s=traffic.arrival_s[:count], function=traffic.adapter[:count], duration_s=end_s)
+    def _outcome(self, offer: PayPerUse, case: FunctionCase, requests: Requests) -> PlainOutcome:
+        at, count, end_s = requests.first_judged, len(requests.arrival_s), requests.end_s
+        whole = Half(arrival_s=requests.arrival_s, function=requests.adapter, duration_s=end_s)
         middle_s = end_s / 2
-        at = int(np.searchsorted(whole.arrival_s, middle_s))
         warm_up = Half(arrival_s=whole.arrival_s[:at], function=whole.function[:at], duration_s=middle_s)
-        if at == count:
-            raise InputError("there are too few requests to judge by")
         plan = learn_serverless(whole, case, Prices(usd_per_gpu_hour=0.0, offer=offer), SEED)
         replay = plan.replay(whole, SEED)
         before_usd = _paid_usd(offer, plan.replay(warm_up, SEED), at) if at else 0.0
         ttft_s = replay.records.ttft_s[at:]
-        judged = list(self._judged(replay, at, adapters, case.output_tokens))
+        judged = list(self._judged(replay, at, requests.adapters, case.output_tokens))
         within = np.logical_and.reduce([each for each, _ in judged])
         return PlainOutcome(
             offer=offer,
@@ -198,7 +228,6 @@ class PlainServerless:
             ttft_p50_s=_quantile(ttft_s, 0.5),
             ttft_p99_s=_quantile(ttft_s, 0.99),
             requests=count - at,
-            judged_s=end_s - middle_s,
         )
 
     def _judged(
@@ -220,10 +249,10 @@ class PlainServerless:
         groups += [(function == index, own[each.name]) for index, each in enumerate(adapters) if each.name in own]
         for mine, slos in groups:
             for slo in slos:
-                found = values_s[slo.metric] <= slo.bound_s
-                # A mean has no requests that are too late by themselves.
-                within = np.ones(len(function), dtype=np.bool_) if slo.percentile is None else found | ~mine
-                yield within, not mine.any() or _holds(values_s[slo.metric][mine], slo)
+                yield (
+                    (values_s[slo.metric] <= slo.bound_s) | ~mine,
+                    not mine.any() or _holds(values_s[slo.metric][mine], slo),
+                )
 
 
 def _percentiles(slos: Sequence[Slo]) -> Iterator[Slo]:
