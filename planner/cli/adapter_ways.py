@@ -192,7 +192,7 @@ def _way(way: WayOutcome, found: Comparison, names: Sequence[str]) -> dict[str, 
         "peak_gpu_bytes": float(way.replay.peak_bytes.max()),
         "learnt": {name: _number(value) for name, value in way.learnt.items()},
         "keep_alive_s": None if kept is None else dict(zip(names, kept.tolist(), strict=True)),
-        "loaded_ahead": [
+        "preloaded": [
             {
                 "machines": list(ready.machines),
                 Tier.GPU.value: [names[f] for f in ready.gpu],
