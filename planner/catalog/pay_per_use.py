@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from planner.catalog.cells import Row, gpu_of
-from planner.catalog.gpus import load_gpus
+from planner.catalog.gpus import load_gpus, spelling
 from planner.catalog.offers import csv_rows, join_notes
 from planner.domain.pay_per_use import PayPerUse
 from planner.errors import DataMissingError, InputError, UnsupportedFormatError, Where
@@ -79,9 +79,21 @@ def find_pay_per_use(name: str, offers: Iterable[PayPerUse], gpus: GpuCatalog) -
     known = gpus.find(gpu) if gpu else None
     found = by_name.get(name) or by_name.get(f"{provider}/{known.gpu}" if known is not None else "")
     if found is None:
-        hint = did_you_mean(name, by_name) or "`gpuplan catalog pay-per-use` lists them; --offers adds a file of yours."
+        alike = _alike(provider, gpu, by_name.values(), gpus)
+        hint = f"Did you mean {' or '.join(map(repr, alike))}?" if alike else did_you_mean(name, by_name)
+        hint = hint or "`gpuplan catalog pay-per-use` lists them; --offers adds a file of yours."
         raise DataMissingError(f"There is no pay-per-use offer {name!r}.", hint=hint)
     return found
+
+
+def _alike(provider: str, gpu: str, offers: Iterable[PayPerUse], gpus: GpuCatalog) -> list[str]:
+    """Return the offers of the same cloud whose GPU `gpu` may stand for: of that family, or with that beginning."""
+    family = gpus.families.get(spelling(gpu), ())
+    return sorted(
+        offer.name
+        for offer in offers
+        if offer.provider == provider and gpu and (offer.gpu in family or spelling(offer.gpu).startswith(spelling(gpu)))
+    )
 
 
 def _offers(text: str, name: str, gpus: GpuCatalog) -> Iterator[PayPerUse]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from planner.optimize.preload import Tier
 from planner.units import format_duration, format_usd
 
 if TYPE_CHECKING:
@@ -96,6 +97,38 @@ def ways_lines(found: Comparison, n_adapters: int) -> list[str]:
     ]
 
 
+def ready_lines(found: Comparison, names: Sequence[str]) -> list[str]:
+    """Return in a line for each way what is loaded before anybody asks, and where."""
+    return ["Loaded before anybody asks:", *(f"  {way.way.value}: {_ready_text(way, names)}" for way in found.ways)]
+
+
+MAX_NAMES = 3
+"""Adapters that a line names; --json has all."""
+
+
+def _ready_text(way: WayOutcome, names: Sequence[str]) -> str:
+    tiers = _tiers(way, len(names))
+    words = {Tier.GPU: "in GPU memory", Tier.HOST: "in host memory", Tier.DISK: "on disk"}
+    parts = [f"{_few([names[f] for f in tiers[tier]])} {words[tier]}" for tier in Tier if tiers[tier]]
+    spares = sum(ready.n_spares * len(ready.machines) for ready in way.ready)
+    if spares:
+        parts.append(f"{spares} containers for whoever comes next")
+    return "; ".join(parts) if way.ready else "nothing; all on disk"
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
+
+
+def _tiers(way: WayOutcome, n_adapters: int) -> dict[Tier, list[int]]:
+    """Return every adapter once, where it is nearest on any machine."""
+    gpu = dict.fromkeys(f for ready in way.ready for f in ready.gpu)
+    host = dict.fromkeys(f for ready in way.ready for f in ready.host if f not in gpu)
+    disk = [f for f in range(n_adapters) if f not in gpu and f not in host]
+    return {Tier.GPU: list(gpu), Tier.HOST: list(host), Tier.DISK: disk}
+
+
 def ways_document(
     found: Comparison, case: FunctionCase, prices: Prices, names: Sequence[str], *, hours: float
 ) -> dict[str, Any]:
@@ -160,4 +193,14 @@ def _way(way: WayOutcome, found: Comparison, names: Sequence[str]) -> dict[str, 
         "peak_gpu_bytes": float(way.replay.peak_bytes.max()),
         "learnt": {name: _number(value) for name, value in way.learnt.items()},
         "keep_alive_s": None if kept is None else dict(zip(names, kept.tolist(), strict=True)),
+        "preloaded": [
+            {
+                "machines": list(ready.machines),
+                Tier.GPU.value: [names[f] for f in ready.gpu],
+                Tier.HOST.value: [names[f] for f in ready.host],
+                "containers_for_any": ready.n_spares,
+            }
+            for ready in way.ready
+        ],
+        "on_disk_only": [names[f] for f in _tiers(way, len(names))[Tier.DISK]],
     }

@@ -95,7 +95,7 @@ def compare(
 
     from planner.catalog.gpus import load_gpus
     from planner.catalog.models import load_model
-    from planner.cli.adapter_ways import rules_table, ways_document, ways_lines, ways_table
+    from planner.cli.adapter_ways import ready_lines, rules_table, ways_document, ways_lines, ways_table
     from planner.files.adapters_csv import read_adapters
     from planner.files.slo import parse_slo
     from planner.planning.function_case import Hosting, Sizes, function_case
@@ -152,7 +152,8 @@ def compare(
     if as_json:
         console.print_json(ways_document(found, case, prices, names, hours=requests.duration_s / 3600.0))
         return
-    console.print_result(ways_table(found), *ways_lines(found, len(listed)), rules_table(found.rules))
+    lines = (*ways_lines(found, len(listed)), *ready_lines(found, names))
+    console.print_result(ways_table(found), *lines, rules_table(found.rules))
     for text in (*found.cautions, *_offer_notes(prices), *case.assumptions):
         console.note(text)
 

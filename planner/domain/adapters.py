@@ -151,6 +151,17 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Standby:
+    """An adapter without requests, which may come all the same."""
+
+    name: str
+    memory_bytes: float
+    isolation: Isolation | None
+    """Slots for adapters that share so have room for it; None = no slots have: it needs a replica that is started for
+    it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tenancy:
     """The adapters of a service: who they are, and which buckets of its demand their requests are in.
 
@@ -161,7 +172,15 @@ class Tenancy:
     service: str
     tenants: tuple[Tenant, ...]
     idle: tuple[str, ...] = ()
-    """Adapters without requests: no replica holds them."""
+    """Adapters without requests: no replica has any of its load from them."""
+    standby: tuple[Standby, ...] = ()
+    """The same as far as their sizes are known, in the same order."""
+
+    @property
+    def sizes_bytes(self) -> dict[str, float]:
+        """Memory of each adapter by name, those without requests last."""
+        asked = {tenant.name: tenant.memory_bytes for tenant in self.tenants}
+        return asked | {standby.name: standby.memory_bytes for standby in self.standby}
 
     def members(self, group: int | None) -> tuple[Tenant, ...]:
         """Return the adapters of `group`."""

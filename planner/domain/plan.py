@@ -365,6 +365,20 @@ class HostedAdapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaTiers:
+    """What a replica has ready beside the adapters that it serves; all others of the service are on disk for it."""
+
+    gpu: tuple[str, ...]
+    """In slots that would be empty."""
+    host: tuple[str, ...]
+    """In host memory, and in no slot."""
+    host_bytes: float
+    """Of all adapters in host memory: what is in a slot is there too, as engines keep it."""
+    host_room_bytes: float
+    """That they may take together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterReplica:
     """One replica and the adapters that it holds."""
 
@@ -373,6 +387,9 @@ class AdapterReplica:
     utilization: float
     """Mean load without headroom, 0..1."""
     adapters: tuple[HostedAdapter, ...]
+    """In slots, with requests."""
+    tiers: ReplicaTiers | None = None
+    """None = nobody chose what else is ready."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,6 +406,38 @@ class AdapterHost:
     """Memory that is set aside for each of them over all GPUs of the replica."""
     replicas: int
     engine_flags: str = ""
+    held: int = 0
+    """Adapters that a replica may have in host memory, those in slots among them; 0 = nobody chose."""
+    container_bytes: float = 0.0
+    """Host memory of each of them beside its own: a process that waits; 0 where one engine holds them all."""
+    host_wait_s: float | None = None
+    """What a request waits for the largest adapter that is in host memory only; None = not known, or never."""
+    disk_wait_s: float | None = None
+    """The same of one that is on disk only."""
+
+
+class PreloadMethod(StrEnum):
+    """How what is ready was chosen."""
+
+    PROGRAMME = "integer-programme"
+    DENSITY = "value-per-byte"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterPreload:
+    """How well it was chosen what is ready on the replicas of a service beside the adapters that they serve."""
+
+    method: PreloadMethod
+    saved_s_per_s: float
+    """Seconds of waiting that it saves in each second."""
+    bound_s_per_s: float
+    """Nothing saves more."""
+    on_disk: tuple[str, ...]
+    """Adapters that no replica has in a slot or in host memory."""
+    unfit: tuple[str, ...] = ()
+    """Of these, adapters that no replica has room for: the engine would have to be started anew for them."""
+    disk_bytes: float = 0.0
+    """Of all adapters of the service: each machine's disk has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -404,18 +453,44 @@ class AdapterShare:
     """Of like adapters, as the routing has it."""
 
 
+class AdapterWay(StrEnum):
+    """A way to serve adapters."""
+
+    PLAN = "this plan"
+    DEDICATED = "dedicated"
+    """Replicas of its own for every adapter."""
+    ONE_POOL = "one pool"
+    """Equal replicas that all take part in one pool."""
+    SERVERLESS = "serverless"
+    """A container with weights of its own for each adapter, while it is asked for and as long as clouds keep it."""
+    KEPT = "kept"
+    """The same, each kept as long as was learnt from its own requests."""
+    SHARED_BACKBONE = "shared-backbone"
+    """A process for each adapter on one copy of the weights, loaded ahead and given back as was learnt."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterAlternative:
-    """What another way to serve the same adapters would cost, the rest of the request being the same."""
+    """What a way to serve the adapters costs, the rest of the request being the same, and how requests fare."""
 
-    way: str
-    """ "dedicated": a replica or more for each adapter; "one pool": equal replicas that all take part in one pool."""
+    way: AdapterWay
     cost_usd_per_hour: float | None
     """Of the cheapest plan found; None = there is none, or a limit came before any."""
     bound_usd_per_hour: float | None
     """No plan of this way costs less; None = not known."""
     reason: str = ""
     """Why there is no cost."""
+    is_met: bool | None = None
+    """Whether every objective held in a replay; None = planned at mean rates, and not replayed."""
+    attainment: float | None = None
+    """Part of the replayed requests within all bounds on percentiles; None = not known."""
+    ttft_p50_s: float | None = None
+    """Of the replay; None = not replayed, or not told."""
+    ttft_p99_s: float | None = None
+    requests: int = 0
+    """That were replayed and judged."""
+    offer: str = ""
+    """What is rented and given back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -426,7 +501,7 @@ class AdapterPlan:
     adapters: int
     """With requests."""
     idle: tuple[str, ...]
-    """Adapters without requests: no replica holds them."""
+    """Adapters without requests: no replica has any of its load from them."""
     groups: int
     """Groups of like adapters that the programme saw."""
     added_replicas: int
@@ -435,6 +510,8 @@ class AdapterPlan:
     placement: tuple[AdapterReplica, ...]
     shares: tuple[AdapterShare, ...]
     alternatives: tuple[AdapterAlternative, ...] = ()
+    preload: AdapterPreload | None = None
+    """None = nobody chose what is ready beside what is served."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """One mixed-integer programme: arrays in, a verified `Plan` out. Solvers live in `backends` alone."""
 
-from planner.optimize.adapters import with_alternatives
+from planner.optimize.adapters import OtherWay, other_ways, with_alternatives
 from planner.optimize.backends.registry import BACK_ENDS
 from planner.optimize.baselines import savings_vs_best_single, single_gpu_baselines
 from planner.optimize.conflicts import find_conflicts, format_amount
@@ -22,12 +22,14 @@ __all__ = [
     "UNSERVED",
     "Assignment",
     "GpuPrice",
+    "OtherWay",
     "SolverSettings",
     "Termination",
     "assignment_of",
     "check_redundancy_prices",
     "find_conflicts",
     "format_amount",
+    "other_ways",
     "price_of_gpu",
     "price_of_jobs",
     "price_of_limits",

@@ -18,6 +18,7 @@ from planner.domain.plan import (
     AdapterPlan,
     AdapterReplica,
     AdapterShare,
+    AdapterWay,
     HostedAdapter,
     PlanStatus,
 )
@@ -37,7 +38,7 @@ from planner.optimize.termination import Termination
 from planner.optimize.unserved import unserved_conflicts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from planner.domain.adapters import Tenancy
     from planner.domain.plan import Allocation, Plan
@@ -278,27 +279,41 @@ def _hosts(fleet: FleetArrays, placement: Placement, keys: list[str]) -> Iterato
             )
 
 
-DEDICATED = "dedicated"
-ONE_POOL = "one pool"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherWay:
+    """Another way to serve a plan's adapters."""
+
+    told: AdapterAlternative
+    problem: FleetProblem | None = None
+    """In which there is no other way; None = there is none."""
+    plan: Plan | None = None
+    """The cheapest that was found; None without a cost."""
 
 
-def with_alternatives(problem: FleetProblem, plan: Plan, settings: SolverSettings, assignment: Assignment) -> Plan:
-    """Return `plan` with what the same adapters would cost in two other ways, planned alike.
+def other_ways(
+    problem: FleetProblem, plan: Plan, settings: SolverSettings, assignment: Assignment
+) -> tuple[OtherWay, ...]:
+    """Return two other ways to serve the adapters of `plan`, planned alike; none where it has no adapters.
 
-    All services with adapters are served the other way at once, so each of them is told the cost of the whole plan.
+    All services with adapters are served the other way at once.
     """
     if plan.cost_usd_per_hour is None or not plan.adapters:
-        return plan
+        return ()
     clock = Clock(settings)
-    ways = {DEDICATED: _dedicated(problem), ONE_POOL: _one_pool(problem)}
-    found = tuple(_alternative(way, other, clock, assignment) for way, other in ways.items())
-    adapters = tuple(replace(item, alternatives=found) for item in plan.adapters)
-    return replace(plan, adapters=adapters)
+    ways = {AdapterWay.DEDICATED: _dedicated(problem), AdapterWay.ONE_POOL: _one_pool(problem)}
+    return tuple(_other_way(way, other, clock, assignment) for way, other in ways.items())
 
 
-def _alternative(way: str, problem: FleetProblem | None, clock: Clock, assignment: Assignment) -> AdapterAlternative:
-    def none(reason: str) -> AdapterAlternative:
-        return AdapterAlternative(way=way, cost_usd_per_hour=None, bound_usd_per_hour=None, reason=reason)
+def with_alternatives(plan: Plan, ways: Sequence[OtherWay]) -> Plan:
+    """Return `plan` with what other ways would cost: each service is told the cost of the whole plan."""
+    found = tuple(way.told for way in ways)
+    return replace(plan, adapters=tuple(replace(item, alternatives=found) for item in plan.adapters))
+
+
+def _other_way(way: AdapterWay, problem: FleetProblem | None, clock: Clock, assignment: Assignment) -> OtherWay:
+    def none(reason: str) -> OtherWay:
+        told = AdapterAlternative(way=way, cost_usd_per_hour=None, bound_usd_per_hour=None, reason=reason)
+        return OtherWay(told=told, problem=problem)
 
     if problem is None:
         return none("no replica that can be had holds more than one of these adapters")
@@ -310,9 +325,10 @@ def _alternative(way: str, problem: FleetProblem | None, clock: Clock, assignmen
     if plan.cost_usd_per_hour is None:
         is_proven = plan.status is PlanStatus.INFEASIBLE
         return none("the limits leave too little for it" if is_proven else "not solved within the time limit")
-    return AdapterAlternative(
+    told = AdapterAlternative(
         way=way, cost_usd_per_hour=plan.cost_usd_per_hour, bound_usd_per_hour=plan.bound_usd_per_hour
     )
+    return OtherWay(told=told, problem=problem, plan=plan)
 
 
 def _dedicated(problem: FleetProblem) -> FleetProblem:

@@ -24,6 +24,7 @@ from planner.optimize.redundancy_check import check_redundancy_prices
 from planner.optimize.robust_check import check_robustness
 from planner.optimize.rule_check import check_period_rules, check_rules
 from planner.optimize.schedule_check import History, check_history, held_rentals, period_plan, period_problem
+from planner.optimize.tier_check import check_tiers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,6 +72,7 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     _check_limits(problem, plan, by_key)
     check_jobs(problem, plan, by_key)
     check_adapters(problem, plan, by_key)
+    check_tiers(problem, plan, by_key)
     _check_cost(problem, plan)
     _check_objectives(problem, plan, by_key)
     _check_rates(plan)

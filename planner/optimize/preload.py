@@ -4,9 +4,11 @@ A knapsack with precedence. Artifact a held at place p saves its requests v_ap =
 however many copies there are:
 
     maximise   sum v_ap z_ap
-    subject to z_ap <= y_ap,   sum_p z_ap <= 1,   sum_a size_a y_ap <= capacity_p,   y in {0, 1},
+    subject to z_ap <= y_ap,   sum_p z_ap <= 1,   sum_a size_a y_ap <= capacity_p,   sum_a y_ap <= most_p,
+               y in {0, 1},
                y_ap <= y_bp              if a needs b and b can be where a is: an adapter sits beside its backbone,
-               y_ap <= sum_q y_bq        if a needs b and b can only be elsewhere: weights need libraries in a host.
+               y_ap <= sum_q y_bq        if a needs b and b can only be elsewhere: weights need libraries in a host,
+                                         q over the places of p's machine.
 
 Source: ServerlessLoRA (arXiv 2505.14468, section 4.1), which fills places by value per byte; section 4.3 for evictions.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -54,6 +57,10 @@ class Place:
     name: str
     tier: Tier
     capacity_bytes: float
+    machine: str = ""
+    """What it is part of: what an artifact requires elsewhere has to be on the same machine."""
+    most: float = math.inf
+    """Artifacts that it holds at most, whatever their size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +75,8 @@ class Artifact:
     """What each of them waits less for it when it is held in that tier; tiers where it cannot be are left out."""
     requires: tuple[str, ...] = ()
     """Artifacts without which it is of no use."""
+    places: frozenset[str] | None = None
+    """Names of the places where it may be; None = all of its tiers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +100,10 @@ class Eviction:
     """At the place that needs room."""
     is_enough: bool
     lost_s_per_s: float
+
+
+def _may_be(artifact: Artifact, place: Place) -> bool:
+    return place.tier in artifact.saved_s and (artifact.places is None or place.name in artifact.places)
 
 
 class Shelves:
@@ -117,8 +130,7 @@ class Shelves:
                 msg = f"{artifact.name} requires {unknown[0]!r}, which is not there"
                 raise ValueError(msg)
         self.homes = {
-            artifact.name: tuple(place.name for place in places if place.tier in artifact.saved_s)
-            for artifact in artifacts
+            artifact.name: tuple(place.name for place in places if _may_be(artifact, place)) for artifact in artifacts
         }
         self._check_circles()
         self.dependents: dict[str, list[str]] = {name: [] for name in self.artifacts}
@@ -131,7 +143,7 @@ class Shelves:
         kept = self.artifacts[artifact]
         return kept.rate_rps * kept.saved_s[self.places[place].tier]
 
-    def worth(self, held: Collection[tuple[str, str]]) -> float:
+    def worth(self, held: Iterable[tuple[str, str]]) -> float:
         """Return what is saved with `held`, each artifact counted where it saves most."""
         best: dict[str, float] = {}
         for artifact, place in held:
@@ -148,15 +160,19 @@ class Shelves:
     def needed_at(self, artifact: str, place: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Yield what an artifact at a place requires, and the places of which any one will do."""
         for name in self.artifacts[artifact].requires:
-            beside = place in self.homes[name]
-            yield name, (place,) if beside else self.homes[name]
+            if place in self.homes[name]:
+                yield name, (place,)
+            else:
+                machine = self.places[place].machine
+                yield name, tuple(home for home in self.homes[name] if self.places[home].machine == machine)
 
     def is_allowed(self, held: Collection[tuple[str, str]]) -> bool:
         """Return whether everything fits, and has what it requires."""
-        used = self.used_bytes(held)
-        return all(used[name] <= place.capacity_bytes * (1 + SLACK) for name, place in self.places.items()) and all(
-            self.is_supported(pair, held) for pair in held
-        )
+        used, counts = self.used_bytes(held), Counter(place for _, place in held)
+        return all(
+            used[name] <= place.capacity_bytes * (1 + SLACK) and counts[name] <= place.most
+            for name, place in self.places.items()
+        ) and all(self.is_supported(pair, held) for pair in held)
 
     def is_supported(self, pair: tuple[str, str], held: Collection[tuple[str, str]]) -> bool:
         """Return whether all that `pair` requires is in `held`."""
@@ -203,8 +219,8 @@ def artifact_rates(needs: Mapping[str, Sequence[str]], rates_rps: Mapping[str, f
 def greedy_preload(artifacts: Sequence[Artifact], places: Sequence[Place]) -> Preload:
     """Return what filling places by value per byte holds: each step loads an artifact with all that it still requires.
 
-    The step with the largest gain per byte comes first, as long as it fits. No guarantee comes with it; `best_preload`
-    says how far it is off. About O(n p log(n p)) steps of the work of one artifact's requirements.
+    The step with the largest gain per byte comes first, as long as it fits. It may be far off; `relaxed_bound` bounds
+    by how much. About O(n p log(n p)) steps of the work of one artifact's requirements.
 
     Raises
     ------
@@ -212,7 +228,7 @@ def greedy_preload(artifacts: Sequence[Artifact], places: Sequence[Place]) -> Pr
     """
     shelves = Shelves(artifacts, places)
     held: set[tuple[str, str]] = set()
-    free = {name: place.capacity_bytes * (1 + SLACK) for name, place in shelves.places.items()}
+    free = {name: (place.capacity_bytes * (1 + SLACK), place.most) for name, place in shelves.places.items()}
     best = dict.fromkeys(shelves.artifacts, 0.0)
     queue: list[tuple[float, str, str]] = []
 
@@ -234,11 +250,42 @@ def greedy_preload(artifacts: Sequence[Artifact], places: Sequence[Place]) -> Pr
             continue
         for name, where in step.loads:
             held.add((name, where))
-            free[where] -= shelves.artifacts[name].size_bytes
+            free[where] = (free[where][0] - shelves.artifacts[name].size_bytes, free[where][1] - 1)
             best[name] = max(best[name], shelves.value(name, where))
         for name in _affected(shelves, [name for name, _ in step.loads]):
             push(name)
-    return Preload(held=frozenset(held), saved_s_per_s=shelves.worth(held))
+    worth = shelves.worth(held)
+    return Preload(held=frozenset(held), saved_s_per_s=worth, bound_s_per_s=max(worth, relaxed_bound(shelves)))
+
+
+def relaxed_bound(shelves: Shelves) -> float:
+    """Return what no choice saves more than: every tier by itself as one place, filled with parts of artifacts.
+
+    Of each tier the smaller of two relaxations of its knapsack: by value per byte as far as all its places' bytes go,
+    and the most valuable artifacts as far as all their counts go; all tiers are added up, and at least everything once.
+    """
+    bound = 0.0
+    for tier in Tier:
+        places = [place for place in shelves.places.values() if place.tier is tier]
+        names = {place.name for place in places}
+        able = [each for name, each in shelves.artifacts.items() if names.intersection(shelves.homes[name])]
+        values = np.array([each.rate_rps * each.saved_s[tier] for each in able])
+        sizes = np.array([each.size_bytes for each in able])
+        room = sum(place.capacity_bytes for place in places) * (1 + SLACK)
+        count = sum(place.most for place in places)
+        most = float(np.sort(values)[::-1][: int(min(count, len(values)))].sum())
+        bound += min(_fractional(values, sizes, room), most)
+    return min(bound, shelves.worth((name, home) for name, homes in shelves.homes.items() for home in homes))
+
+
+def _fractional(values: FloatArray, sizes: FloatArray, room: float) -> float:
+    """Return the value of a knapsack of `room` bytes that may be filled with parts (Dantzig's bound)."""
+    has_size = sizes > 0
+    value, size = values[has_size], sizes[has_size]
+    order = np.argsort(-value / size, kind="stable")
+    before = np.cumsum(size[order]) - size[order]
+    part = np.clip((room - before) / size[order], 0.0, 1.0)
+    return float(values[~has_size].sum() + (value[order] * part).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +298,7 @@ def _step(
     shelves: Shelves,
     pair: tuple[str, str],
     held: set[tuple[str, str]],
-    free: Mapping[str, float],
+    free: Mapping[str, tuple[float, float]],
     best: Mapping[str, float],
 ) -> _Step | None:
     """Return an artifact and what it still requires as one step; None if that gains nothing or does not fit."""
@@ -263,9 +310,10 @@ def _step(
         if (artifact, place) in held or (artifact, place) in loads:
             continue
         size = shelves.artifacts[artifact].size_bytes
-        if size > left[place]:
+        room, count = left[place]
+        if size > room or count < 1:
             return None
-        left[place] -= size
+        left[place] = (room - size, count - 1)
         loads[artifact, place] = None
         for name, choices in shelves.needed_at(artifact, place):
             if any((name, where) in held or (name, where) in loads for where in choices):
@@ -319,7 +367,7 @@ def best_preload(
     raw = run(
         replace(milp, start=np.concatenate([is_held, _credit(pairs, values, is_held)])), settings or SolverSettings()
     )
-    most = shelves.worth(pairs)  # with room for everything
+    most = relaxed_bound(shelves)
     bound = most if raw.bound is None else min(-raw.bound * scale, most)
     found = replace(greedy, bound_s_per_s=max(bound, greedy.saved_s_per_s))
     if raw.values is not None:
@@ -355,6 +403,8 @@ def _programme(shelves: Shelves, pairs: Sequence[tuple[str, str]], values: Float
     builder.add_rows(
         "capacity", rows=at_place, columns=y, values=sizes / scale[at_place], upper=capacities / scale * (1 + SLACK)
     )
+    mosts = np.array([min(shelves.places[place].most, len(shelves.artifacts)) for place in places])
+    builder.add_rows("most", rows=at_place, columns=y, values=1.0, upper=mosts)
     column = dict(zip(pairs, y.tolist(), strict=True))
     rows: list[int] = []
     columns: list[int] = []

@@ -11,9 +11,11 @@ import numpy as np
 
 from planner.domain.adapter_groups import group_adapters
 from planner.domain.adapters import (
+    ALL_LINEAR,
     BYTES_PER_PARAMETER,
     AdapterSlots,
     Isolation,
+    Standby,
     Tenancy,
     Tenant,
     adapter_bytes,
@@ -26,6 +28,7 @@ from planner.files.adapters_csv import read_adapters
 from planner.planning.adapter_sizes import SizeClass, size_classes
 from planner.planning.located import at, inside
 from planner.profilers.adapter_engines import adapter_flags, slot_rank
+from planner.profilers.adapter_hosts import bytes_beside, host_room
 from planner.profilers.adapters import AdapterRoom
 from planner.units import format_bytes
 from planner.workload.rates import mean_rate_rps
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
     from planner.domain.adapter_groups import AdapterGroup
     from planner.domain.adapters import Adapter, ReplicaBytes
+    from planner.domain.hardware import Offer
     from planner.domain.model import ModelArchitecture
     from planner.domain.problem import FleetProblem
     from planner.domain.provenance import Provenance
@@ -71,8 +75,8 @@ class SlotKind:
     """That a slot is made for."""
     bytes_each: float
     engine: str
-    idle: int
-    """Adapters without requests, for which there is room in host memory."""
+    modules: frozenset[str]
+    """That its adapters change."""
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -82,13 +86,25 @@ class SlotKind:
 
     def slots(self, count: int) -> AdapterSlots:
         """Return `count` slots per replica."""
-        held = count + self.idle
-        is_one_engine = self.isolation is Isolation.SHARED_PROCESS
         return AdapterSlots(
             count=count,
             bytes_each=self.bytes_each,
             isolation=self.isolation,
-            engine_flags=adapter_flags(self.engine, slots=count, rank=self.rank, held=held) if is_one_engine else "",
+            engine_flags=self.flags(count, held=count),
+        )
+
+    def flags(self, count: int, *, held: int) -> str:
+        """Return how an engine is started for `count` slots and so many adapters in host memory; "" for processes."""
+        if self.isolation is not Isolation.SHARED_PROCESS:
+            return ""
+        return adapter_flags(self.engine, slots=count, rank=self.rank, held=held)
+
+    def fits(self, adapter: Adapter) -> bool:
+        """Return whether a slot has room for `adapter`."""
+        return (
+            adapter.isolation is self.isolation
+            and adapter.rank <= self.rank
+            and (ALL_LINEAR in self.modules or self.modules.issuperset(adapter.target_modules))
         )
 
 
@@ -242,7 +258,7 @@ def prepare_adapters(
     InputError: if the model has not the modules that an adapter changes, or the engine no room for its rank.
     """
     asked = [adapter for adapter in adapters if adapter.rate_rps]
-    idle = tuple(adapter.name for adapter in adapters if not adapter.rate_rps)
+    idle = [adapter for adapter in adapters if not adapter.rate_rps]
     groups = group_adapters(_alike_in_size(asked), n_alone=ALONE)
     by_name = {adapter.name: adapter for adapter in asked}
     tenants = tuple(
@@ -256,16 +272,22 @@ def prepare_adapters(
         for index, group in enumerate(groups)
         for name in group.names
     )
+    kinds = tuple(_kinds(service, model, asked))
     classes = size_classes(sizes, MOST_BUCKETS // len(groups))
     named = [adapter.trace for adapter in (service.adapters.listed() if service.adapters else ())]
     files = [service.adapters.file if service.adapters else None, *named]
     return ServiceAdapters(
         groups=groups,
-        tenancy=Tenancy(service=service.name, tenants=tenants, idle=idle),
+        tenancy=Tenancy(
+            service=service.name,
+            tenants=tenants,
+            idle=tuple(adapter.name for adapter in idle),
+            standby=tuple(_standby(model, adapter, kinds) for adapter in idle),
+        ),
         demand=_demand(groups, sizes, classes),
         sizes=sizes,
         classes=classes,
-        kinds=tuple(_kinds(service, model, asked, len(idle))),
+        kinds=kinds,
         files=tuple(name for name in files if name is not None and ":" not in name),
     )
 
@@ -277,7 +299,13 @@ def _alike_in_size(adapters: Sequence[Adapter]) -> list[Adapter]:
     return [replace(adapter, rank=rank, target_modules=modules) for adapter in adapters]
 
 
-def _kinds(service: Service, model: ModelArchitecture, adapters: Sequence[Adapter], idle: int) -> Iterator[SlotKind]:
+def _standby(model: ModelArchitecture, adapter: Adapter, kinds: Sequence[SlotKind]) -> Standby:
+    has_room = any(kind.fits(adapter) for kind in kinds)
+    size = adapter_bytes(model, adapter)
+    return Standby(name=adapter.name, memory_bytes=size, isolation=adapter.isolation if has_room else None)
+
+
+def _kinds(service: Service, model: ModelArchitecture, adapters: Sequence[Adapter]) -> Iterator[SlotKind]:
     """Yield the ways of sharing that several adapters may use; every slot has room for the largest of them."""
     for isolation in (Isolation.SHARED_PROCESS, Isolation.SHARED_BACKBONE):
         mine = [adapter for adapter in adapters if adapter.isolation is isolation]
@@ -285,7 +313,7 @@ def _kinds(service: Service, model: ModelArchitecture, adapters: Sequence[Adapte
             continue
         largest = max(adapter.rank for adapter in mine)
         rank = slot_rank(service.engine.name, largest) if isolation is Isolation.SHARED_PROCESS else largest
-        modules = {module for adapter in mine for module in adapter.target_modules}
+        modules = frozenset(module for adapter in mine for module in adapter.target_modules)
         size = BYTES_PER_PARAMETER * adapter_params(model, rank=rank, target_modules=modules)
         yield SlotKind(
             isolation=isolation,
@@ -293,7 +321,7 @@ def _kinds(service: Service, model: ModelArchitecture, adapters: Sequence[Adapte
             rank=rank,
             bytes_each=size,
             engine=service.engine.name,
-            idle=idle,
+            modules=modules,
         )
 
 
@@ -356,6 +384,15 @@ def hostings(
             if not found.throughput_rps.any():
                 break  # more of them leave even less room
             yield found
+
+
+def has_host_room(adapters: ServiceAdapters, slots: AdapterSlots, offer: Offer, n_gpus: int) -> bool:
+    """Return whether the host memory of a replica has room for what is in its slots, as far as that is known."""
+    room = host_room(offer, n_gpus)
+    if slots.isolation is Isolation.DEDICATED or not room.is_stated:
+        return True
+    largest = max(tenant.memory_bytes for tenant in adapters.tenancy.tenants)
+    return slots.count * (largest + bytes_beside(slots.isolation)) <= room.planned_bytes
 
 
 def room_of(slots: AdapterSlots | None) -> AdapterRoom | None:
@@ -448,5 +485,3 @@ def adapter_assumptions(name: str, adapters: ServiceAdapters) -> Iterator[str]:
                 f"{format_bytes(CONTEXT_BYTES)} for a context each (assumed), and are all taken to be busy at once: "
                 "each has its part of the replica's time and of its KV cache."
             )
-    if adapters.tenancy.idle:
-        yield f"{name}: {len(adapters.tenancy.idle)} adapters without requests are held in host memory at most."

@@ -20,6 +20,7 @@ from planner.optimize import (
     SolverSettings,
     check_redundancy_prices,
     find_conflicts,
+    other_ways,
     price_of_jobs,
     redundancy_prices,
     robustness,
@@ -144,10 +145,15 @@ def answer(
         extra = price_of_jobs(question.problem, found, settings, assignment=assignment)
         jobs = (replace(job, extra_usd_per_hour=extra.get(job.job)) for job in found.jobs)
         found = replace(found, jobs=tuple(jobs))
-    found = with_alternatives(question.problem, found, settings, assignment)
+    if question.preloaded is not None:
+        found = question.preloaded(question.problem, found)
+    others = other_ways(question.problem, found, settings, assignment)
+    found = with_alternatives(found, others)
     found = replace(found, scale_to_zero=tuple(ask(found) for ask in question.scaling))
     if question.scaling_warnings is not None:
         found = replace(found, warnings=(*found.warnings, *question.scaling_warnings(found.scale_to_zero)))
+    if question.compared is not None:
+        found = question.compared(question, found, others)
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
     return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
 

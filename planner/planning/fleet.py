@@ -27,7 +27,15 @@ from planner.domain.problem import (
 from planner.errors import InputError
 from planner.files.bundled import bundled_sha256
 from planner.files.request.constraints import LARGEST_INSTANCES
-from planner.planning.adapters import CONTEXT_BYTES, adapter_assumptions, check_adapter_request, hostings, room_of
+from planner.planning.adapter_tiers import with_tiers
+from planner.planning.adapters import (
+    CONTEXT_BYTES,
+    adapter_assumptions,
+    check_adapter_request,
+    has_host_room,
+    hostings,
+    room_of,
+)
 from planner.planning.catalog import SECONDS_PER_DAY, owned_offers, read_catalog
 from planner.planning.deferrable import PreparedJob, job_assumptions, own_options, prepare_jobs
 from planner.planning.disaggregation import check_engines, disaggregation_assumptions, handover_of, stages
@@ -84,6 +92,7 @@ if TYPE_CHECKING:
     from planner.domain.workload import Bucket
     from planner.files.request import PlanRequest
     from planner.files.request.objective import Objective
+    from planner.optimize import OtherWay
     from planner.planning.adapters import Hosting, ServiceAdapters
     from planner.profilers.adapters import AdapterRoom
     from planner.profilers.efficiency import EstimatorParams
@@ -228,6 +237,8 @@ class Prepared:
                 if key not in found:
                     found[key] = tuple(hostings(adapters, slos, partial(profile_of, *key), partial(beside_of, *key)))
                 for hosting in found[key]:
+                    if not has_host_room(adapters, hosting.slots, offer, config.gpus_per_replica):
+                        continue
                     yield ServingOption(
                         service=service.request.name,
                         offer=offer,
@@ -443,7 +454,37 @@ def fleet_question(
         disaggregation=disaggregation_ways_out(prepared, slos),
         scaling=_scaling(prepared, request, base_dir, prices),
         scaling_warnings=prices.warnings,
+        preloaded=partial(
+            with_tiers,
+            kinds={each.request.name: each.adapters.kinds for each in services if each.adapters is not None},
+            gpus=gpus,
+        ),
+        compared=_comparison(prepared, request, base_dir),
     )
+
+
+def _comparison(
+    prepared: Prepared, request: PlanRequest, base_dir: Path
+) -> Callable[[Question, Plan, Sequence[OtherWay]], Plan] | None:
+    """Return what puts all ways to serve the adapters of a plan side by side; None where no service has any."""
+    if all(service.adapters is None for service in prepared.services):
+        return None
+
+    def compare(question: Question, plan: Plan, others: Sequence[OtherWay]) -> Plan:
+        from planner.planning.adapter_comparison import compared  # noqa: PLC0415 - as in `_scaling`
+
+        return compared(
+            question,
+            plan,
+            others,
+            request=request,
+            services=prepared.services,
+            gpus=prepared.gpus,
+            params=prepared.params,
+            base_dir=base_dir,
+        )
+
+    return compare
 
 
 def _scaling(

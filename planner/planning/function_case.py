@@ -19,6 +19,7 @@ from planner.planning.estimate_points import Question
 from planner.planning.function_objectives import Objectives, objectives_of, steering_bounds_s
 from planner.profilers.adapter_batching import BatchLatency
 from planner.profilers.adapter_engines import computed_rank, slot_rank
+from planner.profilers.adapter_hosts import HOST_BYTES_PER_GPU
 from planner.profilers.adapters import Adapters
 from planner.profilers.roofline import misfit, replica_memory
 from planner.profilers.serverless_figures import figures
@@ -40,8 +41,6 @@ MOST_BATCH = 8
 """Requests that one function's process has KV cache for."""
 POOL_BATCH = 32
 """Batch at which the times of a pool's batches are read, beside that of one."""
-HOST_BYTES = 64e9
-"""Host memory for containers, for each GPU, unless it is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +90,7 @@ class Hosting:
 
     storage_bytes_per_s: float
     loader: str = "safetensors"
-    host_bytes: float = HOST_BYTES
+    host_bytes: float = HOST_BYTES_PER_GPU
     provision_s: float = 0.0
     """Until a machine that was given back is there again."""
     captures_graphs: bool = False

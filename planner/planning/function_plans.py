@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.domain.adapters import Isolation
-from planner.planning.function_ways import HOUR_S
+from planner.planning.function_ways import HOUR_S, Ready, ready_on
 from planner.profilers.adapter_packing import AdapterMemory, most_adapters
-from planner.simulate.functions.pool import pool_size, replay_pool
+from planner.simulate.functions.pool import pool_residents, pool_size, replay_pool
 from planner.simulate.functions.replay import replay_functions
 from planner.simulate.functions.setting import Policy
 
@@ -78,6 +78,8 @@ class WayPlan:
     """How long each adapter's idle process stays, shape (adapters,); None where none is given back by itself."""
     trial: Trial | None = None
     """What was decided by on requests that it was not made from; None where nothing is given back."""
+    ready: tuple[Ready, ...] = ()
+    """What is loaded ahead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +213,7 @@ def _dedicated(case: FunctionCase, on_each: int, copies: NDArray[np.int64]) -> W
         replay=with_policy(replace(case, setting=setting), policy),
         n_always_on=n_machines,
         learnt={"copies_per_gpu": float(on_each), "copies": float(len(places))},
+        ready=ready_on(range(n_machines), warm, ()),
     )
 
 
@@ -248,7 +251,13 @@ def learn_pool(first: Half, case: FunctionCase, _prices: Prices, seed: int) -> W
             )
 
         learnt = {"slots": float(size.n_slots), "most_running": float(size.most_running)}
-        return WayPlan(replay=replay, n_always_on=n_engines, learnt=learnt)
+        in_slots, in_host = pool_residents(case.functions, case.pool_setting, size)
+        ready = Ready(
+            machines=tuple(range(n_engines)),
+            gpu=tuple(in_slots),
+            host=tuple(f for f in in_host if f not in set(in_slots)),
+        )
+        return WayPlan(replay=replay, n_always_on=n_engines, learnt=learnt, ready=(ready,))
 
     def meets(n_engines: int) -> bool:
         return shortfall_of(plan_of(n_engines).replay(first, seed), case) == 0.0

@@ -27,7 +27,7 @@ from planner.planning.function_plans import (
     with_policy,
     with_rates,
 )
-from planner.planning.function_ways import HOUR_S
+from planner.planning.function_ways import HOUR_S, ready_on
 from planner.planning.keep_alive_rules import alone_s, gaps_of, idle_and_cold_usd
 from planner.simulate.functions.setting import Policy, process_bytes
 
@@ -222,6 +222,7 @@ def _shared(first: Half, case: FunctionCase, prices: Prices, choice: _Choice) ->
         },
         is_by_use=True,
         keep_alive_s=keep_alive if np.isfinite(keep_alive).all() else None,
+        ready=ready_on(range(n_always_on), warm, in_host, n_spares=N_SPARES),
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from planner.domain.pay_per_use import BillingRule, PayPerUse
     from planner.planning.function_plans import Trial
@@ -71,6 +72,34 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What always-on machines have loaded before anybody asks, all of them the same."""
+
+    machines: tuple[int, ...]
+    gpu: tuple[int, ...]
+    """Adapters in GPU memory: with a process that is ready, or in a slot of the engine."""
+    host: tuple[int, ...]
+    """In host memory only: with a container and its libraries, or as a copy that the engine has."""
+    n_spares: int = 0
+    """Containers on each machine for whoever comes next."""
+
+
+def ready_on(
+    machines: Sequence[int], warm: Sequence[tuple[int, int]], in_host: Sequence[tuple[int, int]], *, n_spares: int = 0
+) -> tuple[Ready, ...]:
+    """Return what each of `machines` has, from pairs of an adapter and its machine."""
+    gpu, host = defaultdict(list), defaultdict(list)
+    for function, machine in warm:
+        gpu[machine].append(function)
+    for function, machine in in_host:
+        host[machine].append(function)
+    return tuple(
+        Ready(machines=(machine,), gpu=tuple(gpu[machine]), host=tuple(host[machine]), n_spares=n_spares)
+        for machine in machines
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WayOutcome:
     """One way on the second half of the requests."""
 
@@ -99,6 +128,8 @@ class WayOutcome:
     """What it decided on the first half, by name."""
     keep_alive_s: Floats | None
     """How long each adapter's idle process stays, shape (adapters,); None where none is given back by itself."""
+    ready: tuple[Ready, ...]
+    """What is loaded ahead; machines that are rented later begin with nothing."""
     replay: FunctionReplay
     excess: float = 0.0
     """By how much means are beyond their bounds, as a part of these."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from planner.domain.plan import Plan
     from planner.domain.problem import FleetProblem, ServingOption
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from planner.domain.scaling import ScalingChoice
     from planner.domain.slo import Slo
     from planner.domain.workload import Demand, Trace
+    from planner.optimize import OtherWay
     from planner.planning.traffic import TrafficSource
     from planner.simulate.steps import EngineKind
 
@@ -90,5 +91,9 @@ class Question:
     """Of each service that is to be compared with replicas that are given back, given the plan."""
     scaling_warnings: Callable[[Iterable[ScalingChoice]], Iterable[Warning_]] | None = None
     """Of the prices that these decide by; None where nothing is compared."""
+    preloaded: Callable[[FleetProblem, Plan], Plan] | None = None
+    """A plan of the problem -> the same with what its replicas have ready of adapters; None where there are none."""
+    compared: Callable[[Question, Plan, Sequence[OtherWay]], Plan] | None = None
+    """This question, a plan, and other ways -> the plan with all ways to serve its adapters side by side."""
     slice_factor: int = 1
     """Slices per bucket that the request itself asks for, should the assignment be sliced."""

@@ -252,12 +252,12 @@ class AdapterAsk:
 
 def _told(outcome: WayOutcome, found: Comparison, sold: _Sold, names: Sequence[str]) -> ScaledService:
     hours = found.duration_s / HOUR_S
-    kept_s = outcome.learnt.get("keep_alive_s")
     by_use = sold.prices.offer
-    is_clouds = by_use is not None and by_use.keep_alive_s is not None
+    clouds_s = None if by_use is None else by_use.keep_alive_s
+    kept_s = outcome.learnt.get("keep_alive_s") if clouds_s is None else clouds_s
     return ScaledService(
         way=WAYS[outcome.way],
-        rule=CLOUDS if is_clouds else LEARNT if kept_s is None else f"{kept_s:g} s",
+        rule=CLOUDS if clouds_s is not None else LEARNT if kept_s is None else f"{kept_s:g} s",
         offer=sold.offer,
         gpu=sold.gpu.name,
         gpus_per_replica=1,

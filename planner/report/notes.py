@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from planner.domain.plan import PlanStatus
 from planner.domain.problem import Measure
 from planner.domain.provenance import ProvenanceKind
-from planner.report.adapters import adapter_texts, comparison_text
+from planner.report.adapters import adapter_texts, preload_texts
 from planner.report.disaggregation import disaggregation_text
 from planner.report.energy import carbon_text, energy_text
 from planner.report.jobs import job_texts
@@ -99,7 +99,7 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
             ("Robust", robustness_text(plan)),
             *(("Work", text) for text in job_texts(plan)),
             *(("Adapters", text) for text in adapter_texts(plan)),
-            ("Other ways", comparison_text(plan)),
+            *(("Preloaded", text) for text in preload_texts(plan)),
             *(("Scale to zero", text) for text in scaling_texts(plan)),
             ("Saving", saving_text(plan)),
             ("SLO", slo_text(plan)),

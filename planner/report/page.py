@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from planner.report.adapters import group_text
+from planner.report.adapters import WAY_COLUMNS, group_text
 from planner.report.serves import NEGLIGIBLE_WEIGHT, bucket_text
 from planner.report.summary import service_names, summarize, usd_per_million_output_tokens
 from planner.report.wording import clean, number, percent, plural, price
@@ -77,7 +77,11 @@ class Figure:
 
 def plan_html(plan: Plan, *, today: date) -> str:
     """Return a compact HTML fragment of the plan, for notebooks."""
-    return environment().get_template("fragment.html.j2").render(summary=summarize(plan, today=today))
+    return (
+        environment()
+        .get_template("fragment.html.j2")
+        .render(summary=summarize(plan, today=today), way_columns=WAY_COLUMNS)
+    )
 
 
 def report_html(plan: Plan, *, today: date) -> str:
@@ -88,6 +92,7 @@ def report_html(plan: Plan, *, today: date) -> str:
         .get_template("report.html.j2")
         .render(
             summary=summary,
+            way_columns=WAY_COLUMNS,
             figures=tuple(_figures(plan, summary)),
             charts=tuple(chart for chart in (_rental_chart(summary), _baseline_chart(summary, plan)) if chart),
             routing=tuple(_routing_tables(plan)),

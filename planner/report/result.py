@@ -78,7 +78,7 @@ class PlanResult:
         return regret_csv(self.plan)
 
     def to_adapters_csv(self) -> str:
-        """Return adapters.csv: one row per replica and adapter that it holds."""
+        """Return adapters.csv: which adapters each replica has in slots and in host memory, and which are on disk."""
         from planner.report.tables import adapters_csv  # noqa: PLC0415
 
         return adapters_csv(self.plan)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from planner.domain.costs import usd_per_million_tokens, usd_per_month
 from planner.domain.disaggregation import Role
 from planner.domain.plan import PlanStatus, Rental, RolloutAction
+from planner.report.adapters import WaysView, ways_views
 from planner.report.notes import SAME_COST_FRACTION, Note, baseline_order, notes
 from planner.report.robustness import RobustnessView, robustness_view
 from planner.report.schedule import ScheduleView, schedule_view
@@ -147,6 +148,8 @@ class PlanSummary:
     rollout: tuple[str, ...] = ()
     """Steps from the current plan to this one."""
     robustness: RobustnessView | None = None
+    ways: tuple[WaysView, ...] = ()
+    """Of services with adapters."""
 
 
 def summarize(plan: Plan, *, today: date) -> PlanSummary:
@@ -169,6 +172,7 @@ def summarize(plan: Plan, *, today: date) -> PlanSummary:
         assumptions=tuple(clean(assumption) for assumption in plan.assumptions),
         rollout=tuple(_rollout_text(step) for step in plan.rollout),
         robustness=robustness_view(plan),
+        ways=ways_views(plan),
     )
 
 

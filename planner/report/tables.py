@@ -9,6 +9,8 @@ from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from planner.domain.disaggregation import Role
+from planner.optimize.preload import Tier
+from planner.report.adapters import WAY_COLUMNS
 from planner.report.robustness import RegretEntry, regret_entries
 from planner.report.summary import AllocationRow, allocation_rows, summarize
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from planner.domain.plan import Plan
+    from planner.domain.plan import AdapterPlan, AdapterReplica, Plan
     from planner.report.robustness import RobustnessView
     from planner.report.summary import PlanSummary
 
@@ -47,19 +49,21 @@ class RoutingRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterRow:
-    """An adapter on a replica."""
+    """An adapter on a replica, or on disk only."""
 
     service: str
-    replica: int
-    """Number of the replica among those of the service, from 0."""
+    replica: int | None
+    """Number of the replica among those of the service, from 0; None = on every machine's disk, and nowhere else."""
     option: str
-    slots: int
+    slots: int | None
     adapter: str
     rate_rps: float
-    """What this replica serves of it."""
+    """What this replica serves of it; 0 = it is ready there for requests that nobody plans for."""
     adapter_rate_rps: float
     """What all replicas do."""
     adapter_usd_per_month: float
+    tier: str
+    """Where this replica has it: gpu, host or disk."""
 
 
 ADAPTER_COLUMNS = tuple(field.name for field in fields(AdapterRow))
@@ -84,7 +88,10 @@ def regret_csv(plan: Plan) -> str:
 
 
 def adapters_csv(plan: Plan) -> str:
-    """Return adapters.csv: one row per replica and adapter; the header alone where there are no adapters."""
+    """Return adapters.csv: a row for each replica and adapter in its slots or host memory, and for each on disk only.
+
+    The header alone where there are no adapters.
+    """
     return _csv(ADAPTER_COLUMNS, (astuple(row) for row in _adapter_rows(plan)))
 
 
@@ -92,18 +99,33 @@ def _adapter_rows(plan: Plan) -> Iterator[AdapterRow]:
     for item in plan.adapters:
         slots = {host.option: host.slots for host in item.hosts}
         shares = {share.adapter: share for share in item.shares}
-        for number, replica in enumerate(item.placement):
-            for held in replica.adapters:
-                yield AdapterRow(
-                    service=item.service,
-                    replica=number,
-                    option=replica.option,
-                    slots=slots[replica.option],
-                    adapter=held.adapter,
-                    rate_rps=held.rate_rps,
-                    adapter_rate_rps=shares[held.adapter].rate_rps,
-                    adapter_usd_per_month=shares[held.adapter].usd_per_month,
-                )
+        for number, replica, name, rate_rps, tier in _held(item):
+            share = shares.get(name)
+            yield AdapterRow(
+                service=item.service,
+                replica=number,
+                option="" if replica is None else replica.option,
+                slots=None if replica is None else slots[replica.option],
+                adapter=name,
+                rate_rps=rate_rps,
+                adapter_rate_rps=0.0 if share is None else share.rate_rps,
+                adapter_usd_per_month=0.0 if share is None else share.usd_per_month,
+                tier=tier,
+            )
+
+
+def _held(item: AdapterPlan) -> Iterator[tuple[int | None, AdapterReplica | None, str, float, Tier]]:
+    """Yield where the adapters of a service are: the replica, the adapter, what it serves of it, and the tier."""
+    for number, replica in enumerate(item.placement):
+        for held in replica.adapters:
+            yield number, replica, held.adapter, held.rate_rps, Tier.GPU
+        if replica.tiers is not None:
+            for name in replica.tiers.gpu:
+                yield number, replica, name, 0.0, Tier.GPU
+            for name in replica.tiers.host:
+                yield number, replica, name, 0.0, Tier.HOST
+    for name in () if item.preload is None else item.preload.on_disk:
+        yield None, None, name, 0.0, Tier.DISK
 
 
 def plan_frame(plan: Plan) -> pd.DataFrame:
@@ -167,6 +189,8 @@ def plan_markdown(plan: Plan, *, today: date) -> str:
         blocks += ["### What stands in the way", _md_table(("requirement", "why", "way out"), rows)]
     if summary.baselines:
         blocks += ["### One GPU type alone", _baseline_markdown(summary)]
+    for view in summary.ways:
+        blocks += [f"### {_md(view.title)}", _md_table(WAY_COLUMNS, view.rows, right=(1, 4, 5))]
     if summary.rollout:
         steps = [f"{index}. {_md(text)}" for index, text in enumerate(summary.rollout, start=1)]
         blocks += ["### Rollout", "\n".join(steps)]

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.domain.plan import PlanStatus
-from planner.report.adapters import group_text
+from planner.report.adapters import WAY_COLUMNS, group_text
 from planner.report.serves import NEGLIGIBLE_WEIGHT, bucket_text
 from planner.report.summary import service_names, summarize
 from planner.report.wording import clean, number, plural
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
     from planner.domain.plan import Plan, Route
+    from planner.report.adapters import WaysView
     from planner.report.notes import Note
     from planner.report.robustness import RobustnessView
     from planner.report.schedule import ScheduleView
@@ -67,6 +68,8 @@ def plan_renderables(plan: Plan, *, today: date, verbose: bool = False) -> list[
         parts += _conflicts(summary.conflicts)
     if summary.baselines:
         parts += [Text("One GPU type alone", style="bold"), _baseline_table(summary)]
+    for view in summary.ways:
+        parts += [Text(view.title, style="bold"), _ways_table(view)]
     parts += _rollout(summary.rollout)
     parts += [_labelled(note, style="bold") for note in summary.notes]
     parts += [_labelled(warning, style="bold yellow") for warning in summary.warnings]
@@ -203,6 +206,14 @@ def _scenario_table(view: RobustnessView) -> Table:
     table = _table(("scenario", "left"), ("own fleet", "right"), ("plain fleet", "left"), ("this plan", "left"))
     for line in view.lines:
         table.add_row(*map(Text, (line.name, line.least, line.plain, line.robust)))
+    return table
+
+
+def _ways_table(view: WaysView) -> Table:
+    right = {"USD/h", "TTFT p50", "p99"}
+    table = _table(*((name, "right" if name in right else "left") for name in WAY_COLUMNS))
+    for row in view.rows:
+        table.add_row(*map(Text, row))
     return table
 
 

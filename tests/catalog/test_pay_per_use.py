@@ -140,6 +140,20 @@ def test_an_offer_that_is_not_there():
     assert "modal/L40S" in raised.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("modal/H100", ["modal/H100-PCIe-80GB"]),
+        ("modal/A100", ["modal/A100-40GB-PCIe", "modal/A100-80GB-PCIe"]),
+        ("koyeb/RTX", ["koyeb/RTX-A6000"]),
+    ],
+)
+def test_a_family_or_a_beginning_names_the_offers_of_that_cloud(name, meant):
+    with pytest.raises(DataMissingError) as raised:
+        find_pay_per_use(name, OFFERS, GPUS)
+    assert raised.value.hint == f"Did you mean {' or '.join(map(repr, meant))}?"
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 

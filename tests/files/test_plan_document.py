@@ -18,8 +18,10 @@ from planner.domain.plan import (
     AdapterAlternative,
     AdapterHost,
     AdapterPlan,
+    AdapterPreload,
     AdapterReplica,
     AdapterShare,
+    AdapterWay,
     Allocation,
     Baseline,
     Commitment,
@@ -35,8 +37,10 @@ from planner.domain.plan import (
     PeriodUnserved,
     Plan,
     PlanStatus,
+    PreloadMethod,
     RedundancyPrice,
     Rental,
+    ReplicaTiers,
     RolloutAction,
     RolloutStep,
     Route,
@@ -273,6 +277,8 @@ def built(kind, **given_fields):
         "bool | None": st.none() | st.booleans(),
         "Role": st.sampled_from(Role),
         "Isolation": st.sampled_from(Isolation),
+        "AdapterWay": st.sampled_from(AdapterWay),
+        "PreloadMethod": st.sampled_from(PreloadMethod),
         "ProvenanceKind": st.sampled_from(ProvenanceKind),
         "tuple[int, int] | None": st.none() | st.tuples(counts, counts),
         "tuple[float, ...]": st.lists(figures, max_size=3).map(tuple),
@@ -325,9 +331,22 @@ def plans(draw):
             built(
                 AdapterPlan,
                 hosts=several(built(AdapterHost)),
-                placement=several(built(AdapterReplica, adapters=several(built(HostedAdapter)))),
+                placement=several(
+                    built(
+                        AdapterReplica,
+                        adapters=several(built(HostedAdapter)),
+                        tiers=st.none() | built(ReplicaTiers),
+                    )
+                ),
                 shares=several(built(AdapterShare)),
-                alternatives=several(built(AdapterAlternative)),
+                alternatives=several(
+                    built(
+                        AdapterAlternative,
+                        is_met=st.none() | st.booleans(),
+                        attainment=st.none() | st.floats(0, 1).map(lambda value: float(f"{value:.9g}")),
+                    )
+                ),
+                preload=st.none() | built(AdapterPreload),
             )
         ),
         "scale_to_zero": several(
@@ -495,6 +514,8 @@ MODELS = [
     adapter_plan_schema.AdapterPlanDocument,
     adapter_plan_schema.AdapterHostDocument,
     adapter_plan_schema.AdapterReplicaDocument,
+    adapter_plan_schema.ReplicaTiersDocument,
+    adapter_plan_schema.AdapterPreloadDocument,
     adapter_plan_schema.HostedAdapterDocument,
     adapter_plan_schema.AdapterShareDocument,
     adapter_plan_schema.AdapterAlternativeDocument,

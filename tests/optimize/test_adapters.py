@@ -19,7 +19,7 @@ from planner.domain.problem import FleetProblem, Goal, Limit, Measure, ReplicaLo
 from planner.domain.workload import Bucket, Demand
 from planner.errors import InputError, SolverLiedError
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
-from planner.optimize.adapters import with_alternatives
+from planner.optimize.adapters import other_ways, with_alternatives
 
 
 def offer(name, price):
@@ -272,9 +272,14 @@ def test_what_adapters_cost_adds_up_to_the_plan():
     assert total == pytest.approx(plan.cost_usd_per_hour * 730)
 
 
+def with_other_ways(problem):
+    plan = solved(problem)
+    return with_alternatives(plan, other_ways(problem, plan, SETTINGS, FRACTIONAL))
+
+
 def test_two_other_ways_are_planned_alike():
     problem = problem_of([2.0, 0.1, 0.1, 0.1], [("A", 1.0, 2.0, 1), ("B", 1.5, 2.0, 3)])
-    plan = with_alternatives(problem, solved(problem), SETTINGS, FRACTIONAL)
+    plan = with_other_ways(problem)
     costs = {other.way: other.cost_usd_per_hour for other in plan.adapters[0].alternatives}
     assert costs == {"dedicated": pytest.approx(4.0), "one pool": pytest.approx(3.0)}
     assert plan.cost_usd_per_hour < min(costs.values())
@@ -282,7 +287,7 @@ def test_two_other_ways_are_planned_alike():
 
 def test_without_replicas_for_several_there_is_no_pool():
     problem = problem_of([1.0, 1.0], [("A", 1.0, 2.0, 1)])
-    plan = with_alternatives(problem, solved(problem), SETTINGS, FRACTIONAL)
+    plan = with_other_ways(problem)
     pool = plan.adapters[0].alternatives[1]
     assert pool.cost_usd_per_hour is None
     assert pool.reason

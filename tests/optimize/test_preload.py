@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import pytest
@@ -62,16 +63,26 @@ def shared(rate_rps, *, backbone="7b", size_bytes=14 * GB):
 def best_by_enumeration(artifacts, places):
     """Return the largest value of all subsets that fit and have what they require."""
     tier_of = {place.name: place.tier for place in places}
-    pairs = [(a, p.name) for a in artifacts for p in places if p.tier in a.saved_s]
-    homes = {a.name: {p.name for p in places if p.tier in a.saved_s} for a in artifacts}
+    machine_of = {place.name: place.machine for place in places}
+    pairs = [
+        (a, p.name) for a in artifacts for p in places if p.tier in a.saved_s and (not a.places or p.name in a.places)
+    ]
+    homes = {a.name: {name for b, name in pairs if b is a} for a in artifacts}
     best = 0.0
     for size in range(len(pairs) + 1):
         for chosen in combinations(pairs, size):
             names = {(artifact.name, place) for artifact, place in chosen}
             if any(
-                sum(a.size_bytes for a, where in chosen if where == p.name) > p.capacity_bytes for p in places
+                sum(a.size_bytes for a, where in chosen if where == p.name) > p.capacity_bytes
+                or sum(where == p.name for _, where in chosen) > p.most
+                for p in places
             ) or any(
-                not names & {(needed, where) for where in ({place} if place in homes[needed] else homes[needed])}
+                not names
+                & {
+                    (needed, where)
+                    for where in ({place} if place in homes[needed] else homes[needed])
+                    if machine_of[where] == machine_of[place]
+                }
                 for artifact, place in chosen
                 for needed in artifact.requires
             ):
@@ -90,6 +101,8 @@ tiers = st.dictionaries(st.sampled_from(list(Tier)), st.integers(0, 8).map(float
 @st.composite
 def shelves(draw):
     artifacts = []
+    kinds = draw(st.lists(st.sampled_from(list(Tier)), min_size=1, max_size=3))
+    somewhere = st.frozensets(st.sampled_from([f"p{i}" for i in range(len(kinds))]), min_size=1)
     for i in range(draw(st.integers(1, 4))):
         requires = draw(st.sets(st.sampled_from([a.name for a in artifacts]), max_size=2)) if artifacts else set()
         artifacts.append(
@@ -99,11 +112,18 @@ def shelves(draw):
                 rate_rps=float(draw(st.integers(0, 5))),
                 saved_s=draw(tiers),
                 requires=tuple(sorted(requires)),
+                places=draw(st.none() | somewhere),
             )
         )
-    kinds = draw(st.lists(st.sampled_from(list(Tier)), min_size=1, max_size=3))
     places = [
-        Place(name=f"p{i}", tier=tier, capacity_bytes=float(draw(st.integers(0, 12)))) for i, tier in enumerate(kinds)
+        Place(
+            name=f"p{i}",
+            tier=tier,
+            capacity_bytes=float(draw(st.integers(0, 12))),
+            machine=draw(st.sampled_from(["m0", "m1"])),
+            most=draw(st.sampled_from([math.inf, 1.0, 2.0])),
+        )
+        for i, tier in enumerate(kinds)
     ]
     return artifacts, places
 
@@ -121,6 +141,7 @@ def test_the_programme_finds_what_enumeration_finds(given_shelves):
     assert best.saved_s_per_s == pytest.approx(expected, abs=1e-6)
     assert best.bound_s_per_s == pytest.approx(expected, abs=1e-5)
     assert greedy.saved_s_per_s <= expected + 1e-9
+    assert greedy.bound_s_per_s >= expected - 1e-9
 
 
 def test_a_backbone_is_worth_all_its_functions():
@@ -155,7 +176,8 @@ def test_greed_by_density_can_miss_the_best():
     small = Artifact(name="small", size_bytes=1.0, rate_rps=1.0, saved_s={Tier.GPU: 2.0})
     large = Artifact(name="large", size_bytes=10.0, rate_rps=1.0, saved_s={Tier.GPU: 10.0})
     room = [Place(name="gpu0", tier=Tier.GPU, capacity_bytes=10.0)]
-    assert greedy_preload([small, large], room).saved_s_per_s == 2.0
+    greedy = greedy_preload([small, large], room)
+    assert (greedy.saved_s_per_s, greedy.bound_s_per_s) == (2.0, pytest.approx(2 + 0.9 * 10))
     assert best_preload([small, large], room, settings=EXACT).saved_s_per_s == 10.0
 
 

@@ -151,11 +151,11 @@ def planner_json(plan):
 def test_reports_say_where_adapters_are_and_what_they_cost(mixed):
     text = mixed.to_markdown()
     assert "3 adapters on 1 replica with 2 slots, 1 replica of one merged adapter each" in text
-    assert "1 adapter without requests on none" in text
-    assert "replicas of its own for every adapter" in text
+    assert "1 adapter without requests" in text
+    assert "replicas for each adapter" in text
     assert "3 adapters on" in mixed.to_html()
     rows = list(csv.DictReader(io.StringIO(mixed.to_adapters_csv())))
-    assert {row["adapter"] for row in rows} == {"a", "b", "own"}
+    assert {row["adapter"] for row in rows} == {"a", "b", "own", "idle"}
     paid = sum({row["adapter"]: float(row["adapter_usd_per_month"]) for row in rows}.values())
     assert paid == pytest.approx(730 * mixed.plan.cost_usd_per_hour)
 

@@ -322,6 +322,11 @@ def test_the_command_compares_the_example(gpuplan, repo, monkeypatch):
         "best",
     ]
     assert "requests for 8 adapters in 2 h; 95.0% have to be within their SLOs." in ran.out  # support asks for a p95
+    lines = ran.out.splitlines()
+    said = lines[lines.index("Loaded before anybody asks:") + 1 :][: len(Way)]
+    assert [line.split(":")[0].strip() for line in said] == [way.value for way in Way]
+    assert said[0].endswith("and 5 more in GPU memory")
+    assert said[2] == "  serverless: nothing; all on disk"
     assert "not measured here" in ran.err
 
 
@@ -338,8 +343,25 @@ def test_the_command_as_json(gpuplan, repo):
         assert costs["best in hindsight"] <= min(
             costs[name] for name in ("learnt", "never", "60 s", "10 min", "always")
         )
+    for way in ran.json["ways"]:
+        _has_every_adapter_somewhere(way, list(kept))
     assert gpuplan(*arguments).out == ran.out
     assert gpuplan(*arguments, "--seed", "1").out != ran.out
+
+
+def _has_every_adapter_somewhere(way, names):
+    """Names stand where the numbers of what was learnt say, and each adapter is on a machine or on disk."""
+    gpu = [name for part in way["preloaded"] for name in part["gpu"] * len(part["machines"])]
+    host = [name for part in way["preloaded"] for name in part["host"]]
+    assert {*gpu, *host, *way["on_disk_only"]} == set(names)
+    assert not {*gpu, *host} & set(way["on_disk_only"])
+    assert len({machine for part in way["preloaded"] for machine in part["machines"]}) == way["gpus_always_on"]
+    expected = {
+        "dedicated": lambda: len(gpu) == way["learnt"]["copies"],
+        "pool": lambda: len(gpu) == way["learnt"]["slots"] * way["gpus_always_on"],
+        "shared": lambda: (len(gpu), len(host)) == (way["learnt"]["loaded_ahead"], way["learnt"]["containers_ahead"]),
+    }
+    assert expected.get(way["way"], lambda: way["on_disk_only"] == names)()
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,13 @@ def _slot_bytes(setting: Setting, functions: Functions) -> float:
     return max(setting.slot_bytes, float(functions.adapter_bytes.max(initial=0.0)))
 
 
+def pool_residents(functions: Functions, setting: Setting, size: PoolSize) -> tuple[list[int], list[int]]:
+    """Return who is in a slot of every engine as it begins, and who is in host memory; both the busiest first."""
+    ranked = np.argsort(-functions.rate_rps, kind="stable")
+    fits = np.cumsum(functions.adapter_bytes[ranked]) <= setting.host_bytes
+    return ranked[: size.n_slots].tolist(), ranked[fits].tolist()
+
+
 def replay_pool(
     arrival_s: ArrayLike,
     function: ArrayLike,
@@ -115,10 +122,8 @@ class _Pool:
         self, functions: Functions, setting: Setting, size: PoolSize, rng: np.random.Generator, end_s: float
     ) -> None:
         self.setting, self.size, self.rng, self.end_s = setting, size, rng, end_s
-        ranked = np.argsort(-functions.rate_rps, kind="stable").tolist()
-        busiest = ranked[: size.n_slots]
-        in_host = np.cumsum(functions.adapter_bytes[ranked]) <= setting.host_bytes
-        self.tiers = {f: Tier.HOST if is_in else Tier.DISK for f, is_in in zip(ranked, in_host.tolist(), strict=True)}
+        busiest, in_host = pool_residents(functions, setting, size)
+        self.tiers = dict.fromkeys(range(len(functions)), Tier.DISK) | dict.fromkeys(in_host, Tier.HOST)
         self.engines = [
             _Engine(i, busiest[::-1], BatchClocks(setting.prefill, setting.decode, setting.decode_steps))
             for i in range(size.n_engines)

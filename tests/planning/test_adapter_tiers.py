@@ -1,0 +1,286 @@
+"""What replicas have ready beside the adapters that they serve: against trying everything, and what must never be."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+from dataclasses import replace
+from datetime import date
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import planner
+from planner.catalog.gpus import load_gpus
+from planner.domain.adapters import AdapterSlots, Isolation, Standby, Tenancy, Tenant
+from planner.domain.hardware import Market, Offer
+from planner.domain.plan import PreloadMethod
+from planner.domain.problem import FleetProblem, ServingOption
+from planner.domain.workload import Bucket, Demand
+from planner.errors import SolverLiedError
+from planner.files.documents import parse_document
+from planner.files.plan_schema import plan_from_document
+from planner.optimize import Assignment, SolverSettings, solve, verify_plan
+from planner.planning import adapter_tiers
+from planner.planning.adapter_tiers import OUT_FRACTION, with_tiers
+from planner.planning.adapters import SlotKind
+
+MB = 1e6
+GPU = load_gpus().get("A100-40GB")
+SLOT_BYTES = 80 * MB
+KIND = SlotKind(
+    isolation=Isolation.SHARED_PROCESS,
+    adapters=4,
+    rank=32,
+    bytes_each=SLOT_BYTES,
+    engine="vllm",
+    modules=frozenset({"q_proj"}),
+)
+
+
+def problem_of(rates, sizes, idle_sizes, *, slots, ram_bytes):
+    """Return adapters on A100s that serve 2 req/s each with `slots` slots, and adapters that nobody asks for."""
+    tenants = [
+        Tenant(name=f"a{i}", rate_rps=rate, memory_bytes=size, group=i)
+        for i, (rate, size) in enumerate(zip(rates, sizes, strict=True))
+    ]
+    standby = [
+        Standby(name=f"idle{i}", memory_bytes=size, isolation=Isolation.SHARED_PROCESS)
+        for i, size in enumerate(idle_sizes)
+    ]
+    offer = Offer(
+        name="one",
+        provider="p",
+        instance_type="one",
+        region="r",
+        market=Market.ON_DEMAND,
+        gpu=GPU.name,
+        gpus_per_instance=1,
+        price_usd_per_hour=1.0,
+        ram_bytes=ram_bytes,
+    )
+    option = ServingOption(
+        service="s",
+        offer=offer,
+        gpus_per_replica=1,
+        throughput_rps=np.full(len(tenants), 2.0),
+        slots=AdapterSlots(count=slots, bytes_each=SLOT_BYTES, isolation=Isolation.SHARED_PROCESS),
+    )
+    buckets = tuple(Bucket(row=i, column=0, group=i, rate_rps=rate) for i, rate in enumerate(rates))
+    tenancy = Tenancy(
+        service="s", tenants=tuple(tenants), idle=tuple(each.name for each in standby), standby=tuple(standby)
+    )
+    return FleetProblem(demands=(Demand(service="s", buckets=buckets),), options=(option,), tenancies=(tenancy,))
+
+
+def solved(problem):
+    plan = solve(problem, settings=SolverSettings(relative_gap=0.0), assignment=Assignment.fractional())
+    return with_tiers(problem, plan, kinds={"s": [KIND]}, gpus=load_gpus())
+
+
+def most_saved(problem, plan):
+    """Return the most seconds per second that anything ready can save, by trying every place for every adapter."""
+    (item,), (tenancy,) = plan.adapters, problem.tenancies
+    sizes = tenancy.sizes_bytes
+    (option,) = problem.options
+    half, whole = option.offer.ram_bytes / 2, option.offer.ram_bytes
+    held = [[each.adapter for each in replica.adapters] for replica in item.placement]
+    beside_engine = max(half, whole - 1.5e9)
+    largest = sorted(sizes.values(), reverse=True)
+    most = sum(total <= beside_engine for total in itertools.accumulate(largest))
+    most = max(most, option.slots.count)
+    rates = {each.name: OUT_FRACTION * each.rate_rps for each in tenancy.tenants}
+    least = min(rates.values())
+    waiting = [each.name for each in tenancy.tenants if sum(each.name in names for names in held) == 1]
+    waiting += [each.name for each in tenancy.standby]
+
+    def choices(name):
+        yield None
+        for number, names in enumerate(held):
+            if name not in names:
+                yield number, False
+                yield number, True
+
+    best = 0.0
+    for places in itertools.product(*(choices(name) for name in waiting)):
+        saved, used, slots = 0.0, [sum(sizes[n] for n in names) for names in held], [len(names) for names in held]
+        counts = [len(names) for names in held]
+        for name, place in zip(waiting, places, strict=True):
+            if place is None:
+                continue
+            number, is_in_slot = place
+            used[number] += sizes[name]
+            counts[number] += 1
+            slots[number] += is_in_slot
+            copy_s = sizes[name] / GPU.pcie_bytes_per_s
+            saved += rates.get(name, least) * (0.68 if is_in_slot else 0.68 - copy_s)
+        fits = all(
+            total <= max(half, sum(sizes[n] for n in names)) * (1 + 1e-9)
+            for total, names in zip(used, held, strict=True)
+        )
+        if fits and max(slots) <= option.slots.count and max(counts) <= most:
+            best = max(best, saved)
+    return best
+
+
+SIZES = st.sampled_from([20 * MB, 40 * MB, 80 * MB])
+
+
+@given(
+    st.lists(st.sampled_from([0.2, 0.5, 1.0, 1.4]), min_size=1, max_size=3),
+    st.data(),
+    st.integers(1, 3),
+    st.sampled_from([0.2e9, 0.3e9, 0.5e9, 4e9]),
+)
+@settings(max_examples=25)
+def test_what_is_ready_is_the_best_of_all_choices(rates, data, slots, ram_bytes):
+    slots = max(2, slots)
+    sizes = data.draw(st.lists(SIZES, min_size=len(rates), max_size=len(rates)))
+    idle = data.draw(st.lists(SIZES, max_size=3))
+    problem = problem_of(rates, sizes, idle, slots=slots, ram_bytes=max(ram_bytes, 2 * slots * SLOT_BYTES))
+    plan = solved(problem)
+    best = most_saved(problem, plan)
+    preload = plan.adapters[0].preload
+    assert preload.method is PreloadMethod.PROGRAMME
+    assert preload.saved_s_per_s == pytest.approx(best, rel=1e-5, abs=1e-12)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(adapter_tiers, "MOST_PAIRS", -1)
+        quick = solved(problem).adapters[0].preload
+    assert quick.method is PreloadMethod.DENSITY
+    assert quick.saved_s_per_s <= best * (1 + 1e-9) <= quick.bound_s_per_s * (1 + 1e-6)
+
+
+def test_a_spare_slot_goes_to_who_saves_most_and_memory_to_the_others():
+    # One replica has both adapters and room for one more: a large idle one saves the longer copy in a slot.
+    problem = problem_of([0.5, 0.5], [20 * MB] * 2, [20 * MB, 80 * MB, 40 * MB], slots=3, ram_bytes=0.5e9)
+    (item,) = solved(problem).adapters
+    (replica,) = item.placement
+    assert replica.tiers.gpu == ("idle1",)
+    assert set(replica.tiers.host) == {"idle0", "idle2"}
+    assert replica.tiers.host_bytes == pytest.approx(180 * MB)
+    (host,) = item.hosts
+    assert host.held == 5
+    assert host.engine_flags.endswith("--max-loras 3 --max-lora-rank 32 --max-cpu-loras 5")
+
+
+def test_an_engine_may_keep_no_more_than_memory_holds_of_the_largest():
+    # By plan half of 400 MB; whoever is asked for last may be any, and the largest must fit the whole.
+    problem = problem_of([0.5, 0.5], [80 * MB] * 2, [2 * MB] * 40, slots=2, ram_bytes=0.4e9)
+    (item,) = solved(problem).adapters
+    (replica,) = item.placement
+    assert replica.tiers.host_bytes <= 0.2e9
+    ranked = sorted([80 * MB] * 2 + [2 * MB] * 40, reverse=True)
+    assert sum(ranked[: item.hosts[0].held]) <= 0.4e9
+
+
+def test_the_check_finds_what_cannot_be():
+    problem = problem_of([1.5, 1.5], [20 * MB] * 2, [80 * MB, 80 * MB], slots=2, ram_bytes=0.5e9)
+    plan = solved(problem)
+    (item,) = plan.adapters
+    first = item.placement[0]
+
+    def with_first(**changes):
+        replica = replace(first, tiers=replace(first.tiers, **changes))
+        return replace(plan, adapters=(replace(item, placement=(replica, *item.placement[1:])),))
+
+    own = first.adapters[0].adapter
+    wrong = [
+        with_first(gpu=(*first.tiers.gpu, "idle0", "idle1")),  # more than slots
+        with_first(host=(*first.tiers.host, own)),  # twice
+        with_first(host=(*first.tiers.host, "nobody")),
+        with_first(host_bytes=first.tiers.host_bytes / 2),
+        with_first(host_room_bytes=1.0),
+        with_first(host_room_bytes=1e9),  # more than the machine has
+        replace(plan, adapters=(replace(item, preload=replace(item.preload, on_disk=("idle0",))),)),
+        replace(plan, adapters=(replace(item, hosts=(replace(item.hosts[0], held=1),)),)),
+        replace(plan, adapters=(replace(item, hosts=(replace(item.hosts[0], engine_flags="--max-loras 7"),)),)),
+    ]
+    verify_plan(problem, plan)
+    for each in wrong:
+        with pytest.raises(SolverLiedError):
+            verify_plan(problem, each)
+
+
+# --- from a request --------------------------------------------------------------------------------------------------
+
+
+def planned(each, *, catalog=None, base_dir=None, **service):
+    asked = {
+        "name": "chat",
+        "model": "meta-llama/Llama-3.1-8B-Instruct",
+        "adapters": {"each": each},
+        "parallelism": {"tp": 1},
+        "workload": {"constant": {"input_tokens": 800, "output_tokens": 200}},
+        "slo": ["ttft p99 <= 2s", "tpot mean <= 60ms"],
+    }
+    request = {
+        "schema_version": "1",
+        "kind": "PlanRequest",
+        "services": [asked | service],
+        "catalog": catalog or {"providers": ["gcp"], "regions": ["us-central1"], "gpus": {"include": ["A100-40GB"]}},
+    }
+    return planner.plan(request, base_dir=base_dir, today=date(2026, 11, 29))
+
+
+def adapter(name, rate="0.2 req/s", **given):
+    return {"name": name, "rank": 16, "target_modules": "q k v o", "rate": rate} | given
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    each = [adapter("a"), adapter("b"), adapter("own", isolation="dedicated"), adapter("idle", "0 req/s")]
+    return planned([*each, adapter("large", "0 req/s", rank=64), adapter("apart", "0 req/s", isolation="dedicated")])
+
+
+def test_every_adapter_has_a_tier_in_the_document_and_the_csv(mixed):
+    (item,) = mixed.to_document()["adapters"]
+    shared = next(replica for replica in item["placement"] if len(replica["adapters"]) == 2)
+    assert shared["tiers"]["gpu"] == []
+    # The one that is merged elsewhere must not share; the idle one may, and waits in host memory.
+    assert shared["tiers"]["host"] == ["idle"]
+    assert item["preload"]["on_disk"] == item["preload"]["unfit"] == ["large", "apart"]
+    rows = list(csv.DictReader(io.StringIO(mixed.to_adapters_csv())))
+    assert {(row["adapter"], row["tier"]) for row in rows} == {
+        ("a", "gpu"), ("b", "gpu"), ("own", "gpu"), ("idle", "host"), ("large", "disk"), ("apart", "disk"),
+    }  # fmt: skip
+    assert [row["replica"] for row in rows if row["tier"] == "disk"] == ["", ""]
+    again = plan_from_document(parse_document(mixed.to_json().encode(), name="plan.json"))
+    assert again.adapters[0].placement[1].tiers.host == mixed.plan.adapters[0].placement[1].tiers.host
+    assert json.loads(mixed.to_json())["adapters"][0]["preload"]["method"] == "integer-programme"
+
+
+def test_reports_name_a_few_and_say_how_they_were_chosen(mixed):
+    for text in (mixed.to_markdown(), mixed.to_html()):
+        assert "idle in host memory; large, apart in no more than disk; 2 of these need an engine" in text
+        assert "Chosen by an integer programme, nothing saves more." in text
+    many = planned([adapter("a"), adapter("b"), *(adapter(f"i{number}", "0 req/s") for number in range(8))])
+    assert "i0, i1, i2 and 5 more in host memory" in many.to_markdown()
+
+
+def test_slots_need_host_memory_for_what_is_in_them(tmp_path):
+    lines = "provider,instance_type,region,market,gpu,gpu_count,price_usd_per_hour,ram_gib\n"
+    (tmp_path / "small.csv").write_text(f"{lines}acme,small,here,on-demand,A100-40GB,1,3.5,1\n", encoding="utf-8")
+    (tmp_path / "large.csv").write_text(f"{lines}acme,large,here,on-demand,A100-40GB,1,3.5,64\n", encoding="utf-8")
+    each = [adapter(f"a{number}", "0.01 req/s") for number in range(40)]
+    found = {
+        name: planned(each, catalog={"files": [f"{name}.csv"], "providers": ["acme"]}, base_dir=tmp_path).plan
+        for name in ("small", "large")
+    }
+    assert len(found["large"].adapters[0].placement) == 1
+    # Half of 1 GiB holds 19 adapters of 27 MB: two slots of a replica hold no more.
+    assert {host.slots for host in found["small"].adapters[0].hosts} == {16}
+    assert math.ceil(40 / 16) == len(found["small"].adapters[0].placement)
+
+
+def test_memory_that_nobody_stated_is_assumed_and_said(tmp_path):
+    lines = "provider,instance_type,region,market,gpu,gpu_count,price_usd_per_hour\n"
+    (tmp_path / "own.csv").write_text(f"{lines}acme,bare,here,on-demand,A100-40GB,1,3.5\n", encoding="utf-8")
+    each = [adapter("a"), adapter("b")]
+    plan = planned(each, catalog={"files": ["own.csv"], "providers": ["acme"]}, base_dir=tmp_path).plan
+    assert plan.adapters[0].placement[0].tiers.host_room_bytes == 32e9
+    assert any("64 GB per GPU where it is not known: acme/bare" in text for text in plan.assumptions)
