@@ -80,8 +80,8 @@ class Tally:
         planned = above[np.isfinite(above)]
         most = f", at most {planned.max():.0%}" if len(planned) else ""
         return (
-            f"{len(above)} fleets with adapters were enumerated and can be had: the bound must not be above the cheapest "
-            f"one, nor the plan below it. {np.sum(planned <= 1e-9)} plans are the cheapest fleet, "
+            f"{len(above)} fleets with adapters were enumerated and can be had: the bound must not be above the "
+            f"cheapest one, nor the plan below it. {np.sum(planned <= 1e-9)} plans are the cheapest fleet, "
             f"{np.sum(planned > 1e-9)} cost more{most}, with a gap that says it, and for {np.sum(np.isinf(above))} no "
             "place for every adapter was found within the limits (W413). Of CBC's plans the bounds are compared."
         )

@@ -29,7 +29,7 @@ def adapter(**changes):
 
 
 def test_an_adapter_is_a_four_hundredth_of_its_backbone():
-    """Published: 99% of what such a function holds is backbone; 16.8 M of 6.74 B parameters at rank 16."""
+    """T9. Published: 99% of what such a function holds is backbone; 16.8 M of 6.74 B parameters at rank 16."""
     model = load_model("meta-llama/Llama-2-7b-hf")
     params = adapter_params(model, rank=16, target_modules=ATTENTION)
     assert params == 32 * 4 * 16 * (4096 + 4096)

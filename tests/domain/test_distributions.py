@@ -12,7 +12,7 @@ from planner.profilers.serverless_figures import cold_start_durations, cold_star
 
 
 def test_sampled_cold_starts_are_as_long_as_published():
-    """LogNormal of mean 3.24 s and sd 7.10 s: moments within 5%, median within 2% (arXiv 2410.06145)."""
+    """T21. LogNormal of mean 3.24 s and sd 7.10 s: moments within 5%, median within 2% (arXiv 2410.06145)."""
     published = cold_start_durations()
     assert (published.mu, published.sigma) == pytest.approx((0.2965, 1.3260), abs=1e-4)
     times = published.sample(1_000_000, np.random.default_rng(6))

@@ -60,6 +60,7 @@ def weibull_cost(gaps, tau_s, given_prices):
 
 @pytest.mark.parametrize(("period_s", "n_cold"), [(61.0, 1000), (59.0, 1), (60.0, 1)])
 def test_a_timer_just_beyond_the_keep_alive_is_always_cold(period_s, n_cold):
+    """T23, on the recording."""
     idle = idle_gaps(period_s * np.arange(1000))
     found = cost_of(Window(until_s=HUAWEI_KEEP_ALIVE_S), idle, PRICES)
     assert found.n_cold == n_cold
@@ -67,7 +68,7 @@ def test_a_timer_just_beyond_the_keep_alive_is_always_cold(period_s, n_cold):
 
 
 def test_a_gpu_is_kept_for_more_than_one_request_in_ten_seconds():
-    """3.67 USD/h and 0.01 USD per cold start: one request per 9.8 s decides (published example)."""
+    """T24. 3.67 USD/h and 0.01 USD per cold start: one request per 9.8 s decides (published example)."""
     decisive_s = PRICES.cold_start_usd / PRICES.idle_usd_per_s
     assert decisive_s == pytest.approx(9.8, abs=0.02)
     assert poisson_keep_alive_s(1 / (decisive_s * 0.999), PRICES) == math.inf
@@ -76,6 +77,7 @@ def test_a_gpu_is_kept_for_more_than_one_request_in_ten_seconds():
 
 
 def test_a_pod_is_of_use_for_what_it_lives_beyond_its_keep_alive():
+    """T22, the ratio; what a replay says of many pods is in tests/simulate/test_functions.py."""
     assert pod_utility_ratio(lifetime_s=70.0, keep_alive_s=60.0, cold_start_s=20.0) == 0.5
     with pytest.raises(ValueError, match="lives"):
         pod_utility_ratio(lifetime_s=50.0, keep_alive_s=60.0, cold_start_s=20.0)

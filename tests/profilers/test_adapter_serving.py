@@ -64,6 +64,7 @@ def test_every_engines_way_with_ranks_has_a_source():
 
 @pytest.mark.parametrize(("kv_bytes", "apart", "shared"), [(0.0, 3, 50), (4e9, 2, 6)])
 def test_a_shared_backbone_holds_three_times_as_many(kv_bytes, apart, shared):
+    """T10: 14 GB of weights, 0.1 GB for an adapter and 0.5 GB for a context on 44.4 GB; with caches 6 against 2."""
     assert most_adapters(memory(kv_bytes), Isolation.DEDICATED, usable_bytes=L40S_BYTES) == apart
     assert most_adapters(memory(kv_bytes), Isolation.SHARED_BACKBONE, usable_bytes=L40S_BYTES) == shared
 
@@ -105,6 +106,7 @@ def test_sharing_more_never_holds_fewer(backbone, adapter, context, kv, usable):
 
 
 def test_the_batch_that_meets_the_objective():
+    """T11: at most 33 requests are in time within 2 s, six while three batches share the GPU."""
     assert batch_cap(LATENCY, slo_s=SLO_S) == 33
     assert batch_cap(LATENCY, slo_s=SLO_S, n_sharing=3) == 6
     assert batch_cap(LATENCY, slo_s=0.39) == 0
@@ -122,6 +124,7 @@ def test_the_cap_is_the_last_batch_in_time(first_s, per_request_s, slo_s, n_shar
 
 
 def test_how_long_a_batch_may_be_filled():
+    """T11: eight requests take 0.75 s of the 2 s, so they may be waited for for 1.25 s."""
     assert expire_delay_s(LATENCY, slo_s=SLO_S, batch=8) == pytest.approx(1.25)
     assert expire_delay_s(LATENCY, slo_s=SLO_S, batch=8, n_sharing=3) == 0.0
     assert margin_s(LATENCY, slo_s=SLO_S, waited_s=0.25, batch=8, n_sharing=1) == pytest.approx(1.0)
@@ -173,7 +176,7 @@ def test_a_latency_that_is_none_is_refused(times):
 
 
 def test_the_published_timeline():
-    """Cold 9.9 s (InstaInfer) and 7.2 s (ServerlessLLM); backbone shared and libraries cold 4.8 s; warm 1.3 s."""
+    """T12. Cold 9.9 s (InstaInfer) and 7.2 s (ServerlessLLM); backbone shared and libraries cold 4.8 s; warm 1.3 s."""
     times, fast = published_load_times(), published_load_times(is_fast_store=True)
     cold_s = first_token(times, COLD).total_s
     assert cold_s == pytest.approx(9.9, abs=0.1)
@@ -201,7 +204,7 @@ def test_weights_come_at_the_rate_of_their_store():
 
 
 def test_four_functions_of_one_backbone_stay_within_what_was_published():
-    """Four cold functions on a GPU each (three would fit) against four warm ones on one shared GPU."""
+    """T13. Four cold functions on a GPU each (three would fit) against four warm ones on one shared GPU."""
     times = published_load_times()
     ttft_reduction = 1 - first_token(times, WARM).total_s / first_token(times, COLD).total_s
     gpus_apart = math.ceil(4 / most_adapters(memory(4e9), Isolation.DEDICATED, usable_bytes=L40S_BYTES))

@@ -215,12 +215,63 @@ def test_pods_are_of_as_much_use_as_published():
     assert ratios == pytest.approx(work_s / cold_s, rel=1e-6)
 
 
+@pytest.mark.parametrize(("period_s", "n_cold"), [(61.0, 200), (59.0, 1)])
+def test_a_timer_just_beyond_the_keep_alive_is_always_cold(period_s, n_cold):
+    """T23 in a replay: requests take 0.1 s, so the process idles 60.9 s or 58.9 s between them."""
+    where = setting(prefill=BatchLatency(first_s=0.1, per_request_s=0.0))
+    found = replayed(period_s * np.arange(200), where=where, how=policy(keep_alive_s=60.0))
+    assert found.n_starts == n_cold
+
+
+@pytest.mark.parametrize(("gap_s", "is_kept"), [(8.0, True), (12.0, False)])
+def test_a_gpu_is_kept_for_more_than_one_request_in_ten_seconds(gap_s, is_kept):
+    """T24 in a replay, at 3.67 USD/h and 0.01 USD per cold start: for ever or not at all, by one request per 9.8 s."""
+    where = setting(prefill=BatchLatency(first_s=1e-6, per_request_s=0.0))
+    arrivals = poisson(1 / gap_s, 4000, np.random.default_rng(24))
+    paid = {}
+    for keep_s in (0.0, 5.0, 20.0, math.inf):
+        found = replayed(arrivals, where=where, how=policy(keep_alive_s=keep_s), end_s=float(arrivals[-1]))
+        paid[keep_s] = found.gpu_s * 3.67 / 3600 + 0.01 * found.n_starts
+    assert min(paid, key=paid.__getitem__) == (math.inf if is_kept else 0.0)
+
+
 def test_the_last_moment_of_a_keep_alive_is_warm():
     start = replace(INSTANT, container_s=sure(1.0))
     where = setting(prefill=BatchLatency(first_s=0.5, per_request_s=0.0), start=start)
     how = policy(keep_alive_s=60.0)
     assert replayed([0.0, 61.5], where=where, how=how).records.is_cold.tolist() == [True, False]
     assert replayed([0.0, 61.6], where=where, how=how).records.is_cold.tolist() == [True, True]
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("isolation", "kv_bytes", "fit"), [(DEDICATED, 0.0, 3), (DEDICATED, 4e9, 2), (SHARED, 4e9, 6)])
+def test_a_machine_holds_as_many_functions_as_its_memory(isolation, kv_bytes, fit):
+    """T10 in a replay: one more than fit takes a second machine, and memory is full to the last that fits."""
+    for n in (fit, fit + 1):
+        how = policy(n, isolation=isolation, most_machines=2, most_sharing=n)
+        found = replayed(np.zeros(n), np.arange(n), of=functions(n), where=setting(kv_bytes=kv_bytes), how=how)
+        assert found.most_machines == 1 + (n > fit)
+    once, each = (14e9, 0.6e9 + kv_bytes) if isolation is SHARED else (0.0, 14.6e9 + kv_bytes)
+    assert found.peak_bytes.max() == pytest.approx(once + fit * each)
+
+
+@pytest.mark.parametrize(("n_sharing", "most"), [(1, 33), (3, 6)])
+def test_the_largest_batch_in_time(n_sharing, most):
+    """T11 in a replay: `most` requests of each function have their first token within 2 s, one more is late."""
+    for batch in (most, most + 1):
+        found = replayed(
+            np.zeros(n_sharing * batch),
+            np.repeat(np.arange(n_sharing), batch),
+            of=functions(n_sharing),
+            where=setting(gpu_bytes=1e12, host_bytes=1e12),
+            how=policy(
+                n_sharing, n_always_on=1, most_sharing=n_sharing, most_batch=batch, most_instances=1,
+                batching=Batching.FILL_OR_EXPIRE, warm=tuple((f, 0) for f in range(n_sharing)),
+            ),
+        )  # fmt: skip
+        assert bool(found.records.ttft_s.max() <= 2.0 + 1e-9) is (batch == most)
 
 
 # --- contention and batches ------------------------------------------------------------------------------------------
@@ -302,6 +353,7 @@ def four_functions(how, *, is_mapped=True, period_s=600.0, end_s=4 * 3600.0):
 
 
 def test_a_start_has_the_published_parts():
+    """T12."""
     times, found = four_functions(policy(4, keep_alive_s=0.0, most_machines=4))
     cold = first_token(times, COLD)
     assert found.records.is_cold.all()
@@ -313,6 +365,7 @@ def test_a_start_has_the_published_parts():
 
 
 def test_a_shared_backbone_with_cold_libraries():
+    """T12."""
     times, found = four_functions(policy(4, isolation=SHARED, keep_alive_s=0.0, most_machines=1, n_always_on=1))
     by_hand = first_token(times, replace(COLD, container=False), isolation=SHARED, is_backbone_on_gpu=True)
     assert found.records.ttft_s == pytest.approx(by_hand.total_s)
