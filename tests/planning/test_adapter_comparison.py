@@ -110,6 +110,20 @@ def test_what_was_compared_for_scale_to_zero_stands_in_the_same_table(tmp_path):
     assert [other.way for other in again.adapters[0].alternatives] == list(told)
 
 
+def test_a_cloud_that_keeps_containers_says_for_how_long_on_shared_weights_too(tmp_path):
+    asked = [every(tmp_path, "a", 90.0), every(tmp_path, "b", 70.0)]
+    choice = STORAGE | {"clouds": ["gcp-cloud-run"]}
+    found = planned(
+        service("chat", asked, scale_to_zero=choice, slo=["ttft p50 <= 60s"]),
+        base_dir=tmp_path,
+        gpus=["A100-40GB", "L4"],
+    )
+    given_back = [way for way in found.plan.scale_to_zero[0].ways if way.offer == "gcp-cloud-run/L4"]
+    assert [way.way for way in given_back] == ["serverless", "shared-backbone"]
+    assert [way.keep_alive_s for way in given_back] == [900.0, 900.0]
+    assert found.to_markdown().count("kept 15 min by the cloud") == 2
+
+
 def test_costs_are_of_the_whole_plan_with_all_services_served_that_way(tmp_path):
     chat = service("chat", [every(tmp_path, "a", 20.0), every(tmp_path, "b", 20.0)])
     code = service("code", [every(tmp_path, "c", 20.0)])
