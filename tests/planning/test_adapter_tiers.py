@@ -277,6 +277,23 @@ def test_slots_need_host_memory_for_what_is_in_them(tmp_path):
     assert math.ceil(40 / 16) == len(found["small"].adapters[0].placement)
 
 
+def test_a_process_waits_as_a_container_with_its_libraries():
+    each = [adapter(f"a{number}", "0.01 req/s") for number in range(3)]
+    each += [adapter(f"i{number}", "0 req/s") for number in range(40)]
+    (item,) = planned([one | {"isolation": "shared-backbone"} for one in each]).plan.adapters
+    (host,) = item.hosts
+    assert host.container_bytes == 1.5e9
+    assert host.engine_flags == ""
+    assert host.host_wait_s < 1 < 4 < host.disk_wait_s
+    for replica in item.placement:
+        n_there = len(replica.adapters) + len(replica.tiers.gpu) + len(replica.tiers.host)
+        assert replica.tiers.host_bytes == pytest.approx(n_there * 1.527e9, rel=0.01)
+        # 85 GiB, half of it: 29 processes.
+        assert n_there <= 29
+    assert sum(len(replica.tiers.host) for replica in item.placement) > 20
+    assert item.preload.on_disk
+
+
 def test_memory_that_nobody_stated_is_assumed_and_said(tmp_path):
     lines = "provider,instance_type,region,market,gpu,gpu_count,price_usd_per_hour\n"
     (tmp_path / "own.csv").write_text(f"{lines}acme,bare,here,on-demand,A100-40GB,1,3.5\n", encoding="utf-8")
