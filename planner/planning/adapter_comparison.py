@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from planner.catalog.pay_per_use import load_pay_per_use
 from planner.domain.plan import AdapterAlternative, AdapterWay
+from planner.domain.provenance import Warning_
 from planner.domain.scaling import ScalingWay
 from planner.errors import InputError
 from planner.planning.fleet_replay import fared_on
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from planner.profilers.efficiency import EstimatorParams
 
 
+MISSED = "W415"
 MOST_REPLICAS = 500
 """Of a fleet that is replayed: thousands take seconds, and are one for each adapter, with no queues to speak of."""
 
@@ -76,7 +78,26 @@ def compared(
                 fared[other.told.way] = _fared(question, other.problem, other.plan, asked)
     items = tuple(replace(item, alternatives=tuple(_ways(plan, item, outcomes, fared))) for item in plan.adapters)
     said = (text for service, found in outcomes.items() for text in _assumptions(plain[service], found, asked))
-    return replace(plan, adapters=items, assumptions=(*plan.assumptions, *said))
+    return replace(
+        plan,
+        adapters=items,
+        assumptions=(*plan.assumptions, *said),
+        warnings=(*plan.warnings, *_warnings(fared.get(AdapterWay.PLAN, {}), asked)),
+    )
+
+
+def _warnings(fared: Mapping[str, Fared], asked: Mapping[str, Requests]) -> Iterator[Warning_]:
+    """Yield for each service that the plan itself misses an objective of, on the requests that all ways are given."""
+    for service, found in fared.items():
+        if not found.is_met:
+            made_up = "made-up requests" if asked[service].are_made_up else "requests of its adapters' traces"
+            yield Warning_(
+                code=MISSED,
+                message=f"{service} misses an objective in a replay of {found.requests:,} {made_up}"
+                f" ({found.attainment:.0%} are within the bounds): the plan is for mean rates. --verify plans until a"
+                " replay holds, and constraints.headroom leaves room for bursts.",
+                observed=found.attainment,
+            )
 
 
 def _plain(

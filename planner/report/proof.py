@@ -16,17 +16,28 @@ NOT_SIMULATED = (
     "not simulated: SLOs enter through the throughput of each GPU; gpuplan simulate replays it request by request."
 )
 
+NOT_PROVEN = (
+    "not proven: replayed beside other ways on {requests:,} requests at the planned rate; gpuplan simulate replays"
+    " more, and --verify plans until it holds with headroom."
+)
+
 
 def slo_text(plan: Plan) -> str:
     """Return what the objectives came to in the simulation, or that there was none."""
     proof = plan.proof
     if proof is None:
-        return NOT_SIMULATED if plan.allocation else ""
+        return _unproven_text(plan) if plan.allocation else ""
     several = len({slo.service for slo in proof.slos}) > 1
     traffic = ", ".join(dict.fromkeys(clean(service.traffic) for service in proof.services))
     head = f"simulated, {traffic} at {percent(proof.load)} of the planned rate: "
     adapters = "".join(f" {_adapters(item)}" for item in proof.adapters)
     return head + "; ".join(_slo(slo, several=several) for slo in proof.slos) + "." + adapters
+
+
+def _unproven_text(plan: Plan) -> str:
+    """Return that nothing was simulated, or what was beside other ways to serve adapters."""
+    replayed = [item.alternatives[0].requests for item in plan.adapters if item.alternatives]
+    return NOT_PROVEN.format(requests=min(replayed)) if replayed and min(replayed) > 0 else NOT_SIMULATED
 
 
 def _adapters(item: AdapterProof) -> str:

@@ -110,6 +110,20 @@ def test_what_was_compared_for_scale_to_zero_stands_in_the_same_table(tmp_path):
     assert [other.way for other in again.adapters[0].alternatives] == list(told)
 
 
+def test_a_cloud_that_keeps_containers_says_for_how_long_on_shared_weights_too(tmp_path):
+    asked = [every(tmp_path, "a", 90.0), every(tmp_path, "b", 70.0)]
+    choice = STORAGE | {"clouds": ["gcp-cloud-run"]}
+    found = planned(
+        service("chat", asked, scale_to_zero=choice, slo=["ttft p50 <= 60s"]),
+        base_dir=tmp_path,
+        gpus=["A100-40GB", "L4"],
+    )
+    given_back = [way for way in found.plan.scale_to_zero[0].ways if way.offer == "gcp-cloud-run/L4"]
+    assert [way.way for way in given_back] == ["serverless", "shared-backbone"]
+    assert [way.keep_alive_s for way in given_back] == [900.0, 900.0]
+    assert "kept by the cloud" not in found.to_markdown()
+
+
 def test_costs_are_of_the_whole_plan_with_all_services_served_that_way(tmp_path):
     chat = service("chat", [every(tmp_path, "a", 20.0), every(tmp_path, "b", 20.0)])
     code = service("code", [every(tmp_path, "c", 20.0)])
@@ -135,6 +149,7 @@ def test_all_forms_show_the_table_and_say_what_is_replayed(tmp_path):
         assert "Ways to serve the adapters of chat" in text
         for words in ("replicas for each adapter", "one pool of equal replicas", "hold, 100% within; 60 replayed"):
             assert words in text
+    assert not any(warning.code == "W415" for warning in found.plan.warnings)
     assert any("plain serverless: a container of" in text and "assumed" in text for text in found.plan.assumptions)
 
 
@@ -152,6 +167,9 @@ def test_a_fleet_that_is_too_small_for_bursts_is_shown_to_miss(tmp_path):
     assert own.is_met is False
     assert own.attainment < 0.9
     assert own.ttft_p99_s > 2.0
+    (warning,) = (warning for warning in found.plan.warnings if warning.code == "W415")
+    assert warning.observed == own.attainment
+    assert "not proven: replayed beside other ways on 2" in found.to_markdown()
 
 
 def test_the_plan_is_replayed_as_gpuplan_simulate_does(tmp_path):

@@ -182,28 +182,43 @@ def test_the_check_finds_what_cannot_be():
     problem = problem_of([1.5, 1.5], [20 * MB] * 2, [80 * MB, 80 * MB], slots=2, ram_bytes=0.5e9)
     plan = solved(problem)
     (item,) = plan.adapters
-    first = item.placement[0]
+    sizes = problem.tenancies[0].sizes_bytes
+    first, second = item.placement
+    (own,), (other,) = ([held.adapter for held in replica.adapters] for replica in (first, second))
+
+    def with_item(**changes):
+        return replace(plan, adapters=(replace(item, **changes),))
 
     def with_first(**changes):
-        replica = replace(first, tiers=replace(first.tiers, **changes))
-        return replace(plan, adapters=(replace(item, placement=(replica, *item.placement[1:])),))
+        ready = {name: changes[name] for name in TIERS if name in changes}
+        tiers = replace(first.tiers, **({"gpu": ("idle0",), "host": ()} | ready))
+        taken = sum(sizes.get(name, 0.0) for name in (own, *tiers.gpu, *tiers.host))
+        tiers = replace(tiers, **{"host_bytes": taken, **changes})
+        nothing = replace(second.tiers, gpu=(), host=(), host_bytes=sizes[other])
+        preload = replace(item.preload, on_disk=tuple(sorted({"idle0", "idle1"} - {*tiers.gpu, *tiers.host})))
+        placement = (replace(first, tiers=tiers), replace(second, tiers=nothing))
+        return with_item(placement=placement, preload=preload, hosts=(replace(item.hosts[0], held=4, engine_flags=""),))
 
-    own = first.adapters[0].adapter
-    wrong = [
-        with_first(gpu=(*first.tiers.gpu, "idle0", "idle1")),  # more than slots
-        with_first(host=(*first.tiers.host, own)),  # twice
-        with_first(host=(*first.tiers.host, "nobody")),
-        with_first(host_bytes=first.tiers.host_bytes / 2),
-        with_first(host_room_bytes=1.0),
-        with_first(host_room_bytes=1e9),  # more than the machine has
-        replace(plan, adapters=(replace(item, preload=replace(item.preload, on_disk=("idle0",))),)),
-        replace(plan, adapters=(replace(item, hosts=(replace(item.hosts[0], held=1),)),)),
-        replace(plan, adapters=(replace(item, hosts=(replace(item.hosts[0], engine_flags="--max-loras 7"),)),)),
-    ]
     verify_plan(problem, plan)
-    for each in wrong:
-        with pytest.raises(SolverLiedError):
+    verify_plan(problem, with_first())
+    wrong = {
+        "3 adapters in slots": with_first(gpu=("idle0", "idle1")),
+        "2 adapters in slots and 1 in host memory": with_first(host=("idle0",)),  # twice
+        "nobody ready, which it has no slot for": with_first(host=("nobody",)),
+        "take 100000000.0 bytes of host memory, and it says 1.0": with_first(host_bytes=1.0),
+        "of 90000000.0": with_first(host_room_bytes=90 * MB),
+        "and it has 500000000.0": with_first(host_room_bytes=1e9),
+        "are said to be on disk only": with_item(preload=replace(item.preload, on_disk=("idle0",))),
+        "and room for 1": with_item(hosts=(replace(item.hosts[0], held=1),)),
+        "and starts with '--max-loras 7'": with_item(hosts=(replace(item.hosts[0], engine_flags="--max-loras 7"),)),
+        "saves more than its bound": with_item(preload=replace(item.preload, bound_s_per_s=0.0)),
+    }
+    for words, each in wrong.items():
+        with pytest.raises(SolverLiedError, match=words):
             verify_plan(problem, each)
+
+
+TIERS = ("gpu", "host")
 
 
 # --- from a request --------------------------------------------------------------------------------------------------
@@ -275,6 +290,23 @@ def test_slots_need_host_memory_for_what_is_in_them(tmp_path):
     # Half of 1 GiB holds 19 adapters of 27 MB: two slots of a replica hold no more.
     assert {host.slots for host in found["small"].adapters[0].hosts} == {16}
     assert math.ceil(40 / 16) == len(found["small"].adapters[0].placement)
+
+
+def test_a_process_waits_as_a_container_with_its_libraries():
+    each = [adapter(f"a{number}", "0.01 req/s") for number in range(3)]
+    each += [adapter(f"i{number}", "0 req/s") for number in range(40)]
+    (item,) = planned([one | {"isolation": "shared-backbone"} for one in each]).plan.adapters
+    (host,) = item.hosts
+    assert host.container_bytes == 1.5e9
+    assert host.engine_flags == ""
+    assert host.host_wait_s < 1 < 4 < host.disk_wait_s
+    for replica in item.placement:
+        n_there = len(replica.adapters) + len(replica.tiers.gpu) + len(replica.tiers.host)
+        assert replica.tiers.host_bytes == pytest.approx(n_there * 1.527e9, rel=0.01)
+        # 85 GiB, half of it: 29 processes.
+        assert n_there <= 29
+    assert sum(len(replica.tiers.host) for replica in item.placement) > 20
+    assert item.preload.on_disk
 
 
 def test_memory_that_nobody_stated_is_assumed_and_said(tmp_path):
