@@ -140,6 +140,7 @@ def question_of(plan: Plan, plan_path: Path) -> Question:
     folder = _folder(made, plan_path)
     current = Path(plan.inputs["current"]) if "current" in plan.inputs else None
     question = read_question(made.document, base_dir=folder, today=made.as_of, strict=False, current=current)
+    question = _of_its_fleet(question, plan, where)
     if plan.proof is not None:
         question = with_found_caps(question, plan.proof)
     for name, digest in question.inputs.get("files", {}).items():
@@ -154,6 +155,20 @@ def question_of(plan: Plan, plan_path: Path) -> Question:
             f"The plan does not fit its request: {error.message}", hint="Plan again.", where=where
         ) from error
     return question
+
+
+def _of_its_fleet(question: Question, plan: Plan, where: Where) -> Question:
+    """Return the question without the services that the plan gives back, which its fleet does not serve."""
+    names = [choice.service for choice in plan.given_back]
+    if not names:
+        return question
+    from planner.planning.giving_back import without  # noqa: PLC0415 - few plans give anything back
+
+    for name in sorted(set(names) - {ask.name for ask in question.scaling if ask.decides}):
+        raise InputError(
+            f"The plan gives back {name}, which its request does not ask for.", hint="Plan again.", where=where
+        )
+    return without(question, names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

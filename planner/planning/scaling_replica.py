@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from planner.domain.adapters import Isolation
+from planner.domain.hardware import EngineConfig
 from planner.domain.precision import kv_cache_bytes, state_bytes
 from planner.domain.scaling import ScaledService, ScalingWay
 from planner.domain.slo import Metric
@@ -32,7 +33,7 @@ from planner.simulate.functions.setting import NOTHING, Functions, Policy, Setti
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from planner.domain.hardware import EngineConfig, GpuSpec
+    from planner.domain.hardware import GpuSpec
     from planner.domain.model import ModelArchitecture
     from planner.domain.pay_per_use import PayPerUse
     from planner.domain.slo import Slo
@@ -58,6 +59,10 @@ class Requests:
     output_tokens: Floats
     duration_s: float
 
+    def at_load(self, load: float) -> Requests:
+        """Return the same requests so many times as close together."""
+        return replace(self, arrival_s=self.arrival_s / load, duration_s=self.duration_s / load)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaKind:
@@ -69,6 +74,7 @@ class ReplicaKind:
     most_batch: int
     """Requests that one replica serves at a time: what its memory holds and the bounds allow."""
     mean_output_tokens: float
+    config: EngineConfig = field(default_factory=EngineConfig)
 
     @property
     def alone_s(self) -> float:
@@ -139,7 +145,12 @@ def replica_kind(
         start=start,
     )
     return ReplicaKind(
-        gpu=gpu.name, n_gpus=n_gpus, setting=setting, most_batch=most, mean_output_tokens=sizes.output_tokens
+        gpu=gpu.name,
+        n_gpus=n_gpus,
+        setting=setting,
+        most_batch=most,
+        mean_output_tokens=sizes.output_tokens,
+        config=config,
     )
 
 
@@ -171,6 +182,15 @@ class Candidate:
     billing: PayPerUse
     """Of a GPU; a replica pays `kind.n_gpus` of them."""
     provision_s: float = 0.0
+
+    def is_of(self, way: ScaledService) -> bool:
+        """Return whether a way in a plan is of this candidate."""
+        config = self.kind.config
+        return (self.way, self.billing.name, self.kind.gpu) == (way.way, way.offer, way.gpu) and (
+            config.precision,
+            config.tensor_parallel,
+            config.pipeline_parallel,
+        ) == (way.precision, way.tensor_parallel, way.pipeline_parallel)
 
     @property
     def usd_per_idle_s(self) -> float:
@@ -365,6 +385,10 @@ def told(outcome: Outcome, requests: Requests) -> ScaledService:
         cold_fraction=float(records.is_cold.mean()),
         mean_replicas=outcome.replay.gpu_s / requests.duration_s,
         price_as_of=dated(outcome.candidate.billing.as_of),
+        most_replicas=outcome.replay.most_machines,
+        precision=outcome.candidate.kind.config.precision,
+        tensor_parallel=outcome.candidate.kind.config.tensor_parallel,
+        pipeline_parallel=outcome.candidate.kind.config.pipeline_parallel,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.domain.scaling import ScaledService, ScalingWay
@@ -47,6 +48,12 @@ def chosen(ways: Sequence[ScaledService]) -> int:
     """Return the position of the cheapest way that meets the objectives, misses at their price; the first of these."""
     met = [index for index, way in enumerate(ways) if way.is_met]
     return min(met, key=lambda index: (ways[index].total_usd_per_hour, index))
+
+
+def best_given_back(ways: Sequence[ScaledService]) -> int:
+    """Return the position of the cheapest way that gives back and holds the objectives; 0 if there is none."""
+    always_on, *others = ways
+    return chosen([replace(always_on, cost_usd_per_hour=math.inf), *others])
 
 
 def dated(as_of: date | None) -> str | None:
