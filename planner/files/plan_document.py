@@ -45,14 +45,14 @@ HEAD = (
 )
 """What a person looks for first stands first; the other fields follow in the order of `Plan`."""
 
-DERIVED = (
-    "cost_usd_per_month",
-    "usd_per_million_output_tokens",
+DERIVED = ("cost_usd_per_month", "usd_per_million_output_tokens")
+"""Fields of the document that follow from others; ignored when a plan is read."""
+DERIVED_OF_GIVEN_BACK = (
     "given_back_usd_per_hour",
     "with_given_back_usd_per_hour",
     "with_given_back_usd_per_month",
 )
-"""Fields of the document that follow from others; ignored when a plan is read."""
+"""The same, only there where services are given back."""
 
 
 def plan_to_document(plan: Plan) -> dict[str, Any]:

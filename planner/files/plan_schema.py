@@ -37,7 +37,7 @@ from planner.errors import InputError, UnsupportedFormatError
 from planner.files.adapter_plan_schema import AdapterPlanDocument
 from planner.files.documents import Document, load_document, validation_error
 from planner.files.parts import Count, NonNegative, Part
-from planner.files.plan_document import DERIVED, KIND, SCHEMA_VERSION
+from planner.files.plan_document import DERIVED, DERIVED_OF_GIVEN_BACK, KIND, SCHEMA_VERSION
 from planner.files.proof_schema import ProofDocument
 from planner.files.robustness_schema import RobustnessDocument
 from planner.files.scaling_schema import FleetWithoutDocument, ScalingChoiceDocument
@@ -535,7 +535,7 @@ class PlanDocument(Part):
     def to_plan(self) -> Plan:
         """Return the domain's plan; the derived fields are dropped."""
         plain = dict(self)
-        for name in ("schema_version", "kind", *DERIVED):
+        for name in ("schema_version", "kind", *DERIVED, *DERIVED_OF_GIVEN_BACK):
             del plain[name]
         parts: dict[str, Any] = {
             "solver": SolverInfo(**dict(self.solver)),

@@ -48,7 +48,8 @@ class ScalingChoiceDocument(Part):
 
     service: str = Field(description="Its name.")
     chosen: Count = Field(
-        description="Position in `ways` of the cheapest that meets the objectives, misses at their price."
+        description="Position in `ways` of the one that the service is kept in: decided with the whole plan, or the"
+        " cheapest that meets the objectives where it is only compared."
     )
     ways: list[ScaledServiceDocument] = Field(min_length=1, description="The plan's own fleet first.")
     requests: Count = Field(description="Requests in the judged half of the trace.")

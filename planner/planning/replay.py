@@ -15,6 +15,12 @@ from planner.domain.disaggregation import Role
 from planner.errors import InputError
 from planner.planning.explain import question_of
 from planner.planning.replay_adapters import Objectives, adapter_outcomes, objectives_of
+from planner.planning.replay_given_back import (
+    check_settings,
+    given_back_notes,
+    given_back_outcomes,
+    no_simulation,
+)
 from planner.planning.replay_outcome import (
     Phase,
     PoolOutcome,
@@ -103,14 +109,22 @@ class Prepared:
 
     def run(self, settings: ReplaySettings) -> Replay:
         """Return how the plan fares."""
+        given_back = tuple(given_back_outcomes(self.question, self.plan, settings))
+        about_them = tuple(given_back_notes(self.question, self.plan, settings))
+        if not self.question.problem.demands:
+            check_settings(settings)
+            return Replay(
+                services=(), phases=(), pools=(), simulation=no_simulation(), notes=about_them, given_back=given_back
+            )
         scene, fleet = self._stage(settings)
         numbers = range(settings.n_replications)
         n_threads = min(settings.n_replications, settings.n_threads or os.cpu_count() or 1)
-        notes = tuple(_notes(self.question, self.plan, scene, fleet, settings))
+        notes = (*_notes(self.question, self.plan, scene, fleet, settings), *about_them)
         with ThreadPoolExecutor(max_workers=n_threads) as pool:  # the event loop does not hold the interpreter
-            return across_replications(
+            found = across_replications(
                 list(pool.map(partial(self._replication, scene, fleet, settings, notes), numbers))
             )
+        return replace(found, given_back=given_back)
 
     def _replication(
         self, scene: Scene, fleet: PlannedFleet, settings: ReplaySettings, notes: tuple[str, ...], number: int
@@ -222,7 +236,14 @@ def prepare(question: Question, plan: Plan, *, traces: Mapping[str, Trace] | Non
     InputError: as `replay`.
     """
     services = [demand.service for demand in question.problem.demands]
-    if not any(item.service in services for item in plan.allocation):
+    given_back = {choice.service for choice in plan.given_back}
+    for name in given_back & set(traces or {}):
+        raise InputError(
+            f"{name} is given back in between: it is replayed on the half of its own trace that judged it.",
+            hint=f"Leave the trace of {name} out.",
+        )
+    is_empty = not services and bool(given_back)
+    if not is_empty and not any(item.service in services for item in plan.allocation):
         raise InputError("The plan rents nothing that serves requests: there is nothing to simulate.")
     if question.replay is None:
         raise InputError(

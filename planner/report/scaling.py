@@ -117,17 +117,21 @@ def _fares_text(way: ScaledService) -> str:
 
 
 def comparison_of_fleets(plan: Plan) -> str:
-    """Return what all sets of services to give back come to in all; empty where nothing was decided."""
-    rows = sorted(plan.fleets_without, key=_in_all)
-    if not rows:
-        return ""
-    shown = [_fleet_text(row) for row in rows[:MOST_FLEETS]]
-    more = f" {len(rows) - MOST_FLEETS} more are in plan.json." if len(rows) > MOST_FLEETS else ""
-    return f"{'; '.join(shown)}.{more}"
+    """Return what the sets of services to give back come to in all; empty where nothing was decided."""
+    texts = list(fleet_texts(plan))
+    more = f" {len(texts) - MOST_FLEETS} more are in plan.json." if len(texts) > MOST_FLEETS else ""
+    return f"{'; '.join(texts[:MOST_FLEETS])}.{more}" if texts else ""
+
+
+def fleet_texts(plan: Plan) -> Iterator[str]:
+    """Yield what each set of services to give back comes to in all: the plan's own, and then the cheapest first."""
+    own = tuple(sorted(choice.service for choice in plan.given_back))
+    rows = sorted(plan.fleets_without, key=lambda row: (row.given_back != own, _in_all(row)))
+    yield from map(_fleet_text, rows)
 
 
 MOST_FLEETS = 4
-"""Sets of services that a report names, the cheapest; plan.json has all."""
+"""Sets of services that a report names; plan.json has all."""
 
 
 def _in_all(row: FleetWithout) -> tuple[float, int]:
