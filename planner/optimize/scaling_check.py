@@ -50,8 +50,8 @@ def _check_totals(plan: Plan, names: tuple[str, ...]) -> None:
     ):
         if stated is None or abs(stated - found) > TOLERANCE * max(found, 1.0):
             _fail(f"{what} costs {found!r} USD/h, and it says {stated!r}")
-    is_repaired = bool(first.reason)  # a fleet whose replay misses may be left for a dearer one that holds
-    if names and not is_repaired and not _total(mine) < _total(first):
+    is_missed = bool(first.reason)  # a fleet that misses in its replay may be left for a dearer one that holds
+    if names and not is_missed and not _total(mine) < _total(first):
         _fail(f"it gives back {names}, which costs {_total(mine)!r} USD/h in all, and always on {_total(first)!r}")
 
 

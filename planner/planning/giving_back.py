@@ -17,7 +17,7 @@ from planner.domain.problem import Limit, ReplicaLoss, Resource, Scope, ShareCap
 from planner.domain.scaling import FleetWithout
 from planner.optimize import Termination, solve, verify_plan
 from planner.optimize.settings import Clock
-from planner.planning.scaling_ways import best_given_back
+from planner.planning.scaling_ways import always_on, best_given_back, chosen
 from planner.units import format_duration
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 MOST_ENUMERATED = 4
 """Services of which all sets are planned for: 15 fleets beside the first."""
 NOT_IN_TIME = "The time limit came before a fleet was planned for every set of services that could be given back."
-MISSES = "The replay of its fleet misses an objective."
+MISSES = "Its fleet misses an objective in the replay."
 INTERRUPTED = "Ctrl-C came before it was decided what to give back: everything is always on."
 
 
@@ -141,7 +141,7 @@ class _Fleets:
                 return math.inf
             problem = problem_without(self.question.problem, names)
             plan = solve(problem, settings=self.clock.settings(), assignment=self.assignment)
-            self.is_interrupted |= plan.solver.termination == Termination.INTERRUPTED.value
+            self.is_interrupted |= _is_interrupted(plan)
             self.plans[names] = plan
         total = self.row(names, self.plans[names]).total_usd_per_hour
         return math.inf if total is None else total
@@ -151,8 +151,8 @@ class _Fleets:
         names = sorted(self.ways)
         if len(names) <= MOST_ENUMERATED:
             for count in range(1, len(names) + 1):
-                for chosen in combinations(names, count):
-                    self.total(frozenset(chosen))
+                for given_back in combinations(names, count):
+                    self.total(frozenset(given_back))
             return
         # One alone may save nothing of an instance that several share, so it begins at both ends.
         self._climb(frozenset())
@@ -172,40 +172,43 @@ class _Fleets:
 
 def decided(
     question: Question,
-    found: tuple[Question, Plan],
+    found: Plan,
     *,
     prove: Callable[[Question, Plan], tuple[Question, Plan]],
     settings: SolverSettings,
     assignment: Assignment,
 ) -> tuple[Question, Plan]:
-    """Return the plan with the services given back that make all of it cheaper, and what its fleet answers.
+    """Return the plan with the services given back that make all of it cheaper, and the question of its fleet.
 
     Parameters
     ----------
     question : with all services.
-    found : what `prove` returned for it: the plan with all of them always on.
+    found : its plan, with all of them always on; not yet proven.
     prove : replays a plan where that is wanted, and returns the one that holds with the question that it answers.
     """
-    choices = {ask.name: ask(found[1]) for ask in question.scaling}
-    decides = [ask.name for ask in question.scaling if ask.decides]
-    positions = {name: position for name in decides if (position := best_given_back(choices[name].ways))}
-    ways = {name: choices[name].ways[position] for name, position in positions.items()}
+    choices = {ask.name: ask(found) for ask in question.scaling}
+    decides = {ask.name for ask in question.scaling if ask.decides}
+    positions = {name: best_given_back(choice.ways) for name, choice in choices.items() if name in decides}
+    ways = {name: choices[name].ways[position] for name, position in positions.items() if position}
     fleets = _Fleets(question=question, ways=ways, clock=Clock(settings), assignment=assignment)
-    fleets.plans[frozenset()] = found[1]
-    fleets.is_interrupted = found[1].solver.termination == Termination.INTERRUPTED.value
+    fleets.plans[frozenset()] = found
+    fleets.is_interrupted = _is_interrupted(found)
     if not fleets.is_interrupted:
         fleets.compare()
+    rows: tuple[FleetWithout, ...] = ()
     if fleets.is_interrupted:
-        return found[0], _interrupted(found[1], choices, decides)
-    names, best, rows = _best(question, fleets, found, prove, settings)
+        names, asked, plan = frozenset[str](), question, _interrupted(found)
+    else:
+        names, (asked, plan), rows = _best(question, fleets, prove, settings.relative_gap)
+    note = INTERRUPTED if fleets.is_interrupted else NOT_IN_TIME if fleets.is_late else ""
     for name, choice in choices.items():
         if name in names:
             choices[name] = replace(choice, chosen=positions[name], is_applied=True)
-        elif name in decides:
-            choices[name] = replace(choice, chosen=0)
-        if fleets.is_late and name in decides:
-            choices[name] = replace(choices[name], notes=(*choices[name].notes, NOT_IN_TIME))
-    asked, plan = best
+        else:
+            own = (always_on(plan, name), *choice.ways[1:])
+            choices[name] = replace(choice, ways=own, chosen=0 if name in decides else chosen(own))
+        if note and name in decides:
+            choices[name] = replace(choices[name], notes=(*choice.notes, note))
     plan = replace(
         plan,
         scale_to_zero=tuple(choices.values()),
@@ -219,40 +222,46 @@ def decided(
 def _best(
     question: Question,
     fleets: _Fleets,
-    found: tuple[Question, Plan],
     prove: Callable[[Question, Plan], tuple[Question, Plan]],
-    settings: SolverSettings,
+    gap: float,
 ) -> tuple[frozenset[str], tuple[Question, Plan], tuple[FleetWithout, ...]]:
-    """Return the services to give back, what is left, and all that was compared; cheapest first, each is proven.
+    """Return the services to give back, the proven plan for the others, and all that was compared.
 
-    A proof only makes a fleet dearer, so the first set whose total is above the best proven one ends the search.
+    A proof only makes a fleet dearer, so sets are proven in the order of their totals until the next one is dearer than
+    the best of these. Giving back has to save more than the gap within which fleets are known.
     """
     nothing: frozenset[str] = frozenset()
-    names, best, least = nothing, found, fleets.total(nothing)
     rows = {each: fleets.row(each, plan, reason=_no_fleet(plan)) for each, plan in fleets.plans.items()}
-    if _misses(found[1]):
-        rows[nothing] = replace(rows[nothing], reason=MISSES)
-    ranked = sorted((fleets.total(each), len(each), sorted(each)) for each in fleets.plans if each)
-    for total, _, members in ranked:
-        is_held = not _misses(best[1])
-        if is_held and not total < least - settings.relative_gap * least:
+
+    def rank(each: frozenset[str]) -> tuple[float, int, list[str]]:
+        total = rows[each].total_usd_per_hour
+        return (math.inf if total is None else total * (1 + gap * bool(each)), len(each), sorted(each))
+
+    names, best, always = nothing, None, None
+    for each in sorted(rows, key=rank):
+        if best is not None and rank(each) > rank(names):
             break
-        each = frozenset(members)
-        if over := _over_budget(question.problem, rows[each]):
+        if rows[each].fleet_usd_per_hour is None:
+            continue
+        if over := _over_budget(question.problem, fleets.plans[each], rows[each]):
             rows[each] = replace(rows[each], reason=over)
             continue
-        proven = prove(without(question, each), fleets.plans[each])
-        rows[each] = fleets.row(each, proven[1])
-        total_now = rows[each].total_usd_per_hour
-        if total_now is None or (_misses(proven[1]) and is_held):
-            rows[each] = replace(rows[each], reason=MISSES)
-        elif not is_held or total_now < least - settings.relative_gap * least:
-            names, best, least = each, proven, total_now
+        asked, plan = prove(without(question, each), fleets.plans[each])
+        always = always if each else (asked, plan)
+        is_missed = plan.proof is not None and not plan.proof.holds
+        rows[each] = fleets.row(each, plan, reason=MISSES if is_missed else "")
+        if not is_missed and (best is None or rank(each) < rank(names)):
+            names, best = each, (asked, plan)
+        if _is_interrupted(plan):
+            names, best = (each, (asked, plan)) if best is None else (names, (best[0], _interrupted(best[1])))
+            break
+    if best is None:  # none holds, so it stays as it is
+        names, best = nothing, always or prove(question, fleets.plans[nothing])
     return names, best, tuple(rows[each] for each in sorted(rows, key=lambda each: (len(each), sorted(each))))
 
 
-def _misses(plan: Plan) -> bool:
-    return plan.proof is not None and not plan.proof.holds
+def _is_interrupted(plan: Plan) -> bool:
+    return plan.solver.termination == Termination.INTERRUPTED.value
 
 
 def _no_fleet(plan: Plan) -> str:
@@ -263,11 +272,11 @@ def _no_fleet(plan: Plan) -> str:
     return "No fleet for the others was found in time."
 
 
-def _over_budget(problem: FleetProblem, row: FleetWithout) -> str:
+def _over_budget(problem: FleetProblem, plan: Plan, row: FleetWithout) -> str:
     """Return which budget of the whole fleet does not hold with what is given back; empty where all do."""
-    spent = (row.fleet_usd_per_hour or 0.0) + row.given_back_usd_per_hour
+    spent = (plan.cost_usd_per_hour or 0.0) + row.given_back_usd_per_hour
     for limit in problem.limits:
-        if _is_budget(limit) and spent > limit.bound * (1 + 1e-9):
+        if row.given_back and _is_budget(limit) and spent > limit.bound * (1 + 1e-9):
             return f"The limit {limit.name} does not hold with what is given back."
     return ""
 
@@ -276,13 +285,9 @@ def _is_budget(limit: Limit) -> bool:
     return limit.resource is Resource.USD_PER_HOUR and limit.scope == Scope()
 
 
-def _interrupted(plan: Plan, choices: Mapping[str, ScalingChoice], decides: Collection[str]) -> Plan:
-    told = (
-        replace(choice, chosen=0, notes=(*choice.notes, INTERRUPTED)) if name in decides else choice
-        for name, choice in choices.items()
-    )
+def _interrupted(plan: Plan) -> Plan:
     stopped = replace(plan.solver, termination=Termination.INTERRUPTED.value)
-    return replace(plan, status=PlanStatus.FEASIBLE, solver=stopped, scale_to_zero=tuple(told))
+    return replace(plan, status=PlanStatus.FEASIBLE, solver=stopped)
 
 
 def _assumptions(choices: Collection[ScalingChoice]) -> Iterator[str]:
