@@ -44,10 +44,8 @@ def check_scaling_request(request: PlanRequest) -> None:
 
 
 def _check_decision(request: PlanRequest, service: Service, *, at_field: str) -> None:
-    """Refuse to give a service back where more than the price of a fleet decides."""
+    """Refuse to give a service back where not the price of a fleet alone decides."""
     constraints = request.constraints
-    carbon = constraints.carbon
-    sites = request.catalog.sites.values()
     reasons = {
         "the plan is to have least of more than its cost": any(
             set(stage) != {Measure.COST} for stage in request.objective.minimise
@@ -58,8 +56,8 @@ def _check_decision(request: PlanRequest, service: Service, *, at_field: str) ->
             constraints.survive or constraints.spare_replicas or service.spare_replicas
         ),
         "traffic between regions has a price (catalog.egress)": request.catalog.egress is not None,
-        "electricity or emissions have a price": any(site.energy_price for site in sites)
-        or bool(carbon is not None and carbon.price),
+        "energy or emissions are limited or have a price": bool(constraints.carbon or constraints.energy)
+        or any(site.energy_price for site in request.catalog.sites.values()),
     }
     for reason, applies in reasons.items():
         if applies:
