@@ -269,6 +269,17 @@ def test_the_fleet_that_is_left_has_to_hold_in_its_replay(mixed, repo):
     assert found(lambda asked_of, made: (asked_of, replace(made, proof=SimpleNamespace(holds=False))))[0] == []
     assert found(lambda asked_of, made: (asked_of, made))[0] == ["legal", "notes"]
 
+    def dearer(asked_of, made):
+        """The fewer services are left, the less room their proof asks for."""
+        room = (0.0, 0.6, 3.0, 5.0)[len(asked_of.problem.demands)]
+        asked_of = replace(asked_of, problem=replace(asked_of.problem, headroom_fraction=room))
+        proven.append(len(asked_of.problem.demands))
+        return asked_of, solve(asked_of.problem, settings=settings, assignment=free)
+
+    proven = []
+    assert found(dearer)[0] == ["legal", "notes"]
+    assert proven[:2] == [1, 2]  # the next one looked cheaper than the first one's proof came to
+
 
 # --- what follows ----------------------------------------------------------------------------------------------------
 
