@@ -116,7 +116,7 @@ def answer(
     """Return the plan for `question` with its baselines, or with the conflicts that leave none."""
     found = solve(question.problem, settings=settings, assignment=assignment)
     prove = partial(_proven, settings=settings, assignment=assignment, verify=verify, on_round=on_round)
-    if question.scaling and found.cost_usd_per_hour is not None:
+    if question.scaling and found.status is not PlanStatus.UNKNOWN:
         from planner.planning.giving_back import decided  # noqa: PLC0415 - only those who ask pay for it
 
         question, found = decided(question, found, prove=prove, settings=settings, assignment=assignment)

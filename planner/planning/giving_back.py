@@ -183,11 +183,13 @@ def decided(
     Parameters
     ----------
     question : with all services.
-    found : its plan, with all of them always on; not yet proven.
+    found : its plan, with all of them always on, not yet proven; or an infeasible one.
     prove : replays a plan where that is wanted, and returns the one that holds with the question that it answers.
     """
-    choices = {ask.name: ask(found) for ask in question.scaling}
     decides = {ask.name for ask in question.scaling if ask.decides}
+    if found.cost_usd_per_hour is None and not decides:
+        return question, found
+    choices = {ask.name: ask(found) for ask in question.scaling}
     positions = {name: best_given_back(choice.ways) for name, choice in choices.items() if name in decides}
     ways = {name: choices[name].ways[position] for name, position in positions.items() if position}
     fleets = _Fleets(question=question, ways=ways, clock=Clock(settings), assignment=assignment)
@@ -209,6 +211,8 @@ def decided(
             choices[name] = replace(choice, ways=own, chosen=0 if name in decides else chosen(own))
         if note and name in decides:
             choices[name] = replace(choices[name], notes=(*choice.notes, note))
+    if plan.cost_usd_per_hour is None:
+        return question, found  # and what stands in its way is another matter
     plan = replace(
         plan,
         scale_to_zero=tuple(choices.values()),

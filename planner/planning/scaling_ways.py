@@ -24,7 +24,10 @@ LEARNT, CLOUDS = "learnt", "as the cloud keeps it"
 
 
 def always_on(plan: Plan, service: str) -> ScaledService:
-    """Return what the plan's own fleet costs for one service; it holds the objectives, as far as the plan says."""
+    """Return what the plan's own fleet costs for one service; it holds the objectives, as far as the plan says.
+
+    An infeasible plan has none, which meets nothing.
+    """
     mine = [row for row in plan.allocation if row.service == service]
     return ScaledService(
         way=ScalingWay.ALWAYS_ON,
@@ -35,7 +38,7 @@ def always_on(plan: Plan, service: str) -> ScaledService:
         keep_alive_s=None,
         cost_usd_per_hour=math.fsum(row.cost_usd_per_hour for row in mine),
         missed_usd_per_hour=0.0,
-        is_met=True,
+        is_met=plan.cost_usd_per_hour is not None,
         attainment=None,
         ttft_p50_s=None,
         ttft_p99_s=None,
@@ -45,15 +48,18 @@ def always_on(plan: Plan, service: str) -> ScaledService:
 
 
 def chosen(ways: Sequence[ScaledService]) -> int:
-    """Return the position of the cheapest way that meets the objectives, misses at their price; the first of these."""
+    """Return the position of the cheapest way that meets the objectives, misses at their price; the first of these.
+
+    It is 0, always on, where none does.
+    """
     met = [index for index, way in enumerate(ways) if way.is_met]
-    return min(met, key=lambda index: (ways[index].total_usd_per_hour, index))
+    return min(met, key=lambda index: (ways[index].total_usd_per_hour, index), default=0)
 
 
 def best_given_back(ways: Sequence[ScaledService]) -> int:
     """Return the position of the cheapest way that gives back and holds the objectives; 0 if there is none."""
     always_on, *others = ways
-    return chosen([replace(always_on, cost_usd_per_hour=math.inf), *others])
+    return chosen([replace(always_on, is_met=False), *others])
 
 
 def dated(as_of: date | None) -> str | None:

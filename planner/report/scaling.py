@@ -143,7 +143,7 @@ def _fleet_text(row: FleetWithout) -> str:
     names = f"{', '.join(map(clean, row.given_back))} given back" if row.given_back else "all always on"
     why = f" ({clean(row.reason).rstrip('.')})" if row.reason else ""
     if row.total_usd_per_hour is None:
-        return f"{names}: no fleet for the others{why}"
+        return f"{names}: no fleet{why}"
     missed = f" + {price(row.missed_usd_per_hour)} for misses" if row.missed_usd_per_hour else ""
     beside = f" = {price(row.fleet_usd_per_hour or 0.0)} + {price(row.given_back_usd_per_hour)}{missed}"
     return f"{names} {price(row.total_usd_per_hour)}{beside if row.given_back else ''} USD/h{why}"
@@ -156,7 +156,8 @@ def scaling_texts(plan: Plan) -> Iterator[str]:
         always_on, *others = choice.ways
         groups = groupby(others, key=lambda way: (way.way, way.offer))
         shown = "".join(f" {_group_text(way, offer, list(found))}." for (way, offer), found in groups)
-        yield f"{clean(choice.service)}: always on {_usd(always_on)}.{shown} {_choice_text(plan, choice)}{notes}"
+        always = f"always on {_usd(always_on)}" if always_on.is_met else "no fleet has all services always on"
+        yield f"{clean(choice.service)}: {always}.{shown} {_choice_text(plan, choice)}{notes}"
 
 
 def _usd(way: ScaledService) -> str:
@@ -202,7 +203,9 @@ def _why_always_on(plan: Plan, row: FleetWithout) -> str:
     """Return what the fleet would come to without one service, beside what it costs to give that back."""
     if row.fleet_usd_per_hour is None:
         return "no fleet is left for the others"
-    now = price(plan.fleets_without[0].fleet_usd_per_hour or 0.0)
+    if plan.fleets_without[0].fleet_usd_per_hour is None:
+        return "it was others that had to leave the fleet"
+    now = price(plan.fleets_without[0].fleet_usd_per_hour)
     way = price(row.given_back_usd_per_hour + row.missed_usd_per_hour)
     fleet = price(row.fleet_usd_per_hour)
     return f"without it the fleet costs {fleet} instead of {now} USD/h, and the cheapest way that holds {way}"

@@ -510,3 +510,21 @@ def test_services_with_adapters_are_given_back_too(planned, repo, tmp_path):
     assert any("whatever the load" in text for text in given_back_notes(question, found, ReplaySettings(load=2.0)))
     assert found.adapters == ()
     assert {item.service for item in found.allocation} == {"notes"}
+
+
+def test_a_quota_that_holds_no_fleet_may_hold_one_for_the_others(planned):
+    both, few = (
+        (THREE[0], service("notes")),
+        {"bundled": False, "owned": [OWNED_PAIR["owned"][0] | {"gpus_per_instance": 1}]},
+    )
+    few["owned"][0]["count"] = 1
+    result = planned(asked(*both, catalog=few))
+    found = result.plan
+    assert [choice.service for choice in found.given_back] == ["legal"]
+    assert found.fleets_without[0].fleet_usd_per_hour is None
+    assert "all always on: no fleet (Limits and rules leave no fleet" in result.to_markdown()
+    assert "no fleet has all services always on" in result.to_markdown()
+    cheap = planned(asked(*both, catalog=few, constraints={"budget": "0.45 USD/h"})).plan
+    assert cheap.status is PlanStatus.INFEASIBLE  # the fleet costs 0.40, and what is given back more than the rest
+    assert cheap.scale_to_zero == ()
+    assert cheap.conflicts
