@@ -117,7 +117,7 @@ def explain(
     question = question_of(plan, plan_path or Path(DEFAULT_PLAN_NAME))
     refuse_adapters(question.problem, "explained")
     cost, binding, given_back = plan.cost_usd_per_hour, plan.binding, tuple(fleet_texts(plan))
-    if not question.problem.demands:
+    if not question.problem.demands and not question.problem.jobs:
         return Explanation(
             cost_usd_per_hour=cost,
             binding=binding,

@@ -113,8 +113,9 @@ class Prepared:
         about_them = tuple(given_back_notes(self.question, self.plan, settings))
         if not self.question.problem.demands:
             check_settings(settings)
+            notes = (*about_them, *_job_notes(self.plan))
             return Replay(
-                services=(), phases=(), pools=(), simulation=no_simulation(), notes=about_them, given_back=given_back
+                services=(), phases=(), pools=(), simulation=no_simulation(), notes=notes, given_back=given_back
             )
         scene, fleet = self._stage(settings)
         numbers = range(settings.n_replications)
@@ -292,12 +293,7 @@ def _notes(
     """Yield what was replayed of the plan, and what was not."""
     horizon = question.problem.horizon
     yield from scene_notes(scene, None if horizon is None else horizon.step_s)
-    if plan.jobs:
-        names = ", ".join(job.job for job in plan.jobs)
-        yield (
-            f"Work with a deadline ({names}) is not replayed: the services run alone, as if work beside their requests "
-            "took nothing from them."
-        )
+    yield from _job_notes(plan)
     if plan.unserved:
         yield "Requests that the plan leaves unserved are turned away at random, by the share of their size."
     for name, known in scene.adapters.items():
@@ -319,3 +315,12 @@ def _notes(
         yield f"Never reclaimed here, as it is not known how often they are: {', '.join(unknown)}."
     if any(math.isinf(event.end_s) for event in settings.events) and settings.n_replications == 1:
         yield "What happens at random happens once here; --replications shows what it may come to."
+
+
+def _job_notes(plan: Plan) -> Iterator[str]:
+    if plan.jobs:
+        names = ", ".join(job.job for job in plan.jobs)
+        yield (
+            f"Work with a deadline ({names}) is not replayed: the services run alone, as if work beside their requests "
+            "took nothing from them."
+        )

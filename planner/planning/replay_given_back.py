@@ -106,7 +106,7 @@ def check_settings(settings: ReplaySettings) -> None:
     for option, value in asked.items():
         if value:
             raise InputError(
-                f"{option} is about the plan's fleet, and that is empty: every service is given back.",
+                f"{option} is about the plan's fleet, and that serves nobody: every service is given back.",
                 hint=f"Leave {option} out.",
             )
 

@@ -402,7 +402,7 @@ def test_what_is_given_back_is_replayed_by_what_judged_it(planned, repo, tmp_pat
     assert legal.found.cost_usd_per_hour < twice.cost_usd_per_hour < 2 * legal.found.cost_usd_per_hour
     from planner.simulate.events import parse_event
 
-    with pytest.raises(InputError, match="--event is about the plan's fleet, and that is empty"):
+    with pytest.raises(InputError, match="--event is about the plan's fleet, and that serves nobody"):
         replayed(events=(parse_event("1min-2min: load x 2"),))
     assert explain(found, plan_path=path).given_back
 
@@ -528,3 +528,28 @@ def test_a_quota_that_holds_no_fleet_may_hold_one_for_the_others(planned):
     assert cheap.status is PlanStatus.INFEASIBLE  # the fleet costs 0.40, and what is given back more than the rest
     assert cheap.scale_to_zero == ()
     assert cheap.conflicts
+
+
+def test_work_with_a_deadline_stays_where_its_service_is_given_back(planned, repo, tmp_path):
+    batch = {
+        "name": "batch",
+        "model": "llama-2-7b",
+        "parallelism": {"tp": [1]},
+        "workload": {"constant": {"input_tokens": 500, "output_tokens": 100}},
+        "requests": 1000,
+        "deadline": "8h",
+    }
+    beside = planned(asked(service("legal", scale={}), deferrable=[batch])).plan
+    assert beside.given_back == ()  # its idle replica does the work, which would need one of its own
+    assert beside.fleets_without[1].fleet_usd_per_hour == pytest.approx(beside.cost_usd_per_hour)
+    result = planned(asked(service("legal", scale={}), deferrable=[batch | {"harvest": "never"}]))
+    found = result.plan
+    assert [choice.service for choice in found.given_back] == ["legal"]
+    assert {item.service for item in found.allocation} == {"batch"}
+    assert found.fleets_without[1].fleet_usd_per_hour == found.cost_usd_per_hour > 0
+    path = tmp_path / "plan.json"
+    document = json.loads(result.to_json())
+    document["inputs"]["request_path"] = str(repo / "examples" / "none.yaml")
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert any("batch" in note for note in replay(read_plan(path), plan_path=path).notes)
+    assert explain(read_plan(path), plan_path=path).given_back
