@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FILE = "pay_per_use.csv"
 REQUIRED_COLUMNS = ("provider", "gpu")
 OPTIONAL_COLUMNS = (
-    *("usd_per_gpu_s", "usd_per_request", "step_s", "minimum_s", "bills_idle", "keep_alive_s"),
+    *("usd_per_gpu_s", "usd_per_request", "step_s", "minimum_s", "bills_idle", "bills_container_start", "keep_alive_s"),
     *("as_of", "source", "notes"),
 )
 EXAMPLE = "provider,gpu,usd_per_gpu_s,step_s\nacme,L40S,0.0005,1"
@@ -126,7 +126,7 @@ def _offer(row: Row, gpus: GpuCatalog) -> PayPerUse:
         raise InputError(
             "The row has no price.", hint="Give usd_per_gpu_s, usd_per_request or both.", where=row.at("usd_per_gpu_s")
         )
-    bills_idle = TRUTH[row.choice("bills_idle", TRUTH)] if row.cells.get("bills_idle") else True
+    bills_idle = _is_billed(row, "bills_idle")
     keep_alive_s = row.optional_number("keep_alive_s")
     if not bills_idle and keep_alive_s is None:
         raise InputError(
@@ -143,8 +143,13 @@ def _offer(row: Row, gpus: GpuCatalog) -> PayPerUse:
         step_s=row.optional_number("step_s") or 0.0,
         minimum_s=row.optional_number("minimum_s") or 0.0,
         bills_idle=bills_idle,
+        bills_container_start=_is_billed(row, "bills_container_start"),
         keep_alive_s=keep_alive_s,
         as_of=row.optional_date("as_of"),
         source=row.cells.get("source", ""),
         notes=join_notes(row.cells.get("notes", ""), gpu.note),
     )
+
+
+def _is_billed(row: Row, column: str) -> bool:
+    return TRUTH[row.choice(column, TRUTH)] if row.cells.get(column) else True

@@ -82,9 +82,10 @@ def rules_table(rules: RuleTable) -> Table:
 
 def ways_lines(found: Comparison, n_adapters: int) -> list[str]:
     """Return who was judged, and which way is cheapest."""
+    asked = f"{found.target_fraction:.1%} have to be" if found.target_fraction else "means have to be"
     judged = (
         f"{found.n_requests:,} requests for {n_adapters} adapters in {format_duration(found.duration_s)};"
-        f" {found.target_fraction:.1%} have to be within their SLOs."
+        f" {asked} within their SLOs."
     )
     best = found.cheapest
     if best is None:

@@ -1,4 +1,4 @@
-"""A GPU that is paid while a container holds it: what serverless clouds sell."""
+"""A GPU that is paid while it is held: containers of serverless clouds, and machines that are given back."""
 
 from __future__ import annotations
 
@@ -12,6 +12,43 @@ if TYPE_CHECKING:
     from datetime import date
 
     from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BillingRule:
+    """How a cloud counts the time of a machine that is rented for a while."""
+
+    provider: str
+    instance_prefix: str = ""
+    """Of the instance types that it is the rule of; empty = of all others."""
+    minimum_s: float = 0.0
+    """Least that is billed for each time a machine is held."""
+    step_s: float = 0.0
+    """Time is rounded up to whole steps; 0 = not rounded."""
+    as_of: date | None = None
+    source: str = ""
+    notes: str = ""
+
+    def billed_s(self, held_s: ArrayLike) -> NDArray[np.float64]:
+        """Return the seconds that are billed for machines that were held so long, shape of `held_s`."""
+        return billed_s(held_s, minimum_s=self.minimum_s, step_s=self.step_s)
+
+
+def billed_s(held_s: ArrayLike, *, minimum_s: float, step_s: float) -> NDArray[np.float64]:
+    """Return the seconds that are billed for what was held so long, shape of `held_s`.
+
+    Examples
+    --------
+    >>> billed_s([0.5, 12.0, 12.2], minimum_s=10.0, step_s=1.0).tolist()
+    [10.0, 12.0, 13.0]
+    """
+    held = np.maximum(np.asarray(held_s, dtype=np.float64), minimum_s)
+    if step_s == 0:
+        return held
+    steps = held / step_s
+    whole = np.rint(steps)  # 0.3 s are three steps of 0.1 s, whatever their floats say
+    is_whole = np.isclose(steps, whole, rtol=1e-12, atol=1e-9)
+    return np.asarray(np.where(is_whole, whole, np.ceil(steps)) * step_s, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +67,8 @@ class PayPerUse:
     """Least that is billed for each time a container is held."""
     bills_idle: bool = True
     """Whether a container that waits for the next request is paid."""
+    bills_container_start: bool = True
+    """Whether the time until a container runs is paid; what it loads from then on always is."""
     keep_alive_s: float | None = None
     """How long the cloud keeps an idle container; None = as its user says."""
     as_of: date | None = None
@@ -50,25 +89,18 @@ class PayPerUse:
             raise ValueError(msg)
 
     def billed_s(self, held_s: ArrayLike) -> NDArray[np.float64]:
-        """Return the seconds that are billed for containers that were held so long, shape of `held_s`.
+        """Return the seconds that are billed for containers that were held so long, shape of `held_s`."""
+        return billed_s(held_s, minimum_s=self.minimum_s, step_s=self.step_s)
 
-        Examples
-        --------
-        >>> offer = PayPerUse(name="a/L4", provider="a", gpu="L4", usd_per_gpu_s=1e-4, step_s=1.0, minimum_s=10.0)
-        >>> offer.billed_s([0.5, 12.0, 12.2]).tolist()
-        [10.0, 12.0, 13.0]
-        """
-        held = np.maximum(np.asarray(held_s, dtype=np.float64), self.minimum_s)
-        if self.step_s == 0:
-            return held
-        steps = held / self.step_s
-        whole = np.rint(steps)  # 0.3 s are three steps of 0.1 s, whatever their floats say
-        return np.asarray(
-            np.where(np.isclose(steps, whole, rtol=1e-12, atol=1e-9), whole, np.ceil(steps)) * self.step_s,
-            dtype=np.float64,
-        )
-
-    def cost_usd(self, held_s: ArrayLike, *, n_requests: int, used_s: float, gpus_per_container: int = 1) -> float:
+    def cost_usd(
+        self,
+        held_s: ArrayLike,
+        *,
+        n_requests: int,
+        used_s: float,
+        gpus_per_container: int = 1,
+        container_start_s: ArrayLike = 0.0,
+    ) -> float:
         """Return what containers cost.
 
         Parameters
@@ -76,6 +108,9 @@ class PayPerUse:
         held_s : how long each was held, from the moment that it began to start, shape (containers,).
         used_s : time in which they started or served, of all together: what is billed where idle time is not, without
             rounding.
+        container_start_s : how much of `held_s` went by until the container ran, shape of `held_s` or one number.
         """
-        seconds = float(self.billed_s(held_s).sum()) if self.bills_idle else used_s
+        held = np.asarray(held_s, dtype=np.float64)
+        free = np.broadcast_to(0.0 if self.bills_container_start else np.asarray(container_start_s), held.shape)
+        seconds = float(self.billed_s(held - free).sum()) if self.bills_idle else used_s - float(free.sum())
         return self.usd_per_gpu_s * gpus_per_container * seconds + self.usd_per_request * n_requests

@@ -53,6 +53,10 @@ class ScaledService:
     """Held on average; machines where adapters share."""
     price_as_of: str | None = None
     """Date of the offer's price; None = the plan's own fleet, or not known."""
+    learnt_usd_per_hour: float | None = None
+    """What it cost on the half that it was learnt on, misses at their price; None = not played there."""
+    is_safe: bool | None = None
+    """Whether every objective held there with room for chance; None = not played there."""
     keep_alive_by_adapter_s: Mapping[str, float] = field(default_factory=dict)
     """How long each adapter's idle process is kept, where that was learnt for each."""
     most_replicas: int | None = None
@@ -70,7 +74,7 @@ class ScaledService:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingChoice:
-    """The ways to keep one service, and the cheapest of those that meet its objectives."""
+    """The ways to keep one service, and which is chosen: by what was learnt, unless the judged half vetoes it."""
 
     service: str
     chosen: int
@@ -79,6 +83,8 @@ class ScalingChoice:
     requests: int
     """In the judged half."""
     judged_s: float
+    vetoed: tuple[int, ...] = ()
+    """Positions of the ways that were preferred to the chosen one, and that the judged half spoke against."""
     notes: tuple[str, ...] = ()
     """What was not compared, and why."""
     is_applied: bool = False
@@ -102,12 +108,19 @@ class FleetWithout:
     """Expected, of the cheapest ways that hold the objectives of those that are given back."""
     missed_usd_per_hour: float
     """What the requests are worth that miss an objective there."""
+    learnt_usd_per_hour: float
+    """What is given back cost on the halves that it was learnt on, misses at their price: sets are ranked by that."""
     reason: str = ""
     """Why it was not taken although it may look cheapest; empty where the totals say it."""
 
     @property
     def total_usd_per_hour(self) -> float | None:
-        """All of it: what was compared; None without a fleet."""
+        """All of it where it was judged; None without a fleet."""
         if self.fleet_usd_per_hour is None:
             return None
         return self.fleet_usd_per_hour + self.given_back_usd_per_hour + self.missed_usd_per_hour
+
+    @property
+    def learnt_total_usd_per_hour(self) -> float | None:
+        """All of it where it was learnt; None without a fleet."""
+        return None if self.fleet_usd_per_hour is None else self.fleet_usd_per_hour + self.learnt_usd_per_hour

@@ -33,6 +33,12 @@ class ScaledServiceDocument(Part):
     price_as_of: str | None = Field(
         None, description="Date of the offer's price; null = not known, or the plan's own fleet."
     )
+    learnt_usd_per_hour: NonNegative | None = Field(
+        None, description="Cost on the half that it was learnt on, misses at their price; null = not played there."
+    )
+    is_safe: bool | None = Field(
+        None, description="Whether every objective held there with room for chance; null = not played there."
+    )
     keep_alive_by_adapter_s: dict[str, NonNegative] = Field(
         default_factory=dict,
         description="Adapter -> how long its idle process is kept, where that was learnt for each.",
@@ -48,12 +54,18 @@ class ScalingChoiceDocument(Part):
 
     service: str = Field(description="Its name.")
     chosen: Count = Field(
-        description="Position in `ways` of the one that the service is kept in: decided with the whole plan, or the"
-        " cheapest that meets the objectives where it is only compared."
+        description="Position in `ways` of the one that the service is kept in: that of the plan, or where it is only"
+        " compared the cheapest on the half that was learnt from, misses at their price, of those that held the"
+        " objectives there with room for chance and that the judged half does not speak against.",
     )
     ways: list[ScaledServiceDocument] = Field(min_length=1, description="The plan's own fleet first.")
     requests: Count = Field(description="Requests in the judged half of the trace.")
     judged_s: NonNegative = Field(description="How long that half is.")
+    vetoed: list[Count] = Field(
+        default_factory=list,
+        description="Positions of ways that went before the chosen one, and that missed an objective in the judged"
+        " half, or where it is only compared cost more than always on there.",
+    )
     notes: list[str] = Field(default_factory=list, description="What was not compared, and why.")
     is_applied: bool = Field(
         False, description="Whether the plan gives the service back as chosen; its fleet does not serve it then."
@@ -61,8 +73,9 @@ class ScalingChoiceDocument(Part):
 
     @model_validator(mode="after")
     def _a_way_is_chosen(self) -> ScalingChoiceDocument:
-        if self.chosen >= len(self.ways):
-            raise InputError(f"chosen is {self.chosen}, and there are {len(self.ways)} ways.")
+        for name, position in [("chosen", self.chosen), *(("vetoed", position) for position in self.vetoed)]:
+            if position >= len(self.ways):
+                raise InputError(f"{name} is {position}, and there are {len(self.ways)} ways.")
         if self.is_applied and self.ways[self.chosen].way is ScalingWay.ALWAYS_ON:
             raise InputError(f"{self.service} is given back, and the way that is chosen is always on.")
         return self
@@ -70,7 +83,7 @@ class ScalingChoiceDocument(Part):
     def to_choice(self) -> ScalingChoice:
         """Return the domain's form."""
         ways = tuple(ScaledService(**dict(way)) for way in self.ways)
-        return ScalingChoice(**(dict(self) | {"ways": ways, "notes": tuple(self.notes)}))
+        return ScalingChoice(**(dict(self) | {"ways": ways, "vetoed": tuple(self.vetoed), "notes": tuple(self.notes)}))
 
 
 class FleetWithoutDocument(Part):
@@ -82,6 +95,10 @@ class FleetWithoutDocument(Part):
     )
     given_back_usd_per_hour: NonNegative = Field(description="Expected cost of what is given back.")
     missed_usd_per_hour: NonNegative = Field(description="Worth of the requests that miss an objective there.")
+    learnt_usd_per_hour: NonNegative = Field(
+        description="Cost of what is given back on the halves that it was learnt on, misses at their price: sets are"
+        " ranked by it and the fleet."
+    )
     reason: str = Field("", description="Why it was not taken, where the totals do not say it.")
 
     def to_fleet(self) -> FleetWithout:

@@ -47,6 +47,7 @@ def _check_totals(plan: Plan, names: tuple[str, ...]) -> None:
         ("its fleet", mine.fleet_usd_per_hour, fleet),
         ("what it gives back", mine.given_back_usd_per_hour, math.fsum(way.cost_usd_per_hour for way in ways)),
         ("what misses", mine.missed_usd_per_hour, math.fsum(way.missed_usd_per_hour for way in ways)),
+        ("what was learnt", mine.learnt_usd_per_hour, math.fsum(way.learnt_usd_per_hour or 0.0 for way in ways)),
     ):
         if stated is None or abs(stated - found) > TOLERANCE * max(found, 1.0):
             _fail(f"{what} costs {found!r} USD/h, and it says {stated!r}")

@@ -147,6 +147,8 @@ def answer(
         jobs = (replace(job, extra_usd_per_hour=extra.get(job.job)) for job in found.jobs)
         found = replace(found, jobs=tuple(jobs))
     found = with_alternatives(question.problem, found, settings, assignment)
+    if question.scaling_warnings is not None:
+        found = replace(found, warnings=(*found.warnings, *question.scaling_warnings(found.scale_to_zero)))
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
     return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
 

@@ -26,7 +26,7 @@ from planner.errors import InputError
 from planner.files.bundled import bundled_sha256
 from planner.files.request.constraints import LARGEST_INSTANCES
 from planner.planning.adapters import adapter_assumptions, check_adapter_request, hostings, room_of
-from planner.planning.catalog import owned_offers, read_catalog
+from planner.planning.catalog import SECONDS_PER_DAY, owned_offers, read_catalog
 from planner.planning.deferrable import PreparedJob, job_assumptions, own_options, prepare_jobs
 from planner.planning.disaggregation import check_engines, disaggregation_assumptions, handover_of, stages
 from planner.planning.egress import egress_assumptions, egress_of, slos_from
@@ -50,6 +50,7 @@ from planner.planning.power_caps import capped_configs, check_power_caps, power_
 from planner.planning.question import AdapterSource, Question, ReplaySource
 from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
+from planner.planning.scaling_prices import PriceAges
 from planner.planning.scaling_request import check_scaling_request, scaling_assumptions
 from planner.planning.services import PreparedService, prepare_service
 from planner.planning.spot import availability, recovery_time_s, spot_assumptions, with_reclaims
@@ -391,6 +392,8 @@ def fleet_question(
         files[name] = digest
         prepared = replace(prepared, change=change)
     slos = {service.name: tuple(service.slo) for service in request.services}
+    max_age_days = request.catalog.max_price_age / SECONDS_PER_DAY
+    prices = PriceAges(today=today, max_age_days=max_age_days, is_strict=strict)
     return Question(
         problem=prepared.problem(slos),
         name=request.name,
@@ -421,11 +424,12 @@ def fleet_question(
         ),
         problem_with_all_bounds=partial(problem_with_all_bounds, prepared, slos),
         disaggregation=disaggregation_ways_out(prepared, slos),
-        scaling=_scaling(prepared, request, base_dir),
+        scaling=_scaling(prepared, request, base_dir, prices),
+        scaling_warnings=prices.warnings,
     )
 
 
-def _scaling(prepared: Prepared, request: PlanRequest, base_dir: Path) -> tuple[ScalingAsk, ...]:
+def _scaling(prepared: Prepared, request: PlanRequest, base_dir: Path, prices: PriceAges) -> tuple[ScalingAsk, ...]:
     if all(service.scale_to_zero is None for service in request.services):
         return ()
     from planner.planning.scaling import scaling_asks  # noqa: PLC0415 - the replay takes a third of a second to import
@@ -436,6 +440,7 @@ def _scaling(prepared: Prepared, request: PlanRequest, base_dir: Path) -> tuple[
         prepared.offers,
         gpus=prepared.gpus,
         params=prepared.params,
+        prices=prices,
         base_dir=base_dir,
     )
 

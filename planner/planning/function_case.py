@@ -15,6 +15,7 @@ from planner.errors import InputError
 from planner.optimize.preload import Tier
 from planner.planning.estimate import estimate_questions
 from planner.planning.estimate_points import Question
+from planner.planning.function_objectives import Objectives, objectives_of, steering_bounds_s
 from planner.profilers.adapter_batching import BatchLatency
 from planner.profilers.adapters import Adapters
 from planner.profilers.roofline import misfit, replica_memory
@@ -24,14 +25,13 @@ from planner.simulate.functions.setting import Functions, Setting, StartTimes
 from planner.workload.popularity import Popularity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from planner.domain.adapters import Adapter
     from planner.domain.hardware import GpuSpec
     from planner.domain.model import ModelArchitecture
     from planner.domain.slo import Slo
     from planner.profilers.efficiency import EstimatorParams
-    from planner.simulate.steps import Floats
 
 ENGINE = EngineConfig(engine="vllm", engine_version="current")
 MOST_BATCH = 8
@@ -65,6 +65,16 @@ class FunctionCase:
     """The most that adapters may share: what the strictest of them asks for."""
     isolated_by: str = ""
     """The first adapter that asks for it."""
+    stated: Objectives | None = None
+    """What requests are judged by; None = by the bounds of `functions`, `target_fraction` of them."""
+
+    @property
+    def objectives(self) -> Objectives:
+        """What requests are judged by."""
+        if self.stated is not None:
+            return self.stated
+        bounds = {Metric.TTFT: self.functions.ttft_bound_s, Metric.TPOT: self.functions.tpot_bound_s}
+        return Objectives(bounds_s=bounds, target_fraction=self.target_fraction, mean_bounds_s={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +117,7 @@ def function_case(
 
     Raises
     ------
-    InputError: if the model does not fit the GPU, an adapter is merged or has a trace, or an objective is of a kind
-        that is not judged here.
+    InputError: if the model does not fit the GPU, an adapter is merged or has a trace, or one has no objective.
     """
     for adapter in adapters:
         if adapter.is_merged:
@@ -140,21 +149,24 @@ def function_case(
         decode=alone[1],
         start=start,
     )
-    bounds, target = _bounds(adapters, slos)
+    objectives = objectives_of(adapters, slos)
+    later_s = 0.0 if alone[1] is None else alone[1].first_s
+    ttft_s, tpot_s = steering_bounds_s(objectives, first_s=alone[0].first_s, later_s=later_s)
     strictest = max(adapters, key=lambda adapter: STRICTNESS.index(adapter.isolation))
     return FunctionCase(
         functions=Functions(
             adapter_bytes=np.array(own),
             rate_rps=np.array([adapter.rate_rps or 0.0 for adapter in adapters]),
-            ttft_bound_s=bounds[Metric.TTFT],
-            tpot_bound_s=bounds[Metric.TPOT],
+            ttft_bound_s=ttft_s,
+            tpot_bound_s=tpot_s,
         ),
         setting=setting,
         pool_setting=replace(setting, prefill=together[0], decode=together[1]),
         request_kv_bytes=request_bytes,
         most_batch=most_batch,
         output_tokens=sizes.output_tokens,
-        target_fraction=target,
+        target_fraction=objectives.target_fraction,
+        stated=objectives,
         assumptions=_assumptions(hosting),
         isolation=strictest.isolation,
         isolated_by=strictest.name,
@@ -243,27 +255,6 @@ def _start_times(
         },
         kernels_s=measured.compile_s if hosting.captures_graphs else Quantiles(kernels_s, kernels_s),
     )
-
-
-def _bounds(adapters: Sequence[Adapter], slos: Sequence[Slo]) -> tuple[Mapping[Metric, Floats], float]:
-    """Return each adapter's bounds by metric, shape (adapters,), and the part of requests that has to meet them."""
-    bounds = {metric: np.full(len(adapters), np.inf) for metric in (Metric.TTFT, Metric.TPOT)}
-    levels = [0.0]
-    for index, adapter in enumerate(adapters):
-        for slo in adapter.slos or slos:
-            if slo.metric not in bounds or slo.percentile is None:
-                raise InputError(
-                    f"The objective '{slo}' is not judged here.",
-                    hint="Give percentiles of ttft and tpot, e.g. 'ttft p99 <= 2s'.",
-                )
-            bounds[slo.metric][index] = min(bounds[slo.metric][index], slo.bound_s)
-            levels.append(slo.percentile / 100.0)
-    if not np.isfinite(bounds[Metric.TTFT]).all():
-        index = int(np.flatnonzero(~np.isfinite(bounds[Metric.TTFT]))[0])
-        raise InputError(
-            f"Adapter {adapters[index].name!r} has no objective on its TTFT.", hint="Give e.g. 'ttft p99 <= 2s'."
-        )
-    return bounds, max(levels)
 
 
 def _assumptions(hosting: Hosting) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MOST_GPUS = 256
 """Where the search for a number of always-on GPUs ends."""
+MOST_SHARING = 1_000_000
+"""Where nothing bounds how many take turns."""
 MOST_REPLICAS = 4
 """Processes of one busy adapter on GPUs of its own, at most."""
 
@@ -74,11 +76,46 @@ class WayPlan:
     """A serverless cloud bills it, where there is a price for that."""
     keep_alive_s: Floats | None = None
     """How long each adapter's idle process stays, shape (adapters,); None where none is given back by itself."""
+    trial: Trial | None = None
+    """What was decided by on requests that it was not made from; None where nothing is given back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """How a way fared on the second quarter, as it was learnt on the first."""
+
+    usd_per_hour: float
+    """Paid, and what the misses are worth."""
+    is_safe: bool
+    """Whether the objectives held with room for chance."""
+    shortfall: float
+    """What was missing of them."""
+
+    @property
+    def key(self) -> tuple[float, float]:
+        """Less is better: objectives first, and then the cost."""
+        return self.shortfall, self.usd_per_hour
+
+
+def trial_of(plan: WayPlan, replay: FunctionReplay, case: FunctionCase, prices: Prices) -> Trial:
+    """Return how a plan fared on requests that are learnt from."""
+    usd = cost_usd(replay, plan, prices) + miss_usd(replay, case, prices)
+    objectives, output_tokens = case.objectives, case.output_tokens
+    return Trial(
+        usd_per_hour=usd * HOUR_S / replay.end_s,
+        is_safe=objectives.holds_safely(replay.records, output_tokens=output_tokens),
+        shortfall=objectives.shortfall(replay.records, output_tokens=output_tokens),
+    )
 
 
 def attainment_of(replay: FunctionReplay, case: FunctionCase) -> float:
     """Return the part of the requests that met their bounds."""
-    return float(replay.records.is_attained(case.functions, output_tokens=case.output_tokens).mean())
+    return float(case.objectives.is_attained(replay.records, output_tokens=case.output_tokens).mean())
+
+
+def shortfall_of(replay: FunctionReplay, case: FunctionCase) -> float:
+    """Return what is missing of the objectives; 0 if they hold."""
+    return case.objectives.shortfall(replay.records, output_tokens=case.output_tokens)
 
 
 def cost_usd(replay: FunctionReplay, plan: WayPlan, prices: Prices) -> float:
@@ -86,9 +123,17 @@ def cost_usd(replay: FunctionReplay, plan: WayPlan, prices: Prices) -> float:
     if plan.is_by_use and prices.offer is not None:
         always_on_usd = plan.n_always_on * replay.end_s * prices.usd_per_gpu_hour / HOUR_S
         n_requests = int((replay.records.machine >= plan.n_always_on).sum())
-        return always_on_usd + prices.offer.cost_usd(replay.holds_s, n_requests=n_requests, used_s=replay.rented_used_s)
+        return always_on_usd + prices.offer.cost_usd(
+            replay.holds_s,
+            n_requests=n_requests,
+            used_s=replay.rented_used_s,
+            container_start_s=replay.container_starts_s,
+        )
     if plan.is_by_use and prices.usd_per_used_gpu_s is not None:
         return replay.gpu_share_s * prices.usd_per_used_gpu_s
+    if plan.is_by_use and prices.rule is not None:
+        rented_s = float(prices.rule.billed_s(replay.holds_s).sum())
+        return (plan.n_always_on * replay.end_s + rented_s) * prices.usd_per_gpu_hour / HOUR_S
     return replay.gpu_s * prices.usd_per_gpu_hour / HOUR_S
 
 
@@ -114,7 +159,7 @@ def most_sharing(functions: Functions, setting: Setting, *, output_tokens: float
     turns = float(functions.ttft_bound_s.min()) / setting.prefill.first_s
     if setting.decode is not None and output_tokens > 1:
         turns = min(turns, float(functions.tpot_bound_s.min()) * (output_tokens - 1) / setting.decode.first_s)
-    return max(1, math.floor(turns))
+    return MOST_SHARING if turns > MOST_SHARING else max(1, math.floor(turns))
 
 
 def learn_dedicated(first: Half, case: FunctionCase, _prices: Prices, seed: int) -> WayPlan:
@@ -130,17 +175,17 @@ def learn_dedicated(first: Half, case: FunctionCase, _prices: Prices, seed: int)
     copies = np.ones(len(functions), dtype=np.int64)
     plan = _dedicated(case, fit, copies)
     replay = plan.replay(first, seed)
-    most = attainment_of(replay, case)
-    while most < case.target_fraction and copies.max() < MOST_REPLICAS:
+    least = shortfall_of(replay, case)
+    while least > 0 and copies.max() < MOST_REPLICAS:
         if fit > 1:
             fit = 1
         else:
-            each = replay.records.attainment_of_functions(functions, output_tokens=case.output_tokens)
-            copies = copies + (each < case.target_fraction)  # NaN, without requests, is not below
+            each = case.objectives.attainment_of_each(replay.records, output_tokens=case.output_tokens)
+            copies = copies + (each < (case.target_fraction or 1.0))  # NaN, without requests, is not below
         other = _dedicated(case, fit, copies)
         replay = other.replay(first, seed)
-        if (attainment := attainment_of(replay, case)) > most:
-            plan, most = other, attainment
+        if (shortfall := shortfall_of(replay, case)) < least:
+            plan, least = other, shortfall
     return plan
 
 
@@ -206,7 +251,7 @@ def learn_pool(first: Half, case: FunctionCase, _prices: Prices, seed: int) -> W
         return WayPlan(replay=replay, n_always_on=n_engines, learnt=learnt)
 
     def meets(n_engines: int) -> bool:
-        return attainment_of(plan_of(n_engines).replay(first, seed), case) >= case.target_fraction
+        return shortfall_of(plan_of(n_engines).replay(first, seed), case) == 0.0
 
     low, high = 0, 1
     while high < MOST_GPUS and not meets(high):

@@ -18,13 +18,12 @@ from planner.optimize.keep_alive import (
 from planner.optimize.preload import Artifact, Place, Tier, greedy_preload
 from planner.planning.function_plans import (
     MOST_GPUS,
+    Trial,
     WayPlan,
-    attainment_of,
-    cost_usd,
     cut,
-    miss_usd,
     most_sharing,
     spread,
+    trial_of,
     with_policy,
     with_rates,
 )
@@ -51,11 +50,15 @@ N_SPARES = 2
 
 
 def learn_serverless(first: Half, case: FunctionCase, prices: Prices, seed: int) -> WayPlan:
-    """Nothing is learnt: 60 s for every function, or what the cloud keeps, and as many machines as it takes."""
-    del first, seed
+    """Nothing is learnt: 60 s for every function, or what the cloud keeps, and as many machines as it takes.
+
+    It is tried on the second quarter of the time all the same, so that it can be compared with what is learnt there.
+    """
+    _, late = cut(first)
     stated_s = None if prices.offer is None else prices.offer.keep_alive_s
     keep_alive_s = HUAWEI_KEEP_ALIVE_S if stated_s is None else stated_s
-    return _apart(case, prices, np.full(len(case.functions), keep_alive_s), learnt={"keep_alive_s": keep_alive_s})
+    plan = _apart(case, prices, np.full(len(case.functions), keep_alive_s), learnt={"keep_alive_s": keep_alive_s})
+    return replace(plan, trial=trial_of(plan, plan.replay(late, seed), case, prices))
 
 
 def learn_kept(first: Half, case: FunctionCase, prices: Prices, seed: int) -> WayPlan:
@@ -76,11 +79,13 @@ def learn_kept(first: Half, case: FunctionCase, prices: Prices, seed: int) -> Wa
         ]
         return _apart(case, prices, np.array(kept_s), learnt={"cold_start_worth_gpu_s": patience_s})
 
-    def key(patience_s: float) -> tuple[float, float]:
+    def tried(patience_s: float) -> Trial:
         plan = plan_of(early, patience_s)
-        return _shortfall_and_usd(plan, plan.replay(late, seed), case, prices)
+        return trial_of(plan, plan.replay(late, seed), case, prices)
 
-    return plan_of(first, min(PATIENCES_S, key=key))
+    trials = {patience_s: tried(patience_s) for patience_s in PATIENCES_S}
+    best = min(trials, key=lambda patience_s: trials[patience_s].key)
+    return replace(plan_of(first, best), trial=trials[best])
 
 
 def _apart(case: FunctionCase, prices: Prices, keep_alive_s: Floats, *, learnt: Mapping[str, float]) -> WayPlan:
@@ -97,14 +102,6 @@ def _apart(case: FunctionCase, prices: Prices, keep_alive_s: Floats, *, learnt: 
     return WayPlan(
         replay=with_policy(case, policy), n_always_on=0, learnt=learnt, is_by_use=True, keep_alive_s=keep_alive_s
     )
-
-
-def _shortfall_and_usd(
-    plan: WayPlan, replay: FunctionReplay, case: FunctionCase, prices: Prices
-) -> tuple[float, float]:
-    """Return the attainment that is missing, and what is paid with the misses at their price: less is better."""
-    missing = max(0.0, case.target_fraction - attainment_of(replay, case))
-    return missing, cost_usd(replay, plan, prices) + miss_usd(replay, case, prices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,21 +123,21 @@ def learn_shared(first: Half, case: FunctionCase, prices: Prices, seed: int) -> 
     """
     early, late = cut(first)
     seen = with_rates(case, early)
-    floor_usd = late.duration_s * _always_on_usd_per_s(case.setting, prices)
+    floor_usd_per_hour = HOUR_S * _always_on_usd_per_s(case.setting, prices)
     best = _Choice(n_always_on=0, patience_s=0.0, most_batch=case.most_batch)
-    least = (math.inf, math.inf)  # attainment that is missing, USD
+    least = Trial(usd_per_hour=math.inf, is_safe=False, shortfall=math.inf)
 
     def attempt(choice: _Choice) -> FunctionReplay:
         nonlocal best, least
         plan = _shared(early, seen, prices, choice)
         replay = plan.replay(late, seed)
-        key = _shortfall_and_usd(plan, replay, case, prices)
-        if key < least:
-            least, best = key, choice
+        trial = trial_of(plan, replay, case, prices)
+        if trial.key < least.key:
+            least, best = trial, choice
         return replay
 
     for n_always_on in growing(MOST_GPUS):
-        if least[0] == 0.0 and n_always_on * floor_usd >= least[1]:
+        if least.shortfall == 0.0 and n_always_on * floor_usd_per_hour >= least.usd_per_hour:
             break
         before = best
         for patience_s in _patiences_s(prices):
@@ -152,7 +149,7 @@ def learn_shared(first: Half, case: FunctionCase, prices: Prices, seed: int) -> 
         attempt(_Choice(n_always_on=n_always_on, patience_s=patience_s, most_batch=smaller))
         if before is best and n_always_on > 1:
             break  # more of them were no better
-    return _shared(first, case, prices, best)
+    return replace(_shared(first, case, prices, best), trial=least)
 
 
 def _patiences_s(prices: Prices) -> list[float]:

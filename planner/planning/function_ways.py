@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from planner.domain.pay_per_use import PayPerUse
+    from planner.domain.pay_per_use import BillingRule, PayPerUse
+    from planner.planning.function_plans import Trial
     from planner.planning.keep_alive_rules import RuleTable
     from planner.simulate.functions.records import FunctionReplay
     from planner.simulate.steps import Floats
@@ -46,6 +47,8 @@ class Prices:
     offer: PayPerUse | None = None
     """What a container with a whole GPU costs; the ways that give GPUs back then hold such containers, one for each
     process or for each copy of the shared weights. What is always on is rented at `usd_per_gpu_hour` all the same."""
+    rule: BillingRule | None = None
+    """How the time of a rented machine that is given back is counted; None = by the second."""
     usd_per_miss: float = 0.0
     """What a request that misses its objectives is worth; it is added to what is paid."""
 
@@ -97,6 +100,10 @@ class WayOutcome:
     keep_alive_s: Floats | None
     """How long each adapter's idle process stays, shape (adapters,); None where none is given back by itself."""
     replay: FunctionReplay
+    excess: float = 0.0
+    """By how much means are beyond their bounds, as a part of these."""
+    trial: Trial | None = None
+    """How it fared where it was learnt; None where nothing is given back."""
 
     @property
     def total_usd(self) -> float:
@@ -122,8 +129,8 @@ class Comparison:
         return next(outcome for outcome in self.ways if outcome.way is way)
 
     def meets(self, outcome: WayOutcome) -> bool:
-        """Return whether enough requests met their bounds."""
-        return outcome.attainment >= self.target_fraction
+        """Return whether enough requests met their bounds, and means are within theirs."""
+        return outcome.attainment >= self.target_fraction and outcome.excess == 0.0
 
     @property
     def cheapest(self) -> WayOutcome | None:

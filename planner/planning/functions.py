@@ -109,7 +109,7 @@ def _reason_against(way: Way, case: FunctionCase, prices: Prices) -> str:
 def _judged(way: Way, plan: WayPlan, replay: FunctionReplay, case: FunctionCase, prices: Prices) -> WayOutcome:
     records = replay.records
     counts = np.bincount(records.function, minlength=len(case.functions))
-    each = records.attainment_of_functions(case.functions, output_tokens=case.output_tokens)
+    each = case.objectives.attainment_of_each(records, output_tokens=case.output_tokens)
     known = each[counts >= FEWEST_REQUESTS]
     by_use = plan.is_by_use and prices.usd_per_used_gpu_s is not None
     return WayOutcome(
@@ -129,6 +129,8 @@ def _judged(way: Way, plan: WayPlan, replay: FunctionReplay, case: FunctionCase,
         learnt=plan.learnt,
         keep_alive_s=plan.keep_alive_s,
         replay=replay,
+        excess=case.objectives.excess(records, output_tokens=case.output_tokens),
+        trial=plan.trial,
     )
 
 

@@ -17,7 +17,7 @@ from planner.domain.problem import Limit, ReplicaLoss, Resource, Scope, ShareCap
 from planner.domain.scaling import FleetWithout
 from planner.optimize import Termination, solve, verify_plan
 from planner.optimize.settings import Clock
-from planner.planning.scaling_ways import always_on, best_given_back, chosen
+from planner.planning.scaling_ways import always_on, best_given_back, chosen, vetoed, vetoed_to_give_back
 from planner.units import format_duration
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class _Fleets:
 
     question: Question
     ways: Mapping[str, ScaledService]
-    """Of the services that could be given back, the cheapest that holds."""
+    """Of the services that could be given back, the one to take."""
     clock: Clock
     assignment: Assignment
     plans: dict[frozenset[str], Plan] = field(default_factory=dict)
@@ -130,11 +130,12 @@ class _Fleets:
             fleet_usd_per_hour=fleet_usd_per_hour(plan),
             given_back_usd_per_hour=math.fsum(way.cost_usd_per_hour for way in mine),
             missed_usd_per_hour=math.fsum(way.missed_usd_per_hour for way in mine),
+            learnt_usd_per_hour=math.fsum(way.learnt_usd_per_hour or 0.0 for way in mine),
             reason=reason,
         )
 
     def total(self, names: frozenset[str]) -> float:
-        """Return what it comes to in all; infinite where no fleet was found for the others."""
+        """Return what it comes to in all where it was learnt; infinite where no fleet was found for the others."""
         if names not in self.plans:
             if self.is_interrupted or self.clock.is_over:
                 self.is_late = True
@@ -143,7 +144,7 @@ class _Fleets:
             plan = solve(problem, settings=self.clock.settings(), assignment=self.assignment)
             self.is_interrupted |= _is_interrupted(plan)
             self.plans[names] = plan
-        total = self.row(names, self.plans[names]).total_usd_per_hour
+        total = self.row(names, self.plans[names]).learnt_total_usd_per_hour
         return math.inf if total is None else total
 
     def compare(self) -> None:
@@ -208,7 +209,9 @@ def decided(
             choices[name] = replace(choice, chosen=positions[name], is_applied=True)
         else:
             own = (always_on(plan, name), *choice.ways[1:])
-            choices[name] = replace(choice, ways=own, chosen=0 if name in decides else chosen(own))
+            choices[name] = replace(choice, ways=own, chosen=0 if name in decides else chosen(own), vetoed=vetoed(own))
+        if name in decides:
+            choices[name] = replace(choices[name], vetoed=vetoed_to_give_back(choice.ways))
         if note and name in decides:
             choices[name] = replace(choices[name], notes=(*choice.notes, note))
     if plan.cost_usd_per_hour is None:
@@ -231,14 +234,15 @@ def _best(
 ) -> tuple[frozenset[str], tuple[Question, Plan], tuple[FleetWithout, ...]]:
     """Return the services to give back, the proven plan for the others, and all that was compared.
 
-    A proof only makes a fleet dearer, so sets are proven in the order of their totals until the next one is dearer than
-    the best of these. Giving back has to save more than the gap within which fleets are known.
+    Sets are ranked by their totals where ways were learnt; where they were judged the total can only speak against one,
+    by not being below that of always on. A proof only makes a fleet dearer, so sets are proven in this order until the
+    next one is dearer than the best of these. Giving back has to save more than the gap within which fleets are known.
     """
     nothing: frozenset[str] = frozenset()
     rows = {each: fleets.row(each, plan, reason=_no_fleet(plan)) for each, plan in fleets.plans.items()}
 
     def rank(each: frozenset[str]) -> tuple[float, int, list[str]]:
-        total = rows[each].total_usd_per_hour
+        total = rows[each].learnt_total_usd_per_hour
         return (math.inf if total is None else total * (1 + gap * bool(each)), len(each), sorted(each))
 
     names, best, always = nothing, None, None
@@ -247,14 +251,17 @@ def _best(
             break
         if rows[each].fleet_usd_per_hour is None:
             continue
-        if over := _over_budget(question.problem, fleets.plans[each], rows[each]):
-            rows[each] = replace(rows[each], reason=over)
+        over = _over_budget(question.problem, fleets.plans[each], rows[each])
+        if against := over or _against(rows[each], rows[nothing]):
+            rows[each] = replace(rows[each], reason=against)
             continue
         asked, plan = prove(without(question, each), fleets.plans[each])
         always = always if each else (asked, plan)
         is_missed = plan.proof is not None and not plan.proof.holds
         rows[each] = fleets.row(each, plan, reason=MISSES if is_missed else "")
-        if not is_missed and (best is None or rank(each) < rank(names)):
+        if not is_missed and (against := _against(rows[each], rows[nothing])):
+            rows[each] = replace(rows[each], reason=against)
+        elif not is_missed and (best is None or rank(each) < rank(names)):
             names, best = each, (asked, plan)
         if _is_interrupted(plan):
             names, best = (each, (asked, plan)) if best is None else (names, (best[0], _interrupted(best[1])))
@@ -262,6 +269,14 @@ def _best(
     if best is None:  # none holds, so it stays as it is
         names, best = nothing, always or prove(question, fleets.plans[nothing])
     return names, best, tuple(rows[each] for each in sorted(rows, key=lambda each: (len(each), sorted(each))))
+
+
+def _against(row: FleetWithout, always_on: FleetWithout) -> str:
+    """Return that the judged halves speak against a set, where always on has a fleet that holds; empty if not."""
+    now, then = row.total_usd_per_hour, always_on.total_usd_per_hour
+    if not row.given_back or always_on.reason or now is None or then is None or now < then:
+        return ""
+    return "It costs no less than always on where it was judged."
 
 
 def _is_interrupted(plan: Plan) -> bool:

@@ -107,7 +107,7 @@ def idle_and_cold_usd(case: FunctionCase, prices: Prices) -> tuple[Floats, Float
     start_s = start_median_s(setting)
     busy_usd = idle_usd if prices.offer is None else np.full(len(functions), prices.offer.usd_per_gpu_s)
     is_missed = start_s + setting.prefill.first_s > functions.ttft_bound_s
-    return idle_usd, start_s * busy_usd + prices.usd_per_miss * is_missed
+    return idle_usd, _billed_start_s(setting, prices) * busy_usd + prices.usd_per_miss * is_missed
 
 
 def start_median_s(setting: Setting) -> float:
@@ -115,6 +115,16 @@ def start_median_s(setting: Setting) -> float:
     start = setting.start
     parts = (start.provision_s, start.container_s, start.libraries_s, start.backbone_s[Tier.DISK], start.kernels_s)
     return math.fsum(part.p50 for part in parts)
+
+
+def _billed_start_s(setting: Setting, prices: Prices) -> float:
+    """Return the seconds that a start adds to the bill of a request that is alone."""
+    start_s, busy_s = start_median_s(setting), alone_s(setting)
+    if prices.offer is not None:
+        free_s = 0.0 if prices.offer.bills_container_start else setting.start.container_s.p50
+        held_s = start_s - free_s + busy_s
+        return (float(prices.offer.billed_s(held_s)) if prices.offer.bills_idle else held_s) - busy_s
+    return start_s if prices.rule is None else float(prices.rule.billed_s(start_s + busy_s)) - busy_s
 
 
 def alone_s(setting: Setting) -> float:

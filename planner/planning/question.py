@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from planner.domain.plan import Plan
     from planner.domain.problem import FleetProblem, ServingOption
@@ -110,5 +110,7 @@ class Question:
     """None where only throughputs are known (Mélange's form)."""
     scaling: tuple[ScalingAsk, ...] = ()
     """Of each service that is to be compared with replicas that are given back."""
+    scaling_warnings: Callable[[Iterable[ScalingChoice]], Iterable[Warning_]] | None = None
+    """Of the prices that these decide by; None where nothing is compared."""
     slice_factor: int = 1
     """Slices per bucket that the request itself asks for, should the assignment be sliced."""

@@ -1,7 +1,8 @@
 """The choice between a fleet that is always on and replicas that are given back, for services that ask for it.
 
-Half of a service's trace is learnt from: which offer, and how long an idle replica is kept. The other half is judged,
-request by request, with every start drawn part by part; the plan's own fleet is always there.
+Half of a service's trace is learnt from: which offer, how long an idle replica is kept, and which of all ways costs
+least. The other half is judged, request by request, with every start drawn part by part, and can only speak against
+what was chosen; the plan's own fleet is always there.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.catalog.billing import billing_rule
 from planner.catalog.pay_per_use import load_pay_per_use, read_pay_per_use, with_own
 from planner.domain.hardware import Market
 from planner.domain.pay_per_use import PayPerUse
 from planner.domain.scaling import ScalingChoice, ScalingWay
 from planner.errors import InputError
 from planner.files.documents import did_you_mean
+from planner.optimize.keep_alive import COMMON_KEEP_ALIVE_S
 from planner.planning.function_case import Sizes
 from planner.planning.located import inside
 from planner.planning.scaling_adapters import AdapterAsk
@@ -32,8 +35,19 @@ from planner.planning.scaling_replica import (
     replica_kind,
     told,
 )
-from planner.planning.scaling_ways import HOUR_S, NO_PROVISION, SEED, always_on, chosen
+from planner.planning.scaling_ways import (
+    BY_THE_SECOND,
+    HOUR_S,
+    NO_PROVISION,
+    SEED,
+    always_on,
+    billing_note,
+    chosen,
+    recorded_end_s,
+    vetoed,
+)
 from planner.profilers.startup import check_loader
+from planner.units import format_duration
 from planner.workload.rates import mean_rate_rps
 
 if TYPE_CHECKING:
@@ -48,11 +62,16 @@ if TYPE_CHECKING:
     from planner.files.request import PlanRequest
     from planner.files.request.scaling import ScaleToZero
     from planner.planning.question import ScalingAsk
+    from planner.planning.scaling_prices import PriceAges
     from planner.planning.services import PreparedService
     from planner.profilers.efficiency import EstimatorParams
 
 MOST_REQUESTS = 10_000
 """Of a trace, from its beginning: a service that is rarely called has no more in a week."""
+MOST_BUSY_REQUESTS = 20_000
+"""Of one with more requests than that in twice `LEAST_HALF_S`."""
+LEAST_HALF_S = 3 * COMMON_KEEP_ALIVE_S
+"""What each half has to last for that much keeping to be told from none."""
 FEWEST_REQUESTS = 20
 """In each half, below which nothing is learnt or judged."""
 MOST_TRIED = 3
@@ -66,6 +85,7 @@ def scaling_asks(
     *,
     gpus: GpuCatalog,
     params: EstimatorParams,
+    prices: PriceAges,
     base_dir: Path,
 ) -> tuple[ScalingAsk, ...]:
     """Return for each service that asks for it what answers, given the plan.
@@ -73,6 +93,7 @@ def scaling_asks(
     Raises
     ------
     InputError: if a trace is too short to learn and to judge by, or a cloud is not known.
+    DataMissingError: if a pay-per-use price is too old, and that is refused.
     """
     asks: list[ScalingAsk] = []
     rented = tuple(offer for offer in offers if offer.market is Market.ON_DEMAND)
@@ -83,19 +104,21 @@ def scaling_asks(
         with inside(f"services[{index}].scale_to_zero"):
             check_loader(choice.loader)
             by_use = wanted_pay_per_use(request, choice, gpus=gpus, base_dir=base_dir)
-            halves = trace_halves(service) if service.adapters is None else None
+            prices.check(by_use)
+            halves = trace_halves(service, choice.recorded) if service.adapters is None else None
         if halves is None:
-            asks.append(
-                AdapterAsk(
-                    service=service,
-                    choice=choice,
-                    by_use=by_use,
-                    rented=rented,
-                    gpus=gpus,
-                    params=params,
-                    base_dir=base_dir,
+            with inside(f"services[{index}].scale_to_zero"):
+                asks.append(
+                    AdapterAsk(
+                        service=service,
+                        choice=choice,
+                        by_use=by_use,
+                        rented=rented,
+                        gpus=gpus,
+                        params=params,
+                        base_dir=base_dir,
+                    )
                 )
-            )
             continue
         asks.append(
             _Ask(
@@ -140,18 +163,39 @@ def wanted_pay_per_use(
     )
 
 
-def trace_halves(service: PreparedService) -> tuple[Requests, Requests]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halves:
+    """The part of a trace that is played, cut in the middle of its time."""
+
+    first: Requests
+    second: Requests
+    note: str = ""
+    """What there is to say of their length."""
+    is_too_busy: bool = False
+    """They are over before any keeping shows: nothing is compared."""
+
+
+def trace_halves(service: PreparedService, recorded_s: float | None = None) -> Halves:
     """Return the two halves of a service's trace, at the rate that is planned for.
+
+    recorded_s : how long it was recorded for; None = to its last request.
 
     Raises
     ------
-    InputError: if it has no times, or too few requests.
+    InputError: if it has no times, or too few requests, or goes on after its end.
     """
     trace = service.traffic.trace
-    if trace is None or not trace.has_arrivals or mean_rate_rps(trace) is None:
+    own_rps = None if trace is None or not trace.has_arrivals else mean_rate_rps(trace)
+    if trace is None or own_rps is None:
         raise InputError("The trace has no arrival times, so nothing says how long nobody asks.", hint="Leave it out.")
-    arrivals, n = _at_rate(trace, service.traffic.rate_rps), min(trace.n_requests, MOST_REQUESTS)
-    end_s = float(arrivals[n - 1])
+    stretch = own_rps / service.traffic.rate_rps
+    arrivals = trace.arrival_s * stretch
+    n = min(trace.n_requests, MOST_BUSY_REQUESTS, max(MOST_REQUESTS, int(np.searchsorted(arrivals, 2 * LEAST_HALF_S))))
+    end_s = (
+        recorded_end_s(float(trace.arrival_s[-1]), recorded_s) * stretch
+        if n == trace.n_requests
+        else float(arrivals[n])
+    )
     middle_s = end_s / 2
     at_middle = int(np.searchsorted(arrivals[:n], middle_s))
     if min(at_middle, n - at_middle) < FEWEST_REQUESTS:
@@ -160,15 +204,31 @@ def trace_halves(service: PreparedService) -> tuple[Requests, Requests]:
             f" by fewer than {FEWEST_REQUESTS}.",
             hint="Give a longer trace.",
         )
-    return (
-        _part(trace, arrivals, slice(0, at_middle), 0.0, middle_s),
-        _part(trace, arrivals, slice(at_middle, n), middle_s, end_s),
+    is_cut, is_short = n < trace.n_requests, middle_s < LEAST_HALF_S
+    return Halves(
+        first=_part(trace, arrivals, slice(0, at_middle), 0.0, middle_s),
+        second=_part(trace, arrivals, slice(at_middle, n), middle_s, end_s),
+        note=_length_note(arrivals[:n], end_s, trace.n_requests, is_short=is_short),
+        is_too_busy=is_cut and is_short,
     )
 
 
-def _at_rate(trace: Trace, rate_rps: float) -> np.ndarray:
-    own = mean_rate_rps(trace) or rate_rps
-    return trace.arrival_s * (own / rate_rps)
+def _length_note(arrivals: np.ndarray, end_s: float, n_all: int, *, is_short: bool) -> str:
+    """Return what to say of the requests that are played, of `n_all`."""
+    n, gap_s = len(arrivals), float(np.diff(arrivals).max())
+    if n < n_all and is_short:
+        return (
+            f"Too busy to be given back: {n:,} requests come in {format_duration(end_s)}, and the longest time without"
+            f" one is {format_duration(gap_s)}. Nothing was compared."
+        )
+    cut = f"Only the first {n:,} of {n_all:,} requests of the trace were played." if n < n_all else ""
+    short = (
+        f"Each half of the trace lasts {format_duration(end_s / 2)}: how long to keep what idles hardly shows in less"
+        f" than {format_duration(LEAST_HALF_S)}."
+        if is_short
+        else ""
+    )
+    return f"{cut}{short}"
 
 
 def _part(trace: Trace, arrivals: np.ndarray, part: slice, from_s: float, to_s: float) -> Requests:
@@ -186,7 +246,7 @@ class _Ask:
 
     service: PreparedService
     choice: ScaleToZero
-    halves: tuple[Requests, Requests]
+    halves: Halves
     by_use: tuple[PayPerUse, ...]
     rented: tuple[Offer, ...]
     gpus: GpuCatalog
@@ -218,7 +278,7 @@ class _Ask:
             raise InputError(
                 f"{self.name} is given back on {way.offer}, which its request has not.", hint="Plan again."
             )
-        judged = self.halves[1].at_load(load)
+        judged = self.halves.second.at_load(load)
         kept_s = math.inf if way.keep_alive_s is None else way.keep_alive_s
         slos, missed = self.service.request.slo, self.choice.missed
         outcome = play(candidate, judged, slos, rule=way.rule, keep_alive_s=kept_s, missed_usd=missed, seed=seed)
@@ -226,42 +286,39 @@ class _Ask:
 
     def __call__(self, plan: Plan) -> ScalingChoice:
         """Return the ways, the plan's own first."""
-        first, second = self.halves
-        kinds = self._kinds()
-        candidates = [*self._by_use(kinds), *self._rented(kinds)]
+        first, second = self.halves.first, self.halves.second
+        candidates: list[Candidate] = []
         ways = [always_on(plan, self.service.request.name)]
+        if not self.halves.is_too_busy:
+            kinds = self._kinds()
+            candidates = [*self._by_use(kinds), *self._rented(kinds)]
         for way in (ScalingWay.SCALE_TO_ZERO, ScalingWay.PAY_PER_USE):
-            found = self._learnt([candidate for candidate in candidates if candidate.way is way], first)
-            if found is None:
-                continue
-            rules = [(found.rule, found.keep_alive_s), *other_rules(found)]
-            for rule, keep_alive_s in rules:
+            for tried in self._tried([candidate for candidate in candidates if candidate.way is way]):
                 outcome = play(
-                    found.candidate,
+                    tried.candidate,
                     second,
                     self.service.request.slo,
-                    rule=rule,
-                    keep_alive_s=keep_alive_s,
+                    rule=tried.rule,
+                    keep_alive_s=tried.keep_alive_s,
                     missed_usd=self.choice.missed,
                     seed=SEED + 1,  # not the starts that the rule was learnt on
                 )
-                ways.append(told(outcome, second))
+                ways.append(told(outcome, second, tried=tried, seen=first))
         return ScalingChoice(
             service=self.service.request.name,
             chosen=chosen(ways),
             ways=tuple(ways),
             requests=len(second.arrival_s),
             judged_s=second.duration_s,
-            notes=tuple(self._notes(candidates, {way.offer for way in ways})),
+            vetoed=vetoed(ways),
+            notes=tuple(note for note in self._notes(candidates, {way.offer for way in ways}) if note),
         )
 
     def _kinds(self) -> list[ReplicaKind]:
         """Return every configuration on every GPU of an offer that serves a request alone within the bounds."""
-        trace = self.service.traffic.trace
-        if trace is None:
-            return []
+        first = self.halves.first
         sizes = Sizes(
-            input_tokens=float(trace.input_tokens.mean()), output_tokens=max(1.0, float(trace.output_tokens.mean()))
+            input_tokens=float(first.input_tokens.mean()), output_tokens=max(1.0, float(first.output_tokens.mean()))
         )
         names = sorted({offer.gpu for offer in self.by_use} | {offer.gpu for offer in self.rented})
         found = (
@@ -286,7 +343,7 @@ class _Ask:
                     yield Candidate(way=ScalingWay.PAY_PER_USE, kind=kind, billing=offer)
 
     def _rented(self, kinds: Iterable[ReplicaKind]) -> Iterator[Candidate]:
-        """Yield the cheapest instance for each kind, paid by the second from when it is asked for."""
+        """Yield the cheapest instance for each kind, paid as its cloud counts from when it is asked for."""
         if self.choice.provision is None:
             return
         for kind in kinds:
@@ -294,29 +351,39 @@ class _Ask:
             if not able:
                 continue
             offer = min(able, key=lambda each: (each.price_usd_per_hour, each.name))
+            rule = billing_rule(offer) or BY_THE_SECOND
             billing = PayPerUse(
                 name=offer.name,
                 provider=offer.provider,
                 gpu=offer.gpu,
                 usd_per_gpu_s=offer.price_usd_per_hour / HOUR_S / kind.n_gpus,
+                minimum_s=rule.minimum_s,
+                step_s=rule.step_s,
                 as_of=offer.as_of,
                 source=offer.source,
             )
             yield Candidate(way=ScalingWay.SCALE_TO_ZERO, kind=kind, billing=billing, provision_s=self.choice.provision)
 
-    def _learnt(self, candidates: Sequence[Candidate], first: Requests) -> Outcome | None:
-        """Return the best of the cheapest candidates on the first half; None without any."""
+    def _tried(self, candidates: Sequence[Candidate]) -> list[Outcome]:
+        """Return every rule on the first half, what was learnt first, for the candidate that fares best there."""
         cheapest = sorted(candidates, key=lambda each: (each.usd_per_request, each.billing.name))[:MOST_TRIED]
-        found = (
-            learnt(candidate, first, self.service.request.slo, missed_usd=self.choice.missed) for candidate in cheapest
+        found = [self._rules(candidate) for candidate in cheapest]
+        return min(found, key=lambda outcomes: min(outcome.key for outcome in outcomes), default=[])
+
+    def _rules(self, candidate: Candidate) -> list[Outcome]:
+        slos, missed_usd, first = self.service.request.slo, self.choice.missed, self.halves.first
+        best = learnt(candidate, first, slos, missed_usd=missed_usd)
+        fixed = (
+            play(candidate, first, slos, rule=rule, keep_alive_s=keep_alive_s, missed_usd=missed_usd)
+            for rule, keep_alive_s in other_rules(best)
         )
-        return min(found, key=lambda outcome: outcome.key, default=None)
+        return [best, *fixed]
 
     def _notes(self, candidates: Sequence[Candidate], shown: set[str]) -> Iterator[str]:
         """Yield what was left out, and what was taken for granted."""
-        trace = self.service.traffic.trace
-        if trace is not None and trace.n_requests > MOST_REQUESTS:
-            yield f"Only the first {MOST_REQUESTS:,} of {trace.n_requests:,} requests of the trace were played."
+        yield self.halves.note
+        if self.halves.is_too_busy:
+            return
         if not candidates:
             yield "No offer that is given back serves a request within the objectives, even without a cold start."
         elif all(candidate.way is ScalingWay.PAY_PER_USE for candidate in candidates):
@@ -325,6 +392,7 @@ class _Ask:
                 if self.choice.provision is None
                 else "No machine that is rented serves a request within the objectives."
             )
+        yield from (billing_note(offer) for offer in self.rented if offer.name in shown)
         undated = {each.provider for each in self.by_use if each.as_of is None and each.name in shown}
         if undated:
             yield f"Prices of {', '.join(sorted(undated))} have no date."

@@ -8,17 +8,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.catalog.billing import billing_rule
 from planner.domain.adapters import Isolation
 from planner.domain.scaling import ScaledService, ScalingChoice, ScalingWay
 from planner.errors import InputError
 from planner.files.adapters_csv import read_adapters
+from planner.optimize.keep_alive import COMMON_KEEP_ALIVE_S
 from planner.planning.function_case import Hosting, Sizes, function_case
 from planner.planning.function_traffic import function_traffic
 from planner.planning.function_ways import Prices, Way
 from planner.planning.functions import compare_ways
-from planner.planning.scaling_ways import CLOUDS, HOUR_S, LEARNT, NO_PROVISION, SEED, always_on, chosen, dated
+from planner.planning.located import at
+from planner.planning.scaling_ways import (
+    BY_THE_SECOND,
+    CLOUDS,
+    HOUR_S,
+    LEARNT,
+    NO_PROVISION,
+    SEED,
+    always_on,
+    billing_note,
+    chosen,
+    dated,
+    recorded_end_s,
+    vetoed,
+)
 from planner.profilers.roofline import misfit
 from planner.simulate.functions.setting import process_bytes
+from planner.units import format_duration
 from planner.workload.popularity import default_gaps
 
 if TYPE_CHECKING:
@@ -40,6 +57,10 @@ if TYPE_CHECKING:
 
 MOST_REQUESTS = 4_000
 """Of all adapters together; made up at their rates for a day at most, or read of their traces."""
+MOST_BUSY_REQUESTS = 20_000
+"""Of adapters with more requests than that in `LEAST_S`."""
+LEAST_S = 24 * COMMON_KEEP_ALIVE_S
+"""What is learnt from and judged lasts at least, for keeping to show: each quarter six times what clouds keep."""
 DAY_S = 86_400.0
 WAYS = {
     Way.SERVERLESS: ScalingWay.SERVERLESS,
@@ -60,6 +81,8 @@ class _Sold:
     as_of: date | None
     precision: str
     """Of the weights."""
+    billing: str = ""
+    """How it is billed, in words, where that is not in its price."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +129,15 @@ class AdapterAsk:
                     return played
         raise InputError(f"{self.name} is given back on {way.offer}, which its request has not.", hint="Plan again.")
 
+    def __post_init__(self) -> None:
+        """Refuse a length of traces that are not there."""
+        if self.choice.recorded is not None and all(adapter.trace is None for adapter in self._adapters()):
+            raise InputError(
+                "The adapters have rates, and a recording that none was read from has no length.",
+                hint="Leave recorded out, or give the adapters traces.",
+                where=at("recorded"),
+            )
+
     def __call__(self, plan: Plan) -> ScalingChoice:
         """Return the ways, the plan's own first.
 
@@ -120,16 +152,18 @@ class AdapterAsk:
                 found = compare_ways(traffic, case, sold.prices, ways=list(WAYS), seed=SEED)
                 names = [adapter.name for adapter in adapters]
                 ways += [_told(outcome, found, sold, names) for outcome in found.ways]
+                notes += [sold.billing] if sold.billing else []
                 notes += [text for text in found.cautions if "left out" in text or "never served" in text]
                 n_requests, judged_s = found.n_requests, found.duration_s
         except InputError as error:
-            notes.append(f"Not compared any further: {error.message}")
+            notes.append(f"Not compared{' any further' if len(ways) > 1 else ''}: {error.message}")
         return ScalingChoice(
             service=self.service.request.name,
             chosen=chosen(ways),
             ways=tuple(ways),
             requests=n_requests,
             judged_s=judged_s,
+            vetoed=vetoed(ways),
             notes=tuple(dict.fromkeys([*notes, *self._notes()])),
         )
 
@@ -144,37 +178,49 @@ class AdapterAsk:
         return tuple(adapter for adapter in listed if adapter.trace is not None or adapter.rate_rps)
 
     def _traffic(self) -> tuple[tuple[Adapter, ...], AdapterTraffic]:
+        """Return the adapters and their requests.
+
+        Raises
+        ------
+        InputError: if there are too many of them in too short a time for keeping to show.
+        """
         listed = self._adapters()
         total_rps = math.fsum(adapter.rate_rps or 0.0 for adapter in listed)
-        duration_s = min(DAY_S, MOST_REQUESTS / total_rps) if total_rps > 0 else None
+        duration_s = None
+        if total_rps > 0:
+            duration_s = min(DAY_S, max(LEAST_S, MOST_REQUESTS / total_rps), MOST_BUSY_REQUESTS / total_rps)
         adapters, traffic = function_traffic(
             listed, gaps=default_gaps(), duration_s=duration_s, rng=np.random.default_rng(SEED), base_dir=self.base_dir
         )
-        if len(traffic.arrival_s) > MOST_REQUESTS:
-            end_s = float(traffic.arrival_s[MOST_REQUESTS])
-            traffic = replace(
-                traffic,
-                arrival_s=traffic.arrival_s[:MOST_REQUESTS],
-                adapter=traffic.adapter[:MOST_REQUESTS],
-                duration_s=end_s,
+        is_cut = total_rps > 0
+        n = min(MOST_BUSY_REQUESTS, max(MOST_REQUESTS, int(np.searchsorted(traffic.arrival_s, LEAST_S))))
+        if total_rps == 0 and (is_cut := len(traffic.arrival_s) > n):
+            end_s = float(traffic.arrival_s[n])
+            traffic = replace(traffic, arrival_s=traffic.arrival_s[:n], adapter=traffic.adapter[:n], duration_s=end_s)
+        elif total_rps == 0:
+            end_s = recorded_end_s(float(traffic.arrival_s[-1]), self.choice.recorded)
+            traffic = replace(traffic, duration_s=end_s)
+        if is_cut and traffic.duration_s < LEAST_S:
+            raise InputError(
+                f"too busy to be given back: {len(traffic.arrival_s):,} requests come in"
+                f" {format_duration(traffic.duration_s)}, and the longest time without one is"
+                f" {format_duration(float(np.diff(traffic.arrival_s).max()))}."
             )
         return adapters, traffic
 
     def _prices(self) -> Iterator[_Sold]:
         """Yield the cheapest GPU to rent, and the cheapest pay-per-use offer.
 
-        Both are the cheapest by their price alone of those that the weights fit on; what is always on beside a
-        pay-per-use offer is rented at the price of the plan's cheapest GPU of the kind.
+        Both are the cheapest by their price alone of those that the weights fit on. Who rents a machine of several GPUs
+        pays all of them, and can give back only all. What is always on beside a pay-per-use offer is rented at the
+        price of the plan's cheapest GPU of the kind.
         """
-        rented = sorted(
-            ((offer.price_usd_per_hour / offer.gpus_per_instance, offer) for offer in self.rented),
-            key=lambda pair: (pair[0], pair[1].name),
-        )
         missed = self.choice.missed
         if self.choice.provision is not None:
-            for price, offer in rented:
+            for offer in sorted(self.rented, key=lambda each: (each.price_usd_per_hour, each.name)):
                 if self._fits(offer.gpu):
-                    prices = Prices(usd_per_gpu_hour=price, usd_per_miss=missed)
+                    rule = billing_rule(offer) or BY_THE_SECOND
+                    prices = Prices(usd_per_gpu_hour=offer.price_usd_per_hour, rule=rule, usd_per_miss=missed)
                     yield _Sold(
                         gpu=self.gpus.get(offer.gpu),
                         offer=offer.name,
@@ -182,11 +228,14 @@ class AdapterAsk:
                         provision_s=self.choice.provision,
                         as_of=offer.as_of,
                         precision=self.service.configs[0].precision,
+                        billing=billing_note(offer),
                     )
                     break
+        each_gpu = [(offer.price_usd_per_hour / offer.gpus_per_instance, offer.gpu) for offer in self.rented]
         for sold in sorted(self.by_use, key=lambda each: (each.usd_per_gpu_s, each.name)):
             if self._fits(sold.gpu):
-                own = next((price for price, offer in rented if offer.gpu == sold.gpu), sold.usd_per_gpu_s * HOUR_S)
+                mine = (price for price, gpu in each_gpu if gpu == sold.gpu)
+                own = min(mine, default=sold.usd_per_gpu_s * HOUR_S)
                 prices = Prices(usd_per_gpu_hour=own, offer=sold, usd_per_miss=missed)
                 yield _Sold(
                     gpu=self.gpus.get(sold.gpu),
@@ -262,6 +311,8 @@ def _told(outcome: WayOutcome, found: Comparison, sold: _Sold, names: Sequence[s
         cold_fraction=outcome.cold_fraction,
         mean_replicas=outcome.replay.gpu_s / found.duration_s,
         price_as_of=dated(sold.as_of),
+        learnt_usd_per_hour=None if outcome.trial is None else outcome.trial.usd_per_hour,
+        is_safe=None if outcome.trial is None else outcome.trial.is_safe,
         keep_alive_by_adapter_s=_each(outcome, names),
         most_replicas=outcome.most_gpus,
         precision=sold.precision,

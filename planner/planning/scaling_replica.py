@@ -22,6 +22,8 @@ from planner.optimize.keep_alive import (
     idle_gaps,
 )
 from planner.optimize.preload import Tier
+from planner.planning.estimate import estimate_questions
+from planner.planning.estimate_points import Question
 from planner.planning.function_case import POOL_BATCH, Sizes, batch_times
 from planner.planning.scaling_ways import CLOUDS, HOUR_S, LEARNT, SEED, dated
 from planner.profilers.adapter_batching import BatchLatency, batch_cap
@@ -29,6 +31,8 @@ from planner.profilers.roofline import misfit, replica_memory
 from planner.profilers.startup import Quantiles, start_up
 from planner.simulate.functions.replay import replay_functions
 from planner.simulate.functions.setting import NOTHING, Functions, Policy, Setting, StartTimes
+from planner.simulate.statistics import next_mean, next_share
+from planner.units import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,10 +46,11 @@ if TYPE_CHECKING:
     from planner.simulate.functions.records import FunctionReplay
     from planner.simulate.steps import Floats
 
-CONFIDENCE_Z = 0.84
-"""Standard deviations of a share of requests by which the learnt half has to be better than asked: four times in five
-chance alone does not take so much away."""
+CONFIDENCE = 0.8
+"""What is learnt has to be so much better than asked that it holds four times in five on as many requests more."""
 MOST_REPLICAS = 256
+PROMPT_TOKENS = tuple(2.0**power for power in range(5, 18, 2))
+"""Lengths of prompts whose times are estimated; between them lies a line."""
 FIXED_RULES = {"60 s": HUAWEI_KEEP_ALIVE_S, "10 min": COMMON_KEEP_ALIVE_S}
 """What clouds do without being asked."""
 
@@ -75,6 +80,8 @@ class ReplicaKind:
     """Requests that one replica serves at a time: what its memory holds and the bounds allow."""
     mean_output_tokens: float
     config: EngineConfig = field(default_factory=EngineConfig)
+    prompt_times: tuple[tuple[float, float], ...] = ()
+    """Prompts' lengths in tokens, ascending, and the seconds until their first token alone; empty = all as the mean."""
 
     @property
     def alone_s(self) -> float:
@@ -151,7 +158,33 @@ def replica_kind(
         most_batch=most,
         mean_output_tokens=sizes.output_tokens,
         config=config,
+        prompt_times=_prompt_times(model, gpu, config, sizes, params),
     )
+
+
+def _prompt_times(
+    model: ModelArchitecture, gpu: GpuSpec, config: EngineConfig, sizes: Sizes, params: EstimatorParams
+) -> tuple[tuple[float, float], ...]:
+    """Return how long first tokens of prompts of several lengths take alone, by the estimator, as far as it knows."""
+    lengths = sorted({*PROMPT_TOKENS, sizes.input_tokens})
+    questions = [
+        Question(
+            model=model,
+            gpu=gpu,
+            config=config,
+            n_replicas=1.0,
+            input_tokens=length,
+            output_tokens=sizes.output_tokens,
+            is_fixed_length=True,
+            load_kind="static_batch",
+            load=1.0,
+        )
+        for length in lengths
+    ]
+    times = (
+        (answer.estimate, length) for answer, length in zip(estimate_questions(questions, params), lengths, strict=True)
+    )
+    return tuple((length, float(found.ttft_s["mean"] or 0.0)) for found, length in times if found is not None)
 
 
 def _within_bounds(
@@ -199,8 +232,15 @@ class Candidate:
 
     @property
     def usd_per_start(self) -> float:
-        """GPU time that a start takes, at its price; what is rented is paid while the machine is made ready, too."""
-        return self.billing.usd_per_gpu_s * self.kind.n_gpus * (self.kind.start_s + self.provision_s)
+        """What a start adds to the bill: its GPU time, and what is billed at least for a request that is alone.
+
+        What is rented is paid while the machine is made ready, too.
+        """
+        start = self.kind.setting.start
+        free_s = 0.0 if self.billing.bills_container_start else start.container_s.p50
+        held_s = self.kind.start_s + self.provision_s - free_s + self.kind.alone_s
+        billed_s = float(self.billing.billed_s(held_s)) if self.billing.bills_idle else held_s
+        return self.billing.usd_per_gpu_s * self.kind.n_gpus * (billed_s - self.kind.alone_s)
 
     def misses_when_cold(self, slos: Sequence[Slo]) -> bool:
         """Return whether a request that waits for a start of median length is beyond a bound."""
@@ -232,7 +272,7 @@ class Outcome:
     is_met: bool
     """Whether every objective holds."""
     is_safe: bool
-    """Whether it would hold if these requests were `CONFIDENCE_Z` standard deviations better than those to come."""
+    """Whether every objective would hold on as many requests more, each with probability `CONFIDENCE`."""
     attainment: float
 
     @property
@@ -276,9 +316,14 @@ def play(
         rng=np.random.default_rng(seed),
         end_s=requests.duration_s,
         decode_factor=_decode_factor(requests, kind),
+        prefill_factor=_prefill_factor(requests, kind),
     )
     cost_usd = candidate.billing.cost_usd(
-        replay.holds_s, n_requests=n, used_s=replay.rented_used_s, gpus_per_container=kind.n_gpus
+        replay.holds_s,
+        n_requests=n,
+        used_s=replay.rented_used_s,
+        gpus_per_container=kind.n_gpus,
+        container_start_s=replay.container_starts_s,
     )
     within = _within(replay, requests, [slo for slo in slos if slo.percentile is not None] or slos)
     return Outcome(
@@ -289,7 +334,7 @@ def play(
         cost_usd=cost_usd,
         missed_usd=missed_usd * int((~within).sum()),
         is_met=all(_holds(replay, requests, slo) for slo in slos),
-        is_safe=all(_holds(replay, requests, slo, z=CONFIDENCE_Z) for slo in slos),
+        is_safe=all(_holds(replay, requests, slo, confidence=CONFIDENCE) for slo in slos),
         attainment=float(within.mean()),
     )
 
@@ -298,6 +343,17 @@ def _decode_factor(requests: Requests, kind: ReplicaKind) -> Floats:
     """Return the length of each answer after its first token, over the mean one's."""
     later = max(kind.mean_output_tokens - 1.0, 1e-9)
     return np.asarray(np.maximum(requests.output_tokens - 1.0, 0.0) / later, dtype=np.float64)
+
+
+def _prefill_factor(requests: Requests, kind: ReplicaKind) -> Floats | None:
+    """Return each prompt's time to the first token alone over the mean one's; None = all are alike."""
+    if len(kind.prompt_times) < 2:
+        return None
+    tokens, times_s = (np.array(column) for column in zip(*kind.prompt_times, strict=True))
+    slope = (times_s[-1] - times_s[-2]) / (tokens[-1] - tokens[-2])
+    beyond = np.maximum(requests.input_tokens - tokens[-1], 0.0)
+    alone_s = np.interp(requests.input_tokens, tokens, times_s) + slope * beyond
+    return np.asarray(alone_s / kind.setting.prefill.first_s, dtype=np.float64)
 
 
 def _values_s(replay: FunctionReplay, requests: Requests, metric: Metric) -> Floats:
@@ -318,25 +374,29 @@ def _within(replay: FunctionReplay, requests: Requests, slos: Sequence[Slo]) -> 
     return found
 
 
-def _holds(replay: FunctionReplay, requests: Requests, slo: Slo, *, z: float = 0.0) -> bool:
-    """Return whether an objective holds, and would with `z` standard deviations more requests beyond its bound."""
+def _holds(replay: FunctionReplay, requests: Requests, slo: Slo, *, confidence: float | None = None) -> bool:
+    """Return whether an objective holds, and would on as many requests to come with probability `confidence`.
+
+    By batch means, since requests that follow one another share starts and queues.
+    """
     values = _values_s(replay, requests, slo.metric)
     if slo.metric is Metric.TPOT:
         values = values[requests.output_tokens > 1]
     if not len(values):
         return True
     if slo.percentile is None:
-        return float(values.mean()) <= slo.bound_s
-    level = slo.percentile / 100.0
-    margin = z * math.sqrt(level * (1 - level) / len(values))
-    return float((values <= slo.bound_s).mean()) >= min(1.0, level + margin)
+        mean_s = float(values.mean()) if confidence is None else next_mean(values, confidence)
+        return mean_s <= slo.bound_s
+    share, within = slo.percentile / 100.0, (values <= slo.bound_s).astype(np.float64)
+    return float(within.mean()) >= (share if confidence is None else next_share(within, share, confidence))
 
 
 def learnt(candidate: Candidate, seen: Requests, slos: Sequence[Slo], *, missed_usd: float) -> Outcome:
     """Return the cheapest keep-alive time on `seen` that meets the objectives safely, else for good.
 
     The cheapest time is that of `optimize.keep_alive`, misses at their price. Where it misses an objective, longer ones
-    cost more and keep more requests warm, so the shortest gap that is long enough is found by halving.
+    cost more and keep more requests warm, so a gap that is long enough, and the one before it is not, is found by
+    halving.
     """
 
     def played(keep_alive_s: float) -> Outcome:
@@ -365,8 +425,13 @@ def learnt(candidate: Candidate, seen: Requests, slos: Sequence[Slo], *, missed_
     return min(best, found, key=lambda outcome: outcome.key)
 
 
-def told(outcome: Outcome, requests: Requests) -> ScaledService:
-    """Return what a plan says of an outcome."""
+def told(
+    outcome: Outcome, requests: Requests, *, tried: Outcome | None = None, seen: Requests | None = None
+) -> ScaledService:
+    """Return what a plan says of an outcome on the judged half, `tried` being that of the half it was learnt on."""
+    learnt_usd = (
+        None if tried is None or seen is None else (tried.cost_usd + tried.missed_usd) * HOUR_S / seen.duration_s
+    )
     hours, records = requests.duration_s / HOUR_S, outcome.replay.records
     p50, p99 = (float(np.quantile(records.ttft_s, part, method="inverted_cdf")) for part in (0.5, 0.99))
     return ScaledService(
@@ -389,10 +454,19 @@ def told(outcome: Outcome, requests: Requests) -> ScaledService:
         precision=outcome.candidate.kind.config.precision,
         tensor_parallel=outcome.candidate.kind.config.tensor_parallel,
         pipeline_parallel=outcome.candidate.kind.config.pipeline_parallel,
+        learnt_usd_per_hour=learnt_usd,
+        is_safe=None if tried is None else tried.is_safe,
     )
 
 
 def other_rules(outcome: Outcome) -> Iterator[tuple[str, float]]:
-    """Yield the fixed rules to compare a learnt time with; a cloud that keeps as it likes leaves none."""
-    if outcome.rule == LEARNT:
-        yield from FIXED_RULES.items()
+    """Yield the fixed rules to compare a learnt time with; a cloud that keeps as it likes leaves none.
+
+    Where a cloud bills by more than the longest of them, the time that is paid anyway is one.
+    """
+    if outcome.rule != LEARNT:
+        return
+    yield from FIXED_RULES.items()
+    unit_s = outcome.candidate.billing.step_s
+    if unit_s > max(FIXED_RULES.values()):
+        yield format_duration(unit_s), unit_s

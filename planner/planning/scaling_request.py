@@ -79,7 +79,8 @@ def scaling_assumptions(services: Sequence[PreparedService]) -> Iterator[str]:
         yield (
             f"{service.request.name}, given back: starts as in profiles/startup.csv, {graphs} CUDA graphs, all weights"
             f" at {choice.storage / 1e9:g} GB/s with {choice.loader} however many start; a container has whole GPUs,"
-            " billed from the moment it begins to start, without CPU, memory and disks that a cloud bills on top;"
-            " rented machines are billed by the second. Prompts all have the mean length. How long to keep an idle"
-            " replica is learnt on the first half of the trace, and the second half is told."
+            " without CPU, memory and disks that a cloud bills on top; how starts and machines are billed is as"
+            " catalogs/pay_per_use.csv and billing.csv say, and by the second where they do not. How long to keep an"
+            " idle replica, and which way is best, is learnt on the first half of the time; the second half is told,"
+            " and can only speak against it."
         )

@@ -1,17 +1,24 @@
-"""What all comparisons with replicas that are given back share: the plan's own fleet, and who is cheapest."""
+"""What all comparisons with replicas that are given back share: the plan's own fleet, and which one is chosen."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from planner.catalog.billing import billing_rule
+from planner.domain.pay_per_use import BillingRule
 from planner.domain.scaling import ScaledService, ScalingWay
+from planner.errors import InputError
+from planner.planning.located import at
+from planner.units import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import date
 
+    from planner.domain.hardware import Offer
     from planner.domain.plan import Plan
 
 HOUR_S = 3600.0
@@ -20,6 +27,8 @@ NO_PROVISION = (
     "Rented machines that are given back are not compared: scale_to_zero.provision does not say how long one takes to"
     " be there."
 )
+BY_THE_SECOND = BillingRule(provider="", source="taken for granted")
+"""Of machines whose cloud does not say how it counts."""
 LEARNT, CLOUDS = "learnt", "as the cloud keeps it"
 
 
@@ -44,24 +53,85 @@ def always_on(plan: Plan, service: str) -> ScaledService:
         ttft_p99_s=None,
         cold_fraction=None,
         mean_replicas=float(sum(row.replicas for row in mine)),
+        learnt_usd_per_hour=math.fsum(row.cost_usd_per_hour for row in mine),
+        is_safe=plan.cost_usd_per_hour is not None,
     )
 
 
 def chosen(ways: Sequence[ScaledService]) -> int:
-    """Return the position of the cheapest way that meets the objectives, misses at their price; the first of these.
+    """Return the position of the way to take: the first of `preferred` that the judged half does not speak against.
 
-    It is 0, always on, where none does.
+    The first way, always on, if there is none.
     """
-    met = [index for index, way in enumerate(ways) if way.is_met]
-    return min(met, key=lambda index: (ways[index].total_usd_per_hour, index), default=0)
+    return next((index for index in preferred(ways) if not is_vetoed(ways[index], ways[0])), 0)
+
+
+def vetoed(ways: Sequence[ScaledService]) -> tuple[int, ...]:
+    """Return the positions of the ways that go before the chosen one, in the order of preference."""
+    return tuple(takewhile(lambda index: is_vetoed(ways[index], ways[0]), preferred(ways)))
+
+
+def preferred(ways: Sequence[ScaledService]) -> list[int]:
+    """Return the positions of the ways that are safe and cheaper than the first one where they were learnt, best first.
+
+    Nothing of the judged half is looked at.
+    """
+    costs = [(way.learnt_usd_per_hour, index) for index, way in enumerate(ways) if way.is_safe]
+    known = sorted((usd, index) for usd, index in costs if usd is not None)
+    return [index for usd, index in known if usd < ways[0].total_usd_per_hour]
+
+
+def is_vetoed(way: ScaledService, always_on: ScaledService) -> bool:
+    """Return whether the judged half speaks against a way: an objective is missed, or always on would be cheaper."""
+    return not way.is_met or way.total_usd_per_hour >= always_on.total_usd_per_hour
 
 
 def best_given_back(ways: Sequence[ScaledService]) -> int:
-    """Return the position of the cheapest way that gives back and holds the objectives; 0 if there is none."""
+    """Return the position of the way to give back that goes before the others, whatever always on costs; 0 if none.
+
+    It was safe where it was learnt and cheapest there of those that hold on the judged half.
+    """
+    return chosen(_whatever_always_on_costs(ways))
+
+
+def vetoed_to_give_back(ways: Sequence[ScaledService]) -> tuple[int, ...]:
+    """Return the positions of the ways that go before that one, and miss an objective on the judged half."""
+    return vetoed(_whatever_always_on_costs(ways))
+
+
+def _whatever_always_on_costs(ways: Sequence[ScaledService]) -> list[ScaledService]:
     always_on, *others = ways
-    return chosen([replace(always_on, is_met=False), *others])
+    return [replace(always_on, cost_usd_per_hour=math.inf, learnt_usd_per_hour=math.inf), *others]
 
 
 def dated(as_of: date | None) -> str | None:
     """Return the date of a price as plan.json has it."""
     return None if as_of is None else as_of.isoformat()
+
+
+def recorded_end_s(last_s: float, recorded_s: float | None) -> float:
+    """Return when a recording ends whose last request comes at `last_s`; that request where nothing says.
+
+    Raises
+    ------
+    InputError: if it goes on after its end.
+    """
+    if recorded_s is not None and recorded_s < last_s:
+        raise InputError(
+            f"The trace was recorded for {format_duration(recorded_s)}, and its last request comes after"
+            f" {format_duration(last_s)}.",
+            hint="Give the time from the first request to the end of the recording.",
+            where=at("recorded"),
+        )
+    return last_s if recorded_s is None else recorded_s
+
+
+def billing_note(offer: Offer) -> str:
+    """Return how a machine that is given back is billed, in words."""
+    rule = billing_rule(offer)
+    if rule is None:
+        return f"How {offer.provider} bills a machine that is given back is not stated: by the second is taken."
+    step = "by the second" if rule.step_s <= 1 else f"in whole steps of {format_duration(rule.step_s)}"
+    least = f", and {format_duration(rule.minimum_s)} at least" if rule.minimum_s else ""
+    dated_ = f" ({rule.as_of.isoformat()})" if rule.as_of else " (undated)"
+    return f"{offer.provider} bills a machine {step}{least}{dated_}."

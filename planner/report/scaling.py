@@ -183,20 +183,32 @@ def _kept(way: ScaledService) -> str:
 
 
 def _choice_text(plan: Plan, choice: ScalingChoice) -> str:
+    if len(choice.ways) == 1:
+        return "Nothing was compared with it."
+    against = "".join(f" {_veto_text(choice, position)}" for position in choice.vetoed)
     best = choice.way
     row = next((row for row in plan.fleets_without if row.given_back == (choice.service,)), None)
     if best.way is ScalingWay.ALWAYS_ON and row is not None:
-        return f"It stays always on: {_why_always_on(plan, row)}."
+        return f"It stays always on: {_why_always_on(plan, row)}.{against}"
     if best.way is ScalingWay.ALWAYS_ON:
-        return "Always on is the cheapest that holds the objectives."
+        if choice.vetoed:
+            return f"So always on is chosen.{against}"
+        return "Always on is chosen: where it was learnt no other way held the objectives safely and cost less."
     name = f"{NAMES[best.way].lower()} ({clean(best.offer)}), {_kept(best)}"
     if choice.is_applied:
-        return f"It is given back: {name}."
+        return f"It is given back, as was cheapest where it was learnt: {name}.{against}"
     saved = 1 - best.total_usd_per_hour / choice.ways[0].total_usd_per_hour
     return (
-        f"Cheapest that holds the objectives: {name}, {percent(saved)} below always on. It was only compared"
-        " (scale_to_zero.mode): the fleet serves it all the same."
+        f"Chosen, as the cheapest where it was learnt: {name}, {percent(saved)} below always on where it was judged."
+        f"{against} It was only compared (scale_to_zero.mode): the fleet serves it all the same."
     )
+
+
+def _veto_text(choice: ScalingChoice, position: int) -> str:
+    """Return why a way was passed over that seemed cheaper where it was learnt."""
+    way = choice.ways[position]
+    why = "missed an objective" if not way.is_met else "cost no less than always on"
+    return f"{NAMES[way.way]} ({clean(way.offer)}), {_kept(way)}, seemed cheaper and {why} where it was judged."
 
 
 def _why_always_on(plan: Plan, row: FleetWithout) -> str:
@@ -208,4 +220,4 @@ def _why_always_on(plan: Plan, row: FleetWithout) -> str:
     now = price(plan.fleets_without[0].fleet_usd_per_hour)
     way = price(row.given_back_usd_per_hour + row.missed_usd_per_hour)
     fleet = price(row.fleet_usd_per_hour)
-    return f"without it the fleet costs {fleet} instead of {now} USD/h, and the cheapest way that holds {way}"
+    return f"without it the fleet costs {fleet} instead of {now} USD/h, and the way to give it back {way}"

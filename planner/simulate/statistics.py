@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from planner.simulate.steps import Floats
 
 N_BATCHES = 20
+SMALLEST_BATCH = 5
+"""Values of a batch at least, where there are too few for as many batches."""
 
 _LEVEL_95 = 0.975
 """Of the upper end of a two-sided interval of 95%."""
@@ -184,6 +186,33 @@ def across_outcomes(replications: Sequence[SloOutcome]) -> SloOutcome:
         simulated=across([found.simulated for found in replications]),
         attainment=replace(attained, low=max(0.0, attained.low), high=min(1.0, attained.high)),
     )
+
+
+def next_mean(values: Floats, level: float) -> float:
+    """Return what the mean of as many values to come stays below with probability `level`.
+
+    They go on from `values`, which are in the order of arrival.
+
+    By batch means, `N_BATCHES` of them or fewer of at least `SMALLEST_BATCH` values. Both means scatter, so the error
+    of one counts sqrt(2) times. Infinite for fewer than two batches, or if a value is.
+    """
+    n_batches = min(N_BATCHES, len(values) // SMALLEST_BATCH)
+    if n_batches < 2 or not np.isfinite(values).all():
+        return math.inf
+    length = len(values) // n_batches
+    batches = values[: length * n_batches].reshape(n_batches, length).mean(axis=1)
+    error = float(batches.std(ddof=1)) / math.sqrt(n_batches)
+    return float(values.mean()) + student_t_quantile(level, n_batches - 1) * math.sqrt(2.0) * error
+
+
+def next_share(is_true: Floats, share: float, level: float) -> float:
+    """Return how much of zeros and ones has to be ones for `share` of as many to come to be, with probability `level`.
+
+    With room for chance by batch means, and at least that of independent requests of which `share` are ones: batch
+    means know nothing of what is too rare to be in most batches. At most 1.
+    """
+    alone = NormalDist().inv_cdf(level) * math.sqrt(2.0 * share * (1.0 - share) / len(is_true))
+    return min(1.0, share + max(alone, next_mean(is_true, level) - float(is_true.mean())))
 
 
 def _half_width(values: Floats, among: int) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from planner.catalog.billing import billing_rule, load_billing_rules
 from planner.catalog.gpus import load_gpus, spelling
 from planner.catalog.offers import load_offers
 from planner.domain.hardware import Market
@@ -38,6 +39,34 @@ PLAUSIBLE_USD_PER_GPU_HOUR = {
 def rows(name):
     with (CATALOGS / name).open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+# -- billing -----------------------------------------------------------------------------------------------------------
+
+
+def test_billing_rules_are_of_providers_with_offers_and_say_where_they_are_from():
+    rules = load_billing_rules()
+    assert {rule.provider for rule in rules} <= {offer.provider for offer in OFFERS}
+    assert len({(rule.provider, rule.instance_prefix) for rule in rules}) == len(rules)
+    for rule in rules:
+        assert "https://" in rule.source
+        assert rule.as_of is not None or "undated" in rule.notes
+        assert rule.minimum_s in {0, 60, 300, 3600}
+        assert rule.step_s in {1, 60, 3600}
+
+
+def test_known_billing_rules():
+    def counted(provider, instance="any", held_s=10.0):
+        offer = next(each for each in OFFERS if each.provider == provider and (instance in {"any", each.instance_type}))
+        rule = billing_rule(offer)
+        return None if rule is None else float(rule.billed_s(held_s))
+
+    assert (counted("aws"), counted("aws", held_s=61.5)) == (60.0, 62.0)
+    assert (counted("gcp"), counted("azure")) == (60.0, 300.0)
+    assert counted("oracle-cloud", "bm-gpu-h100-8") == 3600.0
+    assert counted("oracle-cloud", "vm-gpu-a10-1") == 60.0
+    assert counted("vultr", held_s=3601.0) == 7200.0
+    assert counted("coreweave") is None  # nothing that could be cited
 
 
 # -- offers ------------------------------------------------------------------------------------------------------------

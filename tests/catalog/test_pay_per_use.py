@@ -62,6 +62,16 @@ def test_what_containers_cost():
     ) == pytest.approx(0.07 + 3e-3)
 
 
+def test_the_start_of_a_container_is_paid_where_it_is_billed():
+    held, starts = [10.2, 5.0, 3.0], [2.0, 2.0, 3.0]
+    free = offer(step_s=1.0, bills_container_start=False)
+    assert free.cost_usd(held, n_requests=7, used_s=9.0, container_start_s=starts) == pytest.approx(12e-3)
+    assert offer(step_s=1.0).cost_usd(held, n_requests=7, used_s=9.0, container_start_s=starts) == pytest.approx(19e-3)
+    idle_is_free = offer(bills_idle=False, keep_alive_s=60.0, bills_container_start=False)
+    assert idle_is_free.cost_usd(held, n_requests=0, used_s=9.0, container_start_s=starts) == pytest.approx(2e-3)
+    assert {each.provider for each in OFFERS if not each.bills_container_start} == {"cerebrium"}
+
+
 @pytest.mark.parametrize(
     "wrong", [{"usd_per_gpu_s": -1.0}, {"usd_per_gpu_s": math.inf}, {"step_s": math.nan}, {"usd_per_gpu_s": 0.0}]
 )

@@ -270,6 +270,7 @@ def built(kind, **given_fields):
         "str | None": st.none() | names,
         "float | str | None": st.none() | names | figures | counts,
         "bool": st.booleans(),
+        "bool | None": st.none() | st.booleans(),
         "Role": st.sampled_from(Role),
         "Isolation": st.sampled_from(Isolation),
         "ProvenanceKind": st.sampled_from(ProvenanceKind),
@@ -333,6 +334,7 @@ def plans(draw):
             built(
                 ScalingChoice,
                 chosen=st.just(0),
+                vetoed=st.sampled_from([(), (0,)]),
                 ways=st.tuples(
                     built(
                         ScaledService,

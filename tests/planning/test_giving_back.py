@@ -87,13 +87,17 @@ def test_the_total_is_the_least_of_all_sets_of_services(mixed, planned):
                 {k: v for k, v in each.items() if k != "scale_to_zero"} for each in THREE if each["name"] not in names
             ]
             fleet = planned(asked(*left)).plan.cost_usd_per_hour
-            totals[names] = fleet + sum(ways[name].total_usd_per_hour for name in names)
+            totals[names] = fleet + sum(ways[name].learnt_usd_per_hour for name in names)
     found = mixed.plan
-    assert {row.given_back: row.total_usd_per_hour for row in found.fleets_without} == pytest.approx(totals)
+    assert {row.given_back: row.learnt_total_usd_per_hour for row in found.fleets_without} == pytest.approx(totals)
     own = tuple(sorted(choice.service for choice in found.given_back))
     assert own == min(totals, key=totals.get) == ("legal", "notes")
+    always_on, best = (
+        next(row for row in found.fleets_without if row.given_back == names).total_usd_per_hour for names in ((), own)
+    )
     missed = sum(choice.way.missed_usd_per_hour for choice in found.given_back)
-    assert found.with_given_back_usd_per_hour + missed == pytest.approx(totals[own])
+    assert found.with_given_back_usd_per_hour + missed == pytest.approx(best)
+    assert best < always_on == totals[()]
     assert {item.service for item in found.allocation} == {"chat"}
     assert {route.service for route in found.routing} == {"chat"}
     for choice in found.given_back:
@@ -153,26 +157,45 @@ def test_it_stays_always_on_where_nothing_that_is_given_back_holds(planned):
     assert found.allocation
 
 
-def test_a_budget_of_the_whole_fleet_holds_with_what_is_given_back():
-    """Starting a replica is what makes the fleet dear, and a budget is of what is rented."""
+def one_replica(*, limits=(), change=None):
+    """A service that one replica of 1 USD/h serves."""
     one = Offer(
         name="a", provider="p", instance_type="a", region="r", market=Market.ON_DEMAND, gpu="L4", gpus_per_instance=1,
         price_usd_per_hour=1.0,
     )  # fmt: skip
     option = ServingOption(service="chat", offer=one, gpus_per_replica=1, throughput_rps=np.array([1.0]))
-    bucket = Bucket(row=0, column=0, rate_rps=0.5)
-    start = ChangeCost(running=(), instances={}, start_usd=0.5, horizon_hours=1.0)
+    demand = Demand(service="chat", buckets=(Bucket(row=0, column=0, rate_rps=0.5),))
+    return FleetProblem(demands=(demand,), options=(option,), limits=limits, change=change)
+
+
+def decision(problem, *asks):
+    """Return the plan that gives back what is cheaper so."""
     settings, free = SolverSettings(), Assignment.fractional()
+    always = solve(problem, settings=settings, assignment=free)
+    question = Question(problem=problem, scaling=asks)
+    return decided(question, always, prove=lambda *both: both, settings=settings, assignment=free)[1]
+
+
+def test_a_budget_of_the_whole_fleet_holds_with_what_is_given_back():
+    """Starting a replica is what makes the fleet dear, and a budget is of what is rented."""
+    start = ChangeCost(running=(), instances={}, start_usd=0.5, horizon_hours=1.0)
     for budget, given_back in ((1.0, []), (1.25, ["chat"])):
         limit = Limit(name="budget", resource=Resource.USD_PER_HOUR, bound=budget)
-        problem = FleetProblem(
-            demands=(Demand(service="chat", buckets=(bucket,)),), options=(option,), limits=(limit,), change=start
-        )
-        question = Question(problem=problem, scaling=(Ask("chat", 1.2),))
-        always = solve(problem, settings=settings, assignment=free)
-        found = decided(question, always, prove=lambda *both: both, settings=settings, assignment=free)[1]
+        found = decision(one_replica(limits=(limit,), change=start), Ask("chat", 1.2))
         assert [choice.service for choice in found.given_back] == given_back
     assert found.fleets_without[0].total_usd_per_hour == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("learnt", "judged", "is_given_back", "reason"),
+    [(0.5, 0.6, True, ""), (0.5, 1.0, False, "where it was judged"), (1.0, 0.5, False, ""), (1.5, 0.5, False, "")],
+)
+def test_the_judged_half_can_only_speak_against_giving_back(learnt, judged, is_given_back, reason):
+    found = decision(one_replica(), Ask("chat", judged, learnt))
+    assert bool(found.given_back) == is_given_back
+    assert found.fleets_without[1].total_usd_per_hour == pytest.approx(judged)
+    assert reason in found.fleets_without[1].reason
+    assert bool(reason) == bool(found.fleets_without[1].reason)
 
 
 @dataclass(frozen=True)
@@ -181,20 +204,24 @@ class Ask:
 
     name: str
     usd_per_hour: float
+    learnt_usd_per_hour: float | None = None
     decides = True
     follows_load = True
 
     def __call__(self, found):
-        own = always_on(found, self.name)
-        return ScalingChoice(service=self.name, chosen=0, ways=(own, way(self.usd_per_hour)), requests=1, judged_s=1.0)
+        learnt = self.usd_per_hour if self.learnt_usd_per_hour is None else self.learnt_usd_per_hour
+        ways = (
+            always_on(found, self.name),
+            replace(WAY, cost_usd_per_hour=self.usd_per_hour, learnt_usd_per_hour=learnt),
+        )
+        return ScalingChoice(service=self.name, chosen=0, ways=ways, requests=1, judged_s=1.0)
 
 
-def way(usd_per_hour, *, is_met=True):
-    return ScaledService(
-        way=ScalingWay.PAY_PER_USE, rule="learnt", offer="a/L4", gpu="L4", gpus_per_replica=1, keep_alive_s=1.0,
-        cost_usd_per_hour=usd_per_hour, missed_usd_per_hour=0.0, is_met=is_met, attainment=1.0, ttft_p50_s=0.1,
-        ttft_p99_s=0.1, cold_fraction=0.1, mean_replicas=0.1,
-    )  # fmt: skip
+WAY = ScaledService(
+    way=ScalingWay.PAY_PER_USE, rule="learnt", offer="a/L4", gpu="L4", gpus_per_replica=1, keep_alive_s=1.0,
+    cost_usd_per_hour=1.0, missed_usd_per_hour=0.0, is_met=True, learnt_usd_per_hour=1.0, is_safe=True, attainment=1.0,
+    ttft_p50_s=0.1, ttft_p99_s=0.1, cold_fraction=0.1, mean_replicas=0.1,
+)  # fmt: skip
 
 
 NOT_DRAWN = frozenset(

@@ -580,12 +580,28 @@ def test_the_same_seed_is_the_same_replay():
     assert once.records.ttft_s.tolist() != other.records.ttft_s.tolist()
 
 
-def test_attainment_of_each_adapter():
-    of = functions(2, slo_s=0.5)
-    how = policy(2, n_always_on=1, warm=((0, 0),), keep_alive_s=0.0)
-    where = setting(start=replace(INSTANT, kernels_s=sure(1.0)))
-    found = replayed([0.0, 10.0, 20.0], [0, 0, 1], of=of, where=where, how=how)
-    assert found.records.attainment_of_functions(of, output_tokens=1).tolist() == [0.5, 0.0]
+def test_prompts_have_their_own_lengths():
+    """A prompt of three times the mean takes three times as long alone; two that share take turns."""
+    found = replay_functions(
+        [0.0, 100.0, 100.0], [0, 0, 0], functions=functions(), setting=setting(), policy=policy(most_batch=8),
+        rng=np.random.default_rng(0), end_s=200.0, prefill_factor=[1.0, 3.0, 1.0],
+    )  # fmt: skip
+    first, long, short = found.records.inference_s.tolist()
+    alone = setting().prefill
+    assert first == pytest.approx(alone.first_s)
+    assert short == pytest.approx(alone.seconds(2))
+    assert long == pytest.approx(alone.seconds(2) + 2 * alone.first_s)
+
+
+def test_the_start_of_the_container_is_told_of_each_hold():
+    """Of the first process of each time that a machine is rented; one that finds its container there adds none."""
+    parts = replace(INSTANT, container_s=sure(4.0), kernels_s=sure(1.0))
+    found = replayed([0.0, 10.0, 300.0], [0, 1, 0], of=functions(2), where=setting(start=parts), how=policy(
+        2, isolation=SHARED, keep_alive_s=20.0, machine_keep_alive_s=30.0,
+    ))  # fmt: skip
+    assert len(found.holds_s) == 2
+    assert found.container_starts_s.tolist() == [4.0, 4.0]
+    assert (found.holds_s > found.container_starts_s).all()
 
 
 # --- pools -----------------------------------------------------------------------------------------------------------

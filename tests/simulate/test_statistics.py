@@ -30,6 +30,32 @@ def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
     assert np.mean(widths) == pytest.approx(2 * student_t_quantile(0.975, 19) / math.sqrt(400), rel=0.05)
 
 
+def test_as_many_clustered_requests_more_stay_below_what_is_said_as_often_as_it_says():
+    """Four in five: starts that ten requests in a row wait for are one event, not ten."""
+    rng = np.random.default_rng(5)
+
+    def waits():
+        return np.repeat(rng.exponential(1.0, 120) * (rng.random(120) < 0.3), 10)
+
+    pairs = [(waits(), waits()) for _ in range(1000)]
+    assert 0.75 <= np.mean([later.mean() <= statistics.next_mean(seen, 0.8) for seen, later in pairs]) <= 0.85
+    naive = [later.mean() <= seen.mean() + 0.84 * seen.std() / math.sqrt(len(seen)) for seen, later in pairs]
+    assert np.mean(naive) < 0.65
+    shares = [((seen <= 0.5).astype(float), (later <= 0.5).astype(float)) for seen, later in pairs]
+    rooms = [statistics.next_share(seen, 0.8, 0.8) - 0.8 for seen, _ in shares]
+    kept = [later.mean() >= seen.mean() - room for (seen, later), room in zip(shares, rooms, strict=True)]
+    assert 0.75 <= np.mean(kept) <= 0.85
+
+
+def test_little_is_said_of_a_few_requests_to_come():
+    assert statistics.next_mean(np.ones(9), 0.8) == math.inf  # nothing is known of the spread
+    assert statistics.next_mean(np.array([1.0] * 39 + [math.inf]), 0.8) == math.inf
+    assert statistics.next_mean(np.ones(20), 0.8) == 1.0
+    assert statistics.next_share(np.ones(9), 0.5, 0.8) == 1.0
+    alone = 0.5 + 0.8416 * math.sqrt(2 * 0.25 / 100)
+    assert statistics.next_share(np.ones(100), 0.5, 0.8) == pytest.approx(alone, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("asked", "n"), [(0.99, 500), (0.99, 800), (0.99, 2000), (0.95, 100), (0.95, 1000), (0.5, 400)]
 )

@@ -29,6 +29,11 @@ class ScaleToZero(Strict):
         default=None,
         description="Until a rented machine is there; without it only pay-per-use offers are compared.",
     )
+    recorded: DurationS | None = Field(
+        default=None,
+        description="How long the trace was recorded for, from its first request on; default: to its last request, so"
+        " that the idle time after it is not counted.",
+    )
     missed: Usd = Field(default=0.0, description="What a request is worth that misses an objective.")
     clouds: list[str] | None = Field(
         default=None, description="Only these serverless clouds; default: all of `gpuplan catalog pay-per-use`."

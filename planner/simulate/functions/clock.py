@@ -84,9 +84,12 @@ class BatchClocks:
         self.prefilling.advance(now_s)
         self.decoding.advance(now_s)
 
-    def add(self, request: int) -> None:
-        """Begin a request now, to where the clocks have been advanced."""
-        self.prefilling.add(request, self._prefill.first_s)
+    def add(self, request: int, prefill_factor: float = 1.0) -> None:
+        """Begin a request now, to where the clocks have been advanced.
+
+        prefill_factor : time to its first token alone, over the mean request's.
+        """
+        self.prefilling.add(request, self._prefill.first_s * prefill_factor)
 
     def share(self, n_processes: int) -> None:
         """Set how fast the batch runs while so many processes have one."""

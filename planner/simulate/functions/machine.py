@@ -49,6 +49,8 @@ class Machine:
     held_s: float = 0.0
     holds_s: list[float] = field(default_factory=list)
     """The same, each time that it was switched on."""
+    container_starts_s: list[float] = field(default_factory=list)
+    """How much of each of these went by until the first process's container ran."""
     used_s: float = 0.0
     """How long a process of it started or ran; several at once count once, as they are in one container."""
     share_s: float = 0.0
@@ -70,6 +72,8 @@ class Machine:
     era: int = 0
     """How often it has been given back: what began before is void."""
     n_processes: int = 0
+    container_start_s: float | None = None
+    """How long the container of the first process took since it was switched on; None = none has started."""
     queued: dict[int, None] = field(default_factory=dict)
     """Functions with an idle process here that wait for their turn on the GPU."""
     _since_s: float = 0.0
@@ -90,11 +94,13 @@ class Machine:
         """Begin to pay."""
         self.is_on, self.up_s = True, up_s
         self._since_s = self._counted_s = now_s
+        self.container_start_s = None
 
     def switch_off(self, now_s: float) -> None:
         """Stop paying, and lose all that it held."""
         self.count(now_s)
         self.holds_s.append(max(0.0, min(now_s, self.end_s) - self._since_s))
+        self.container_starts_s.append(min(self.container_start_s or 0.0, self.holds_s[-1]))
         self.held_s += self.holds_s[-1]
         self.is_on, self.used_bytes, self.backbone_ready_s = False, 0.0, math.inf
         self.live_host_bytes, self.n_spares, self.era = 0.0, 0, self.era + 1

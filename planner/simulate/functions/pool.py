@@ -235,6 +235,7 @@ class _Pool:
             busy_gpu_s=math.fsum(engine.busy_s for engine in self.engines),
             most_machines=self.size.n_engines,
             holds_s=np.zeros(0),
+            container_starts_s=np.zeros(0),
             rented_used_s=0.0,
             peak_bytes=peaks,
             n_starts=0,

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from planner.simulate.functions.setting import Functions
     from planner.simulate.steps import Floats
 
 
@@ -72,24 +71,6 @@ class FunctionRecords:
         """Whether each waited for a part of a start."""
         return np.asarray(self.cold_s.sum(axis=1) > 0, dtype=np.bool_)
 
-    def is_attained(self, functions: Functions, *, output_tokens: float) -> NDArray[np.bool_]:
-        """Return whether each request met its function's bounds on TTFT and TPOT."""
-        tpot_s = (self.e2e_s - self.ttft_s) / max(1.0, output_tokens - 1.0)
-        return np.asarray(
-            (self.ttft_s <= functions.ttft_bound_s[self.function]) & (tpot_s <= functions.tpot_bound_s[self.function]),
-            dtype=np.bool_,
-        )
-
-    def attainment_of_functions(self, functions: Functions, *, output_tokens: float) -> Floats:
-        """Return the part of each function's requests that met its bounds, shape (functions,); NaN without requests."""
-        met = np.bincount(
-            self.function, weights=self.is_attained(functions, output_tokens=output_tokens), minlength=len(functions)
-        )
-        counts = np.bincount(self.function, minlength=len(functions))
-        none = np.full(len(functions), np.nan)
-        found: Floats = np.divide(met, counts, out=none, where=counts > 0)
-        return found
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionReplay:
@@ -108,6 +89,8 @@ class FunctionReplay:
     """Held at a time."""
     holds_s: Floats
     """How long machines that are not always on were held, one for each time that one was rented."""
+    container_starts_s: Floats
+    """How much of each of `holds_s` went by until its container ran."""
     rented_used_s: float
     """Seconds in which a process on these started or ran, however many at once."""
     peak_bytes: Floats

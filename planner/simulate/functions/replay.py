@@ -49,6 +49,7 @@ def replay_functions(
     rng: np.random.Generator,
     end_s: float,
     decode_factor: ArrayLike | None = None,
+    prefill_factor: ArrayLike | None = None,
 ) -> FunctionReplay:
     """Return what happens to requests of functions under a policy, and what it holds meanwhile.
 
@@ -60,15 +61,22 @@ def replay_functions(
     arrival_s : ascending times in seconds from 0, shape (requests,).
     function : which function each asks for, shape (requests,).
     decode_factor : length of each answer over the mean, shape (requests,); None = all are alike.
+    prefill_factor : time to each first token alone over the mean request's, shape (requests,); None = all are alike.
 
     Raises
     ------
     InputError: if a process does not fit a GPU, or its container the host.
     """
     run = _Run(functions, setting, policy, rng, end_s)
-    run.load(np.asarray(arrival_s, dtype=np.float64), np.asarray(function, dtype=np.int64), decode_factor)
+    run.load(
+        np.asarray(arrival_s, dtype=np.float64), np.asarray(function, dtype=np.int64), decode_factor, prefill_factor
+    )
     run.go()
     return run.outcome()
+
+
+def _factors(factor: ArrayLike | None, n: int) -> list[float]:
+    return [1.0] * n if factor is None else np.asarray(factor, dtype=np.float64).tolist()
 
 
 def _turns(process: Process) -> tuple[int, int]:
@@ -151,12 +159,18 @@ class _Run:
             self.n_starting[function] += 1
             self._ready(process, 0.0)
 
-    def load(self, arrival_s: Floats, function: NDArray[np.int64], decode_factor: ArrayLike | None) -> None:
+    def load(
+        self,
+        arrival_s: Floats,
+        function: NDArray[np.int64],
+        decode_factor: ArrayLike | None,
+        prefill_factor: ArrayLike | None,
+    ) -> None:
         """Take the requests."""
         n = len(arrival_s)
         self.arrivals, self.wanted = arrival_s.tolist(), function.tolist()
-        factors = np.ones(n) if decode_factor is None else np.asarray(decode_factor, dtype=np.float64)
-        self.factors = factors.tolist()
+        self.factors = _factors(decode_factor, n)
+        self.prefill_factors = _factors(prefill_factor, n)
         self.ttft, self.e2e, self.inference = [math.inf] * n, [math.inf] * n, [0.0] * n
         self.where = [-1] * n
         self.cold = np.zeros((n, len(PARTS)))
@@ -196,6 +210,7 @@ class _Run:
             busy_gpu_s=math.fsum(machine.busy_s for machine in self.machines),
             most_machines=self.most_on,
             holds_s=np.array([hold_s for machine in rented for hold_s in machine.holds_s]),
+            container_starts_s=np.array([start_s for machine in rented for start_s in machine.container_starts_s]),
             rented_used_s=math.fsum(machine.used_s for machine in rented),
             peak_bytes=np.array([machine.peak_bytes for machine in self.machines]),
             n_starts=self.n_starts,
@@ -251,7 +266,7 @@ class _Run:
             machine.running[process] = None
             del machine.idle[process]
         for i in requests:
-            process.batch.add(i)
+            process.batch.add(i, self.prefill_factors[i])
             self.inference[i] = now_s  # until its first token says how long that took
         process.token += 1
         machine.token += 1
@@ -446,6 +461,8 @@ class _Run:
             self._prepare_spare(machine, now_s)
         container_s = 0.0 if has_container else draw(start.container_s, rng)
         libraries_s = 0.0 if has_container else draw(start.libraries_s, rng)
+        if machine.container_start_s is None:
+            machine.container_start_s = container_s
         process = self._new_process(function, machine, now_s)
         backbone_s = self._backbone_s(machine, now_s + provision_s + container_s + libraries_s, now_s)
         adapter_tier = Tier.HOST if has_own else Tier.DISK
