@@ -51,7 +51,13 @@ def command(
 def _lines(explanation: Explanation) -> list[str]:
     if explanation.cost_usd_per_hour is None:
         return ["There is no plan. Any one of these would make one possible:", *_list(explanation.conflicts)]
-    lines = [f"The plan costs {explanation.cost_usd_per_hour:,.2f} USD/h.", "", "What binds:"]
+    fleet = "fleet of the plan" if explanation.given_back else "plan"
+    lines = [f"The {fleet} costs {explanation.cost_usd_per_hour:,.2f} USD/h."]
+    if explanation.given_back:
+        lines += ["", "What could be given back, and what all comes to then:", *_list(explanation.given_back)]
+    if explanation.given_back and not explanation.cost_usd_per_hour:
+        return [*lines, "", "Nothing is rented all day, so there is no fleet to explain."]
+    lines += ["", "What binds:"]
     lines += _list(explanation.binding or ("nothing but the demand itself",))
     lines += ["", "What each limit costs:"]
     lines += _list([price.sentence for price in explanation.limits] or ["the request sets none"])

@@ -101,6 +101,8 @@ def traces_of(named: list[str], plan: Plan) -> dict[str, Trace]:
     found = {}
     for text in named:
         service, _, path = text.partition("=") if "=" in text else ("", "", text)
+        if not service and not services:
+            raise InputError("The plan has no service that its fleet serves.", hint="Leave --trace out.")
         if not service and len(services) > 1:
             raise InputError(f"Which service is {path} for?", hint=f"Write e.g. --trace {services[0]}={path}.")
         found[service or services[0]] = read_trace(resolve_trace(path, base_dir=Path()))

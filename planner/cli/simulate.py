@@ -111,9 +111,10 @@ def command(
     elif STDOUT not in targets:
         from rich.text import Text
 
-        has_phases = bool(event) or found.phases[0].period is not None
+        has_phases = bool(found.phases) and (bool(event) or found.phases[0].period is not None)
         lines = map(Text, _lines(found))  # not markup: options have [brackets] in their names
-        tables = [_table(found), *_adapter_tables(found), *([_phases(found)] if has_phases else [])]
+        tables = [*([_table(found)] if found.services else []), *_given_back_tables(found), *_adapter_tables(found)]
+        tables += [_phases(found)] if has_phases else []
         console.print_result(*tables, *lines)
     return int(ExitCode.OK if found.is_met else ExitCode.CHECK_FAILED)
 
@@ -150,6 +151,21 @@ def _table(found: Replay) -> Table:
                 percent_text(item.attainment.value),
             )
     return table
+
+
+def _given_back_tables(found: Replay) -> Iterator[Table]:
+    """Yield how the services fare that are given back."""
+    from rich.table import Table
+
+    from planner.planning.replay_page import GIVEN_BACK_COLUMNS, given_back_cells
+
+    if found.given_back:
+        table = Table(box=None, pad_edge=False)
+        for name in GIVEN_BACK_COLUMNS:
+            table.add_column(name.rstrip("#"), justify="right" if name.endswith("#") else "left", overflow="fold")
+        for item in found.given_back:
+            table.add_row(*given_back_cells(item))
+        yield table
 
 
 def _adapter_tables(found: Replay) -> Iterator[Table]:
@@ -227,6 +243,11 @@ def _lines(found: Replay) -> Iterator[str]:
             f"{service.service}: {service.n_requests:,} requests at {service.rate_rps:,.4g} req/s{away}{lost}; "
             f"{service.attainment.value:.2%} within every SLO{of_all}."
         )
+    for given in found.given_back:
+        mean = given.found.mean_replicas
+        held = "" if mean is None else f" on {mean:.3g} replicas on average, {given.found.most_replicas} at most"
+        at = "" if given.load == 1.0 else f" at {given.load:g} times the rate"
+        yield f"{given.service}: {given.n_requests:,} requests{at}{held}."
     yield from _period_lines(found)
     for service in found.services:
         if adapters := found.adapters_of(service.service):
@@ -240,6 +261,8 @@ def _lines(found: Replay) -> Iterator[str]:
     if found.n_lost:
         yield f"{found.n_lost:,} times a replica was lost."
     yield from found.notes
+    if not found.services:
+        return
     simulation = found.simulation
     rounds = f" (the first of {found.n_replications} replications)" if found.n_replications > 1 else ""
     yield (

@@ -216,6 +216,8 @@ def _load_table(found: LoadSweep) -> Table:
         for item in service.slos:
             table.add_column(f"{service.service}: {item.slo}", justify="right")
         table.add_column(f"{service.service}: within all", justify="right")
+    for given in found.points[0].given_back:
+        table.add_column(f"{given.service}, given back: within all", justify="right")
     table.add_column("")
     for point in found.points:
         cells = [
@@ -226,6 +228,7 @@ def _load_table(found: LoadSweep) -> Table:
                 percent_text(service.attainment.value),
             )
         ]
+        cells += [percent_text(item.found.attainment or 0.0) for item in point.given_back]
         table.add_row(f"{point.load:.4g}", *cells, "missed" if point.missed else "ok")
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from planner.domain.proof import Proof
     from planner.domain.provenance import Warning_
     from planner.domain.robustness import Robustness
-    from planner.domain.scaling import ScalingChoice
+    from planner.domain.scaling import FleetWithout, ScalingChoice
 
 
 class PlanStatus(StrEnum):
@@ -575,3 +576,21 @@ class Plan:
     """Services whose requests are for adapters; the key is left out of documents of plans without any."""
     scale_to_zero: tuple[ScalingChoice, ...] = ()
     """Services that were compared with replicas that are given back; the key is left out where there are none."""
+    fleets_without: tuple[FleetWithout, ...] = ()
+    """What was compared to decide which of them to give back, the plan with all always on first; empty where nothing
+    was decided. The key is left out then."""
+
+    @property
+    def given_back(self) -> tuple[ScalingChoice, ...]:
+        """Services that the fleet does not serve, since they are given back while nobody asks."""
+        return tuple(choice for choice in self.scale_to_zero if choice.is_applied)
+
+    @property
+    def given_back_usd_per_hour(self) -> float:
+        """What these are expected to cost, beside `cost_usd_per_hour`."""
+        return math.fsum(choice.way.cost_usd_per_hour for choice in self.given_back)
+
+    @property
+    def with_given_back_usd_per_hour(self) -> float | None:
+        """Fleet and what is given back together; None without a plan."""
+        return None if self.cost_usd_per_hour is None else self.cost_usd_per_hour + self.given_back_usd_per_hour

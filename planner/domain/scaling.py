@@ -59,6 +59,12 @@ class ScaledService:
     """Whether every objective held there with room for chance; None = not played there."""
     keep_alive_by_adapter_s: Mapping[str, float] = field(default_factory=dict)
     """How long each adapter's idle process is kept, where that was learnt for each."""
+    most_replicas: int | None = None
+    """Held at a time; machines where adapters share. None = not replayed."""
+    precision: str = ""
+    """Of the weights; empty for the plan's own fleet."""
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
 
     @property
     def total_usd_per_hour(self) -> float:
@@ -81,3 +87,40 @@ class ScalingChoice:
     """Positions of the ways that were preferred to the chosen one, and that the judged half spoke against."""
     notes: tuple[str, ...] = ()
     """What was not compared, and why."""
+    is_applied: bool = False
+    """Whether the plan gives the service back as chosen, so that its fleet does not serve it."""
+
+    @property
+    def way(self) -> ScaledService:
+        """The chosen one."""
+        return self.ways[self.chosen]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetWithout:
+    """What it comes to in all if some services are given back, and a fleet is planned for the others."""
+
+    given_back: tuple[str, ...]
+    """Services; empty = all are always on."""
+    fleet_usd_per_hour: float | None
+    """Of the cheapest fleet found for the others, with what its changes cost; None = none was found."""
+    given_back_usd_per_hour: float
+    """Expected, of the cheapest ways that hold the objectives of those that are given back."""
+    missed_usd_per_hour: float
+    """What the requests are worth that miss an objective there."""
+    learnt_usd_per_hour: float
+    """What is given back cost on the halves that it was learnt on, misses at their price: sets are ranked by that."""
+    reason: str = ""
+    """Why it was not taken although it may look cheapest; empty where the totals say it."""
+
+    @property
+    def total_usd_per_hour(self) -> float | None:
+        """All of it where it was judged; None without a fleet."""
+        if self.fleet_usd_per_hour is None:
+            return None
+        return self.fleet_usd_per_hour + self.given_back_usd_per_hour + self.missed_usd_per_hour
+
+    @property
+    def learnt_total_usd_per_hour(self) -> float | None:
+        """All of it where it was learnt; None without a fleet."""
+        return None if self.fleet_usd_per_hour is None else self.fleet_usd_per_hour + self.learnt_usd_per_hour

@@ -47,6 +47,12 @@ HEAD = (
 
 DERIVED = ("cost_usd_per_month", "usd_per_million_output_tokens")
 """Fields of the document that follow from others; ignored when a plan is read."""
+DERIVED_OF_GIVEN_BACK = (
+    "given_back_usd_per_hour",
+    "with_given_back_usd_per_hour",
+    "with_given_back_usd_per_month",
+)
+"""The same, only there where services are given back."""
 
 
 def plan_to_document(plan: Plan) -> dict[str, Any]:
@@ -59,6 +65,8 @@ def plan_to_document(plan: Plan) -> dict[str, Any]:
     body = _encode_dataclass(plan, "plan")
     if not plan.scale_to_zero:
         del body["scale_to_zero"]
+    if not plan.fleets_without:
+        del body["fleets_without"]
     if not plan.adapters:
         del body["adapters"]
     for route in body["routing"]:
@@ -69,7 +77,20 @@ def plan_to_document(plan: Plan) -> dict[str, Any]:
     body["cost_usd_per_month"] = _round(usd_per_month(cost))
     body["usd_per_million_output_tokens"] = _round(usd_per_million_tokens(cost, tokens))
     head = {"schema_version": SCHEMA_VERSION, "kind": KIND} | {key: body.pop(key) for key in HEAD}
-    return head | body
+    return head | _with_given_back(plan, cost) | body
+
+
+def _with_given_back(plan: Plan, cost_usd_per_hour: float | None) -> dict[str, Any]:
+    """Return what the services cost that are given back, and all together; empty where none is."""
+    if not plan.given_back or cost_usd_per_hour is None:
+        return {}
+    ways = (_round(choice.way.cost_usd_per_hour) or 0.0 for choice in plan.given_back)
+    given_back = math.fsum(ways)
+    return {
+        "given_back_usd_per_hour": _round(given_back),
+        "with_given_back_usd_per_hour": _round(cost_usd_per_hour + given_back),
+        "with_given_back_usd_per_month": _round(usd_per_month(cost_usd_per_hour + given_back)),
+    }
 
 
 def _encode_dataclass(item: Any, at: str) -> dict[str, Any]:  # noqa: ANN401 - any of the plan's dataclasses

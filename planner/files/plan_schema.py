@@ -37,10 +37,10 @@ from planner.errors import InputError, UnsupportedFormatError
 from planner.files.adapter_plan_schema import AdapterPlanDocument
 from planner.files.documents import Document, load_document, validation_error
 from planner.files.parts import Count, NonNegative, Part
-from planner.files.plan_document import DERIVED, KIND, SCHEMA_VERSION
+from planner.files.plan_document import DERIVED, DERIVED_OF_GIVEN_BACK, KIND, SCHEMA_VERSION
 from planner.files.proof_schema import ProofDocument
 from planner.files.robustness_schema import RobustnessDocument
-from planner.files.scaling_schema import ScalingChoiceDocument
+from planner.files.scaling_schema import FleetWithoutDocument, ScalingChoiceDocument
 
 SUPPORTED_VERSIONS = (SCHEMA_VERSION,)
 MAX_PLAN_BYTES = 500_000_000
@@ -503,9 +503,22 @@ class PlanDocument(Part):
 
     scale_to_zero: list[ScalingChoiceDocument] = Field(
         default_factory=list,
-        description="Services that were compared with replicas that are given back while nobody asks. The fleet of the"
-        " plan is always on, whatever was chosen. The key is not there without any.",
+        description="Services that were compared with replicas that are given back while nobody asks. Those with"
+        " `is_applied` are not served by the fleet, and not in `cost_usd_per_hour`. The key is not there without any.",
     )
+
+    fleets_without: list[FleetWithoutDocument] = Field(
+        default_factory=list,
+        description="What was compared to decide which services to give back, all always on first. The key is not there"
+        " where nothing was decided.",
+    )
+    given_back_usd_per_hour: NonNegative | None = Field(
+        None, description="Expected cost of the services that are given back; only there where any is. Derived."
+    )
+    with_given_back_usd_per_hour: NonNegative | None = Field(
+        None, description="Fleet and what is given back together; only there where anything is. Derived."
+    )
+    with_given_back_usd_per_month: NonNegative | None = Field(None, description="The same for 730 hours. Derived.")
 
     @model_validator(mode="after")
     def _routes_lead_somewhere(self) -> "PlanDocument":
@@ -522,7 +535,7 @@ class PlanDocument(Part):
     def to_plan(self) -> Plan:
         """Return the domain's plan; the derived fields are dropped."""
         plain = dict(self)
-        for name in ("schema_version", "kind", *DERIVED):
+        for name in ("schema_version", "kind", *DERIVED, *DERIVED_OF_GIVEN_BACK):
             del plain[name]
         parts: dict[str, Any] = {
             "solver": SolverInfo(**dict(self.solver)),
@@ -541,6 +554,7 @@ class PlanDocument(Part):
             "jobs": tuple(job.to_job_plan() for job in self.jobs),
             "adapters": tuple(item.to_adapter_plan() for item in self.adapters),
             "scale_to_zero": tuple(item.to_choice() for item in self.scale_to_zero),
+            "fleets_without": tuple(item.to_fleet() for item in self.fleets_without),
             "binding": tuple(self.binding),
             "assumptions": tuple(self.assumptions),
             "robustness": self.robustness and self.robustness.to_robustness(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from planner.domain.scaling import ScaledService, ScalingChoice, ScalingWay
+from planner.domain.scaling import FleetWithout, ScaledService, ScalingChoice, ScalingWay
 from planner.errors import InputError
 from planner.files.parts import Count, Fraction, NonNegative, Part
 
@@ -43,6 +43,10 @@ class ScaledServiceDocument(Part):
         default_factory=dict,
         description="Adapter -> how long its idle process is kept, where that was learnt for each.",
     )
+    most_replicas: Count | None = Field(None, description="Held at a time, as `mean_replicas`; null = not replayed.")
+    precision: str = Field("", description="Number format of the weights; empty for the plan's own fleet.")
+    tensor_parallel: Count = Field(1, description="Tensor-parallel degree of a replica.")
+    pipeline_parallel: Count = Field(1, description="Pipeline-parallel degree of a replica.")
 
 
 class ScalingChoiceDocument(Part):
@@ -50,27 +54,53 @@ class ScalingChoiceDocument(Part):
 
     service: str = Field(description="Its name.")
     chosen: Count = Field(
-        description="Position in `ways` of the cheapest on the half that was learnt from, misses at their price, of"
-        " those that held the objectives there with room for chance and that the judged half does not speak against."
+        description="Position in `ways` of the one that the service is kept in: that of the plan, or where it is only"
+        " compared the cheapest on the half that was learnt from, misses at their price, of those that held the"
+        " objectives there with room for chance and that the judged half does not speak against.",
     )
     ways: list[ScaledServiceDocument] = Field(min_length=1, description="The plan's own fleet first.")
     requests: Count = Field(description="Requests in the judged half of the trace.")
     judged_s: NonNegative = Field(description="How long that half is.")
     vetoed: list[Count] = Field(
         default_factory=list,
-        description="Positions of ways that went before the chosen one, and that missed an objective or cost more than"
-        " always on in the judged half.",
+        description="Positions of ways that went before the chosen one, and that missed an objective in the judged"
+        " half, or where it is only compared cost more than always on there.",
     )
     notes: list[str] = Field(default_factory=list, description="What was not compared, and why.")
+    is_applied: bool = Field(
+        False, description="Whether the plan gives the service back as chosen; its fleet does not serve it then."
+    )
 
     @model_validator(mode="after")
     def _a_way_is_chosen(self) -> ScalingChoiceDocument:
         for name, position in [("chosen", self.chosen), *(("vetoed", position) for position in self.vetoed)]:
             if position >= len(self.ways):
                 raise InputError(f"{name} is {position}, and there are {len(self.ways)} ways.")
+        if self.is_applied and self.ways[self.chosen].way is ScalingWay.ALWAYS_ON:
+            raise InputError(f"{self.service} is given back, and the way that is chosen is always on.")
         return self
 
     def to_choice(self) -> ScalingChoice:
         """Return the domain's form."""
         ways = tuple(ScaledService(**dict(way)) for way in self.ways)
         return ScalingChoice(**(dict(self) | {"ways": ways, "vetoed": tuple(self.vetoed), "notes": tuple(self.notes)}))
+
+
+class FleetWithoutDocument(Part):
+    """What it comes to in all if some services are given back."""
+
+    given_back: list[str] = Field(description="Services; empty = all are always on.")
+    fleet_usd_per_hour: NonNegative | None = Field(
+        description="Cost of the cheapest fleet found for the others, with that of changes; null = none was found."
+    )
+    given_back_usd_per_hour: NonNegative = Field(description="Expected cost of what is given back.")
+    missed_usd_per_hour: NonNegative = Field(description="Worth of the requests that miss an objective there.")
+    learnt_usd_per_hour: NonNegative = Field(
+        description="Cost of what is given back on the halves that it was learnt on, misses at their price: sets are"
+        " ranked by it and the fleet."
+    )
+    reason: str = Field("", description="Why it was not taken, where the totals do not say it.")
+
+    def to_fleet(self) -> FleetWithout:
+        """Return the domain's form."""
+        return FleetWithout(**(dict(self) | {"given_back": tuple(self.given_back)}))

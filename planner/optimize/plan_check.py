@@ -23,6 +23,7 @@ from planner.optimize.packing_check import instances_needed
 from planner.optimize.redundancy_check import check_redundancy_prices
 from planner.optimize.robust_check import check_robustness
 from planner.optimize.rule_check import check_period_rules, check_rules
+from planner.optimize.scaling_check import check_given_back
 from planner.optimize.schedule_check import History, check_history, held_rentals, period_plan, period_problem
 from planner.optimize.tier_check import check_tiers
 
@@ -60,6 +61,7 @@ def verify_plan(problem: FleetProblem, plan: Plan) -> None:
     check_rules(problem, plan, by_key)
     check_robustness(problem, plan, by_key)
     check_redundancy_prices(problem, plan)
+    check_given_back(problem, plan)
     if problem.horizon is not None:
         _check_schedule(problem, problem.horizon, plan, by_key)
         check_jobs(problem, plan, by_key)

@@ -61,7 +61,9 @@ def compared(
     """
     if not plan.adapters or plan.cost_usd_per_hour is None:
         return plan
-    plain = dict(_plain(request, services, gpus=gpus, params=params, base_dir=base_dir))
+    on_fleet = {item.service for item in plan.adapters}  # others are given back
+    here = [service for service in services if service.request.name in on_fleet]
+    plain = dict(_plain(request, here, gpus=gpus, params=params, base_dir=base_dir))
     asked: dict[str, Requests] = {}
     outcomes: dict[str, PlainOutcome | str] = {}
     for service, each in plain.items():

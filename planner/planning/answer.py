@@ -7,6 +7,7 @@ import shlex
 import sys
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,12 +116,13 @@ def answer(
 ) -> Plan:
     """Return the plan for `question` with its baselines, or with the conflicts that leave none."""
     found = solve(question.problem, settings=settings, assignment=assignment)
-    if verify is not False and found.cost_usd_per_hour is not None:
-        from planner.planning.proving.verification import verified  # noqa: PLC0415 - the simulator takes a second to import
+    prove = partial(_proven, settings=settings, assignment=assignment, verify=verify, on_round=on_round)
+    if question.scaling and found.status is not PlanStatus.UNKNOWN:
+        from planner.planning.giving_back import decided  # noqa: PLC0415 - only those who ask pay for it
 
-        question, found = verified(
-            question, found, settings=settings, assignment=assignment, is_asked=verify is True, on_round=on_round
-        )
+        question, found = decided(question, found, prove=prove, settings=settings, assignment=assignment)
+    else:
+        question, found = prove(question, found)
     found = replace(
         found,
         name=question.name,
@@ -149,13 +151,31 @@ def answer(
         found = question.preloaded(question.problem, found)
     others = other_ways(question.problem, found, settings, assignment)
     found = with_alternatives(found, others)
-    found = replace(found, scale_to_zero=tuple(ask(found) for ask in question.scaling))
     if question.scaling_warnings is not None:
         found = replace(found, warnings=(*found.warnings, *question.scaling_warnings(found.scale_to_zero)))
     if question.compared is not None:
         found = question.compared(question, found, others)
     baselines = single_gpu_baselines(question.problem, settings=settings, assignment=assignment)
     return replace(found, baselines=baselines, savings_vs_best_single=savings_vs_best_single(found, baselines))
+
+
+def _proven(
+    question: Question,
+    plan: Plan,
+    *,
+    settings: SolverSettings,
+    assignment: Assignment,
+    verify: bool | None,
+    on_round: Callable[[ProofRound], None] | None,
+) -> tuple[Question, Plan]:
+    """Return the plan that holds its objectives in a replay, where one is wanted, and the question that it answers."""
+    if verify is False or plan.cost_usd_per_hour is None or not question.problem.demands:
+        return question, plan
+    from planner.planning.proving.verification import verified  # noqa: PLC0415 - the simulator takes a second to import
+
+    return verified(
+        question, plan, settings=settings, assignment=assignment, is_asked=verify is True, on_round=on_round
+    )
 
 
 def _with_robustness(plan: Plan, question: Question, settings: SolverSettings, assignment: Assignment) -> Plan:

@@ -82,7 +82,8 @@ def _reclaims(spot: list[Rental]) -> str:
 
 
 def _unchecked(plan: Plan, unchecked_gpus: Mapping[str, str]) -> Iterator[Warning_]:
-    used = sorted({allocation.gpu for allocation in plan.allocation} & unchecked_gpus.keys())
+    rented = {allocation.gpu for allocation in plan.allocation} | {choice.way.gpu for choice in plan.given_back}
+    used = sorted(rented & unchecked_gpus.keys())
     if used:
         architectures = " or ".join(sorted({unchecked_gpus[gpu] for gpu in used}))
         yield Warning_(

@@ -25,6 +25,7 @@ from planner.planning.adapters import refuse_adapters
 from planner.planning.answer import read_question
 from planner.planning.proving.caps import with_found_caps
 from planner.report.result import PlanResult
+from planner.report.scaling import fleet_texts
 from planner.units import HOURS_PER_MONTH, format_duration
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Explanation:
     objectives: tuple[LimitPrice, ...]
     gpus: tuple[GpuReason, ...]
     conflicts: tuple[str, ...]
+    given_back: tuple[str, ...] = ()
+    """What each set of services to give back would come to in all, the plan's own first; the rest is of its fleet."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the explanation as JSON-ready data."""
@@ -113,7 +116,17 @@ def explain(
         )
     question = question_of(plan, plan_path or Path(DEFAULT_PLAN_NAME))
     refuse_adapters(question.problem, "explained")
-    cost, binding = plan.cost_usd_per_hour, plan.binding
+    cost, binding, given_back = plan.cost_usd_per_hour, plan.binding, tuple(fleet_texts(plan))
+    if not question.problem.demands and not question.problem.jobs:
+        return Explanation(
+            cost_usd_per_hour=cost,
+            binding=binding,
+            limits=(),
+            objectives=(),
+            gpus=(),
+            conflicts=(),
+            given_back=given_back,
+        )
     if plan.proof is not None:
         # Changes are compared with the least cost at the same utilisation caps, which is searched for in the same way.
         least = solve(question.problem, settings=settings, assignment=assignment_of(plan))
@@ -125,6 +138,7 @@ def explain(
         objectives=tuple(_objective_prices(question, plan, settings)),
         gpus=tuple(_gpu_reasons(question, plan, _chosen_gpus(question, plan, gpus), settings)),
         conflicts=(),
+        given_back=given_back,
     )
 
 
@@ -140,6 +154,7 @@ def question_of(plan: Plan, plan_path: Path) -> Question:
     folder = _folder(made, plan_path)
     current = Path(plan.inputs["current"]) if "current" in plan.inputs else None
     question = read_question(made.document, base_dir=folder, today=made.as_of, strict=False, current=current)
+    question = _of_its_fleet(question, plan, where)
     if plan.proof is not None:
         question = with_found_caps(question, plan.proof)
     for name, digest in question.inputs.get("files", {}).items():
@@ -154,6 +169,20 @@ def question_of(plan: Plan, plan_path: Path) -> Question:
             f"The plan does not fit its request: {error.message}", hint="Plan again.", where=where
         ) from error
     return question
+
+
+def _of_its_fleet(question: Question, plan: Plan, where: Where) -> Question:
+    """Return the question without the services that the plan gives back, which its fleet does not serve."""
+    names = [choice.service for choice in plan.given_back]
+    if not names:
+        return question
+    from planner.planning.giving_back import without  # noqa: PLC0415 - few plans give anything back
+
+    for name in sorted(set(names) - {ask.name for ask in question.scaling if ask.decides}):
+        raise InputError(
+            f"The plan gives back {name}, which its request does not ask for.", hint="Plan again.", where=where
+        )
+    return without(question, names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,13 +87,13 @@ if TYPE_CHECKING:
     from planner.domain.hardware import GpuSpec, Offer
     from planner.domain.plan import Plan
     from planner.domain.problem import ChangeCost, Rule
-    from planner.domain.scaling import ScalingChoice
     from planner.domain.slo import Slo
     from planner.domain.workload import Bucket
     from planner.files.request import PlanRequest
     from planner.files.request.objective import Objective
     from planner.optimize import OtherWay
     from planner.planning.adapters import Hosting, ServiceAdapters
+    from planner.planning.question import ScalingAsk
     from planner.profilers.adapters import AdapterRoom
     from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.schema import MeasuredPoint
@@ -487,9 +487,7 @@ def _comparison(
     return compare
 
 
-def _scaling(
-    prepared: Prepared, request: PlanRequest, base_dir: Path, prices: PriceAges
-) -> tuple[Callable[[Plan], ScalingChoice], ...]:
+def _scaling(prepared: Prepared, request: PlanRequest, base_dir: Path, prices: PriceAges) -> tuple[ScalingAsk, ...]:
     if all(service.scale_to_zero is None for service in request.services):
         return ()
     from planner.planning.scaling import scaling_asks  # noqa: PLC0415 - the replay takes a third of a second to import

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from planner.planning.replay import Prepared, ReplaySettings
+    from planner.planning.replay_given_back import GivenBackOutcome
     from planner.planning.replay_outcome import Replay, ServiceOutcome
     from planner.report.lines import LineChart
 
@@ -42,13 +43,16 @@ class LoadPoint:
     services: tuple[ServiceOutcome, ...]
     late_adapters: tuple[tuple[str, int], ...] = ()
     """Service, and how many of its adapters surely miss an objective by themselves, where any does."""
+    given_back: tuple[GivenBackOutcome, ...] = ()
+    """Services that the fleet does not serve."""
 
     @property
     def missed(self) -> tuple[str, ...]:
         """The objectives that do not hold, in words."""
         missed = [f"{service.service}: {item}" for service in self.services for item in service.slos if not item.is_met]
         late = (f"{service}: an SLO of {plural(n, 'adapter')}" for service, n in self.late_adapters)
-        return (*missed, *late)
+        given_back = (f"{item.service}, given back: an SLO" for item in self.given_back if not item.is_met)
+        return (*missed, *late, *given_back)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,11 @@ class LoadSweep:
                         }
                         for service in point.services
                     },
+                    **(
+                        {"given_back": {item.service: item.to_dict() for item in point.given_back}}
+                        if point.given_back
+                        else {}
+                    ),
                 }
                 for point in self.points
             ],
@@ -156,7 +165,10 @@ def load_sweep(prepared: Prepared, settings: ReplaySettings, *, low: float, high
     def at(load: float, threads: int) -> tuple[LoadPoint, Replay]:
         found = prepared.run(replace(settings, load=load, n_threads=threads))
         late = Counter(item.service for item in found.adapters if item.is_surely_late)
-        return LoadPoint(load=load, services=found.services, late_adapters=tuple(late.items())), found
+        point = LoadPoint(
+            load=load, services=found.services, late_adapters=tuple(late.items()), given_back=found.given_back
+        )
+        return point, found
 
     loads = [low + (high - low) * i / (n_points - 1) for i in range(n_points)]
     with ThreadPoolExecutor(max_workers=min(n_threads, n_points)) as pool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from planner.domain.plan import Plan
     from planner.domain.problem import FleetProblem, ServingOption
     from planner.domain.provenance import Warning_
-    from planner.domain.scaling import ScalingChoice
+    from planner.domain.scaling import ScaledService, ScalingChoice
     from planner.domain.slo import Slo
     from planner.domain.workload import Demand, Trace
     from planner.optimize import OtherWay
@@ -69,6 +69,28 @@ class ReplaySource:
     """Until a replacement of a reclaimed spot instance serves; None = the request does not say."""
 
 
+class ScalingAsk(Protocol):
+    """A service that may be given back while nobody asks for it."""
+
+    @property
+    def name(self) -> str:
+        """The service's."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether the plan is to give it back where that is cheaper; otherwise it is only compared."""
+
+    @property
+    def follows_load(self) -> bool:
+        """Whether it can be played at other loads than the planned one."""
+
+    def __call__(self, plan: Plan) -> ScalingChoice:
+        """Return the ways to keep it, the plan's own first."""
+
+    def replayed(self, way: ScaledService, *, seed: int, load: float) -> ScaledService:
+        """Return how one of these ways fares on what judged it, with other starts and at so many times the rate."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """A problem, and what the answer must say about where it came from."""
@@ -87,8 +109,8 @@ class Question:
     """GPU -> its architecture, where no measurement of that architecture stands behind the throughput."""
     replay: ReplaySource | None = None
     """None where only throughputs are known (Mélange's form)."""
-    scaling: tuple[Callable[[Plan], ScalingChoice], ...] = ()
-    """Of each service that is to be compared with replicas that are given back, given the plan."""
+    scaling: tuple[ScalingAsk, ...] = ()
+    """Of each service that is to be compared with replicas that are given back."""
     scaling_warnings: Callable[[Iterable[ScalingChoice]], Iterable[Warning_]] | None = None
     """Of the prices that these decide by; None where nothing is compared."""
     preloaded: Callable[[FleetProblem, Plan], Plan] | None = None

@@ -15,6 +15,12 @@ from planner.domain.disaggregation import Role
 from planner.errors import InputError
 from planner.planning.explain import question_of
 from planner.planning.replay_adapters import Objectives, adapter_outcomes, objectives_of
+from planner.planning.replay_given_back import (
+    check_settings,
+    given_back_notes,
+    given_back_outcomes,
+    no_simulation,
+)
 from planner.planning.replay_outcome import (
     Phase,
     PoolOutcome,
@@ -103,14 +109,23 @@ class Prepared:
 
     def run(self, settings: ReplaySettings) -> Replay:
         """Return how the plan fares."""
+        given_back = tuple(given_back_outcomes(self.question, self.plan, settings))
+        about_them = tuple(given_back_notes(self.question, self.plan, settings))
+        if not self.question.problem.demands:
+            check_settings(settings)
+            notes = (*about_them, *_job_notes(self.plan))
+            return Replay(
+                services=(), phases=(), pools=(), simulation=no_simulation(), notes=notes, given_back=given_back
+            )
         scene, fleet = self._stage(settings)
         numbers = range(settings.n_replications)
         n_threads = min(settings.n_replications, settings.n_threads or os.cpu_count() or 1)
-        notes = tuple(_notes(self.question, self.plan, scene, fleet, settings))
+        notes = (*_notes(self.question, self.plan, scene, fleet, settings), *about_them)
         with ThreadPoolExecutor(max_workers=n_threads) as pool:  # the event loop does not hold the interpreter
-            return across_replications(
+            found = across_replications(
                 list(pool.map(partial(self._replication, scene, fleet, settings, notes), numbers))
             )
+        return replace(found, given_back=given_back)
 
     def _replication(
         self, scene: Scene, fleet: PlannedFleet, settings: ReplaySettings, notes: tuple[str, ...], number: int
@@ -222,7 +237,14 @@ def prepare(question: Question, plan: Plan, *, traces: Mapping[str, Trace] | Non
     InputError: as `replay`.
     """
     services = [demand.service for demand in question.problem.demands]
-    if not any(item.service in services for item in plan.allocation):
+    given_back = {choice.service for choice in plan.given_back}
+    for name in given_back & set(traces or {}):
+        raise InputError(
+            f"{name} is given back in between: it is replayed on the half of its own trace that judged it.",
+            hint=f"Leave the trace of {name} out.",
+        )
+    is_empty = not services and bool(given_back)
+    if not is_empty and not any(item.service in services for item in plan.allocation):
         raise InputError("The plan rents nothing that serves requests: there is nothing to simulate.")
     if question.replay is None:
         raise InputError(
@@ -271,12 +293,7 @@ def _notes(
     """Yield what was replayed of the plan, and what was not."""
     horizon = question.problem.horizon
     yield from scene_notes(scene, None if horizon is None else horizon.step_s)
-    if plan.jobs:
-        names = ", ".join(job.job for job in plan.jobs)
-        yield (
-            f"Work with a deadline ({names}) is not replayed: the services run alone, as if work beside their requests "
-            "took nothing from them."
-        )
+    yield from _job_notes(plan)
     if plan.unserved:
         yield "Requests that the plan leaves unserved are turned away at random, by the share of their size."
     for name, known in scene.adapters.items():
@@ -298,3 +315,12 @@ def _notes(
         yield f"Never reclaimed here, as it is not known how often they are: {', '.join(unknown)}."
     if any(math.isinf(event.end_s) for event in settings.events) and settings.n_replications == 1:
         yield "What happens at random happens once here; --replications shows what it may come to."
+
+
+def _job_notes(plan: Plan) -> Iterator[str]:
+    if plan.jobs:
+        names = ", ".join(job.job for job in plan.jobs)
+        yield (
+            f"Work with a deadline ({names}) is not replayed: the services run alone, as if work beside their requests "
+            "took nothing from them."
+        )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from planner.domain.slo import Slo
     from planner.planning.replay_adapters import AdapterOutcome, Objectives
+    from planner.planning.replay_given_back import GivenBackOutcome
     from planner.simulate.events import AnyEvent
     from planner.simulate.plans import Stretch
     from planner.simulate.records import RequestRecords
@@ -124,11 +125,14 @@ class Replay:
     """By the number that records have."""
     objectives: Mapping[str, Objectives] = field(default_factory=dict)
     """What each service promises to whom."""
+    given_back: tuple[GivenBackOutcome, ...] = ()
+    """Services that the fleet does not serve."""
 
     @property
     def is_met(self) -> bool:
         """Whether every objective of every service holds, and no adapter surely misses one by itself."""
-        return all(service.is_met for service in self.services) and not any(a.is_surely_late for a in self.adapters)
+        services = all(item.is_met for item in self.services) and all(item.is_met for item in self.given_back)
+        return services and not any(a.is_surely_late for a in self.adapters)
 
     @property
     def utilization(self) -> dict[str, float]:
@@ -168,6 +172,7 @@ class Replay:
             "services": {
                 service.service: _service_dict(service, self.adapters_of(service.service)) for service in self.services
             },
+            **({"given_back": {item.service: item.to_dict() for item in self.given_back}} if self.given_back else {}),
             "phases": [_phase_dict(phase) for phase in self.phases],
             "utilization": self.utilization,
             "pools": [asdict(pool) | {"at_a_time": finite(pool.at_a_time)} for pool in self.pools],

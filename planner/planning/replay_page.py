@@ -13,13 +13,14 @@ from planner.planning.replay_outcome import is_within
 from planner.report.lines import Axis, Mark, Series, line_chart
 from planner.report.page import Figure
 from planner.report.replay_page import Cell, ResultPage, Table, result_html
-from planner.report.wording import clean
+from planner.report.wording import clean, price
 from planner.units import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from planner.planning.replay_adapters import AdapterOutcome
+    from planner.planning.replay_given_back import GivenBackOutcome
     from planner.planning.replay_outcome import Phase, Replay
     from planner.report.lines import LineChart
     from planner.simulate.statistics import Estimate
@@ -34,7 +35,7 @@ MOST_PHASES = 60
 
 def replay_html(found: Replay, *, title: str) -> str:
     """Return a replay as one HTML page that loads nothing from anywhere."""
-    n = sum(service.n_requests for service in found.services)
+    n = sum(each.n_requests for each in found.services) + sum(each.n_requests for each in found.given_back)
     rounds = f" in {found.n_replications} replications" if found.n_replications > 1 else ""
     return result_html(
         ResultPage(
@@ -43,9 +44,12 @@ def replay_html(found: Replay, *, title: str) -> str:
             tone="good" if found.is_met else "bad",
             headline=f"{n:,} requests replayed{rounds}, one by one.",
             figures=tuple(_figures(found)),
-            tables=(_slo_table(found),),
-            charts=tuple(_charts(found)),
-            later_tables=(*_adapter_tables(found), _pool_table(found), _phase_table(found)),
+            tables=(*([_slo_table(found)] if found.services else []), *_given_back_tables(found)),
+            charts=tuple(_charts(found)) if found.services else (),
+            later_tables=(
+                *_adapter_tables(found),
+                *([_pool_table(found), _phase_table(found)] if found.services else []),
+            ),
             notes=tuple(map(clean, found.notes)),
         )
     )
@@ -77,6 +81,9 @@ def _figures(found: Replay) -> Iterator[Figure]:
             yield Figure(label=name, value=f"{service.n_turned_away:,}", unit="turned away")
         if service.n_unanswered:
             yield Figure(label=name, value=f"{service.n_unanswered:,}", unit="never answered")
+    for given in found.given_back:
+        name, within = clean(given.service), given.found.attainment
+        yield Figure(label=name, value="-" if within is None else f"{within:.2%}", unit="within every SLO, given back")
     if found.n_lost:
         yield Figure(label="Replicas", value=f"{found.n_lost:,}", unit="losses on the way")
 
@@ -100,6 +107,49 @@ def _slo_table(found: Replay) -> Table:
     columns = ("service", "SLO", "simulated#", "95% interval#", "verdict", "requests within#")
     what = "the scatter between replications" if found.n_replications > 1 else "20 batch means"
     return Table(title="Objectives", columns=columns, rows=tuple(rows), remark=f"Intervals are from {what}.")
+
+
+GIVEN_BACK_COLUMNS = (
+    "service",
+    "given back",
+    "TTFT p50#",
+    "p99#",
+    "cold#",
+    "within#",
+    "USD/h#",
+    "in the plan#",
+    "verdict",
+)
+
+
+def given_back_cells(item: GivenBackOutcome) -> tuple[str, ...]:
+    """Return how a service fares that is given back, in words; see `GIVEN_BACK_COLUMNS`."""
+    way = item.found
+    p50, p99 = (seconds_text(math.inf if value is None else value) for value in (way.ttft_p50_s, way.ttft_p99_s))
+    cold, within = (percent_text(math.nan if v is None else v) for v in (way.cold_fraction, way.attainment))
+    return (
+        item.service,
+        f"{way.way}, {way.offer}",
+        p50,
+        p99,
+        cold,
+        within,
+        price(way.cost_usd_per_hour),
+        price(item.planned.cost_usd_per_hour),
+        "ok" if item.is_met else "missed",
+    )
+
+
+def _given_back_tables(found: Replay) -> Iterator[Table]:
+    if not found.given_back:
+        return
+    rows = []
+    for item in found.given_back:
+        *cells, verdict = map(clean, given_back_cells(item))
+        tone = "good" if item.is_met else "bad"
+        rows.append((*(Cell(text=cell) for cell in cells), Cell(text=verdict, tone=tone)))
+    remark = "Played on what judged them, with other starts; the cost beside that of the plan."
+    yield Table(title="Given back", columns=GIVEN_BACK_COLUMNS, rows=tuple(rows), remark=remark)
 
 
 @dataclass(frozen=True, slots=True)

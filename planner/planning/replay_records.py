@@ -31,8 +31,10 @@ def write_records(found: Replay, path: Path, *, force: bool) -> None:
 
     Raises
     ------
-    InputError: if the file cannot be written, or is Parquet and pyarrow is not installed.
+    InputError: if the file cannot be written, or is Parquet and pyarrow is not installed; or if the fleet is empty.
     """
+    if not len(found.simulation.records):
+        raise InputError("Every service is given back: no request is replayed on a fleet.", hint="Leave --records out.")
     columns = record_columns(found)
     check_writable(path, force=force)
     if path.suffix.lower() == ".parquet":

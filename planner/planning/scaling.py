@@ -7,6 +7,7 @@ what was chosen; the plan's own fleet is always there.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,15 +51,17 @@ from planner.units import format_duration
 from planner.workload.rates import mean_rate_rps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from planner.catalog.gpus import GpuCatalog
     from planner.domain.hardware import Offer
     from planner.domain.plan import Plan
+    from planner.domain.scaling import ScaledService
     from planner.domain.workload import Trace
     from planner.files.request import PlanRequest
     from planner.files.request.scaling import ScaleToZero
+    from planner.planning.question import ScalingAsk
     from planner.planning.scaling_prices import PriceAges
     from planner.planning.services import PreparedService
     from planner.profilers.efficiency import EstimatorParams
@@ -84,7 +87,7 @@ def scaling_asks(
     params: EstimatorParams,
     prices: PriceAges,
     base_dir: Path,
-) -> tuple[Callable[[Plan], ScalingChoice], ...]:
+) -> tuple[ScalingAsk, ...]:
     """Return for each service that asks for it what answers, given the plan.
 
     Raises
@@ -92,7 +95,7 @@ def scaling_asks(
     InputError: if a trace is too short to learn and to judge by, or a cloud is not known.
     DataMissingError: if a pay-per-use price is too old, and that is refused.
     """
-    asks: list[Callable[[Plan], ScalingChoice]] = []
+    asks: list[ScalingAsk] = []
     rented = tuple(offer for offer in offers if offer.market is Market.ON_DEMAND)
     for index, service in enumerate(services):
         choice = service.request.scale_to_zero
@@ -248,6 +251,38 @@ class _Ask:
     rented: tuple[Offer, ...]
     gpus: GpuCatalog
     params: EstimatorParams
+    follows_load = True
+    """Requests can come closer together."""
+
+    @property
+    def name(self) -> str:
+        """The service's."""
+        return self.service.request.name
+
+    @property
+    def decides(self) -> bool:
+        """Whether the plan is to give it back where that is cheaper."""
+        return self.choice.mode == "decide"
+
+    def replayed(self, way: ScaledService, *, seed: int, load: float) -> ScaledService:
+        """Return how a way fares on the judged half, with other starts and at so many times the rate.
+
+        Raises
+        ------
+        InputError: if what it rents is no longer there.
+        """
+        kinds = self._kinds()
+        found = (each for each in (*self._by_use(kinds), *self._rented(kinds)) if each.is_of(way))
+        candidate = next(found, None)
+        if candidate is None:
+            raise InputError(
+                f"{self.name} is given back on {way.offer}, which its request has not.", hint="Plan again."
+            )
+        judged = self.halves.second.at_load(load)
+        kept_s = math.inf if way.keep_alive_s is None else way.keep_alive_s
+        slos, missed = self.service.request.slo, self.choice.missed
+        outcome = play(candidate, judged, slos, rule=way.rule, keep_alive_s=kept_s, missed_usd=missed, seed=seed)
+        return told(outcome, judged)
 
     def __call__(self, plan: Plan) -> ScalingChoice:
         """Return the ways, the plan's own first."""

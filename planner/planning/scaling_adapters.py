@@ -79,6 +79,8 @@ class _Sold:
     provision_s: float
     """Until a machine is there."""
     as_of: date | None
+    precision: str
+    """Of the weights."""
     billing: str = ""
     """How it is billed, in words, where that is not in its price."""
 
@@ -94,6 +96,38 @@ class AdapterAsk:
     gpus: GpuCatalog
     params: EstimatorParams
     base_dir: Path
+    follows_load = False
+    """What is learnt of adapters is learnt at their rates."""
+
+    @property
+    def name(self) -> str:
+        """The service's."""
+        return self.service.request.name
+
+    @property
+    def decides(self) -> bool:
+        """Whether the plan is to give it back where that is cheaper."""
+        return self.choice.mode == "decide"
+
+    def replayed(self, way: ScaledService, *, seed: int, load: float) -> ScaledService:  # noqa: ARG002 - see `follows_load`
+        """Return how a way fares on the judged half, with other starts; see `ScalingAsk`.
+
+        Raises
+        ------
+        InputError: if what it rents is no longer there.
+        """
+        adapters, traffic = self._traffic()
+        names = [adapter.name for adapter in adapters]
+        mine = [kind for kind, told in WAYS.items() if told is way.way]
+        for sold in self._prices():
+            if sold.offer == way.offer:
+                case = self._case(sold.gpu, adapters, sold.provision_s)
+                found = compare_ways(traffic, case, sold.prices, ways=mine, seed=seed)
+                ways = (_told(outcome, found, sold, names) for outcome in found.ways)
+                played = next((each for each in ways if each.rule == way.rule), None)
+                if played is not None:
+                    return played
+        raise InputError(f"{self.name} is given back on {way.offer}, which its request has not.", hint="Plan again.")
 
     def __post_init__(self) -> None:
         """Refuse a length of traces that are not there."""
@@ -193,6 +227,7 @@ class AdapterAsk:
                         prices=prices,
                         provision_s=self.choice.provision,
                         as_of=offer.as_of,
+                        precision=self.service.configs[0].precision,
                         billing=billing_note(offer),
                     )
                     break
@@ -203,7 +238,12 @@ class AdapterAsk:
                 own = min(mine, default=sold.usd_per_gpu_s * HOUR_S)
                 prices = Prices(usd_per_gpu_hour=own, offer=sold, usd_per_miss=missed)
                 yield _Sold(
-                    gpu=self.gpus.get(sold.gpu), offer=sold.name, prices=prices, provision_s=0.0, as_of=sold.as_of
+                    gpu=self.gpus.get(sold.gpu),
+                    offer=sold.name,
+                    prices=prices,
+                    provision_s=0.0,
+                    as_of=sold.as_of,
+                    precision=self.service.configs[0].precision,
                 )
                 return
 
@@ -274,6 +314,8 @@ def _told(outcome: WayOutcome, found: Comparison, sold: _Sold, names: Sequence[s
         learnt_usd_per_hour=None if outcome.trial is None else outcome.trial.usd_per_hour,
         is_safe=None if outcome.trial is None else outcome.trial.is_safe,
         keep_alive_by_adapter_s=_each(outcome, names),
+        most_replicas=outcome.most_gpus,
+        precision=sold.precision,
     )
 
 

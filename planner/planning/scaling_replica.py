@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from planner.domain.adapters import Isolation
+from planner.domain.hardware import EngineConfig
 from planner.domain.precision import kv_cache_bytes, state_bytes
 from planner.domain.scaling import ScaledService, ScalingWay
 from planner.domain.slo import Metric
@@ -36,7 +37,7 @@ from planner.units import format_duration
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from planner.domain.hardware import EngineConfig, GpuSpec
+    from planner.domain.hardware import GpuSpec
     from planner.domain.model import ModelArchitecture
     from planner.domain.pay_per_use import PayPerUse
     from planner.domain.slo import Slo
@@ -63,6 +64,10 @@ class Requests:
     output_tokens: Floats
     duration_s: float
 
+    def at_load(self, load: float) -> Requests:
+        """Return the same requests so many times as close together."""
+        return replace(self, arrival_s=self.arrival_s / load, duration_s=self.duration_s / load)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaKind:
@@ -74,6 +79,7 @@ class ReplicaKind:
     most_batch: int
     """Requests that one replica serves at a time: what its memory holds and the bounds allow."""
     mean_output_tokens: float
+    config: EngineConfig = field(default_factory=EngineConfig)
     prompt_times: tuple[tuple[float, float], ...] = ()
     """Prompts' lengths in tokens, ascending, and the seconds until their first token alone; empty = all as the mean."""
 
@@ -152,6 +158,7 @@ def replica_kind(
         setting=setting,
         most_batch=most,
         mean_output_tokens=sizes.output_tokens,
+        config=config,
         prompt_times=_prompt_times(model, gpu, config, sizes, params),
     )
 
@@ -209,6 +216,15 @@ class Candidate:
     billing: PayPerUse
     """Of a GPU; a replica pays `kind.n_gpus` of them."""
     provision_s: float = 0.0
+
+    def is_of(self, way: ScaledService) -> bool:
+        """Return whether a way in a plan is of this candidate."""
+        config = self.kind.config
+        return (self.way, self.billing.name, self.kind.gpu) == (way.way, way.offer, way.gpu) and (
+            config.precision,
+            config.tensor_parallel,
+            config.pipeline_parallel,
+        ) == (way.precision, way.tensor_parallel, way.pipeline_parallel)
 
     @property
     def usd_per_idle_s(self) -> float:
@@ -410,8 +426,13 @@ def learnt(candidate: Candidate, seen: Requests, slos: Sequence[Slo], *, missed_
     return min(best, found, key=lambda outcome: outcome.key)
 
 
-def told(outcome: Outcome, requests: Requests, *, tried: Outcome, seen: Requests) -> ScaledService:
+def told(
+    outcome: Outcome, requests: Requests, *, tried: Outcome | None = None, seen: Requests | None = None
+) -> ScaledService:
     """Return what a plan says of an outcome on the judged half, `tried` being that of the half it was learnt on."""
+    learnt_usd = (
+        None if tried is None or seen is None else (tried.cost_usd + tried.missed_usd) * HOUR_S / seen.duration_s
+    )
     hours, records = requests.duration_s / HOUR_S, outcome.replay.records
     p50, p99 = (float(np.quantile(records.ttft_s, part, method="inverted_cdf")) for part in (0.5, 0.99))
     return ScaledService(
@@ -430,8 +451,12 @@ def told(outcome: Outcome, requests: Requests, *, tried: Outcome, seen: Requests
         cold_fraction=float(records.is_cold.mean()),
         mean_replicas=outcome.replay.gpu_s / requests.duration_s,
         price_as_of=dated(outcome.candidate.billing.as_of),
-        learnt_usd_per_hour=(tried.cost_usd + tried.missed_usd) * HOUR_S / seen.duration_s,
-        is_safe=tried.is_safe,
+        most_replicas=outcome.replay.most_machines,
+        precision=outcome.candidate.kind.config.precision,
+        tensor_parallel=outcome.candidate.kind.config.tensor_parallel,
+        pipeline_parallel=outcome.candidate.kind.config.pipeline_parallel,
+        learnt_usd_per_hour=learnt_usd,
+        is_safe=None if tried is None else tried.is_safe,
     )
 
 

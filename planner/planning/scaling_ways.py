@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,10 @@ LEARNT, CLOUDS = "learnt", "as the cloud keeps it"
 
 
 def always_on(plan: Plan, service: str) -> ScaledService:
-    """Return what the plan's own fleet costs for one service; it holds the objectives, as far as the plan says."""
+    """Return what the plan's own fleet costs for one service; it holds the objectives, as far as the plan says.
+
+    An infeasible plan has none, which meets nothing.
+    """
     mine = [row for row in plan.allocation if row.service == service]
     return ScaledService(
         way=ScalingWay.ALWAYS_ON,
@@ -43,14 +47,14 @@ def always_on(plan: Plan, service: str) -> ScaledService:
         keep_alive_s=None,
         cost_usd_per_hour=math.fsum(row.cost_usd_per_hour for row in mine),
         missed_usd_per_hour=0.0,
-        is_met=True,
+        is_met=plan.cost_usd_per_hour is not None,
         attainment=None,
         ttft_p50_s=None,
         ttft_p99_s=None,
         cold_fraction=None,
         mean_replicas=float(sum(row.replicas for row in mine)),
         learnt_usd_per_hour=math.fsum(row.cost_usd_per_hour for row in mine),
-        is_safe=True,
+        is_safe=plan.cost_usd_per_hour is not None,
     )
 
 
@@ -80,6 +84,24 @@ def preferred(ways: Sequence[ScaledService]) -> list[int]:
 def is_vetoed(way: ScaledService, always_on: ScaledService) -> bool:
     """Return whether the judged half speaks against a way: an objective is missed, or always on would be cheaper."""
     return not way.is_met or way.total_usd_per_hour >= always_on.total_usd_per_hour
+
+
+def best_given_back(ways: Sequence[ScaledService]) -> int:
+    """Return the position of the way to give back that goes before the others, whatever always on costs; 0 if none.
+
+    It was safe where it was learnt and cheapest there of those that hold on the judged half.
+    """
+    return chosen(_whatever_always_on_costs(ways))
+
+
+def vetoed_to_give_back(ways: Sequence[ScaledService]) -> tuple[int, ...]:
+    """Return the positions of the ways that go before that one, and miss an objective on the judged half."""
+    return vetoed(_whatever_always_on_costs(ways))
+
+
+def _whatever_always_on_costs(ways: Sequence[ScaledService]) -> list[ScaledService]:
+    always_on, *others = ways
+    return [replace(always_on, cost_usd_per_hour=math.inf, learnt_usd_per_hour=math.inf), *others]
 
 
 def dated(as_of: date | None) -> str | None:

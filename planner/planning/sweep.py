@@ -64,6 +64,11 @@ def pareto_sweep(
     document = read_request(request)
     question = read_question(document, base_dir=Path(document.path).parent, today=today, strict=False)
     refuse_adapters(question.problem, "swept")
+    for name in (ask.name for ask in question.scaling if ask.decides):
+        raise InputError(
+            f"{name} may be given back in between, and the plans of a front are of fleets that are always on.",
+            hint="Write mode: compare in its scale_to_zero; then the front leaves it always on.",
+        )
     free = Assignment.fractional()
     problem, left_out = question.problem, question.warnings[:0]
     if Measure.CARBON in measures:

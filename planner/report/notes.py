@@ -16,7 +16,7 @@ from planner.report.energy import carbon_text, energy_text
 from planner.report.jobs import job_texts
 from planner.report.proof import proof_text, slo_text
 from planner.report.robustness import robustness_text
-from planner.report.scaling import scaling_texts
+from planner.report.scaling import comparison_of_fleets, given_back_texts, scaling_texts
 from planner.report.wording import age, clean, number, percent, plural, price, usd
 from planner.units import format_power
 
@@ -59,6 +59,8 @@ def total_text(plan: Plan) -> str:
     beside = _beside(plan)
     if plan.cost_usd_per_hour is None or not beside:
         return ""
+    if plan.given_back:
+        beside = {"what is given back": plan.given_back_usd_per_hour, **beside}
     total = plan.cost_usd_per_hour + sum(beside.values())
     parts = ", ".join(f"{price(usd_per_hour)} for {name}" for name, usd_per_hour in beside.items())
     return f"{usd(total)} USD/h: {usd(plan.cost_usd_per_hour)} for what is rented, {parts}."
@@ -76,9 +78,10 @@ def saving_text(plan: Plan) -> str:
     saving = plan.savings_vs_best_single
     if saving is None:
         saving = 1 - plan.cost_usd_per_hour / best.cost_usd_per_hour if best.cost_usd_per_hour else 0.0
+    apart = " Both without what is given back." if plan.given_back else ""
     if abs(saving) < SAME_COST_FRACTION:
-        return f"As cheap as {name}: a mix saves nothing here."
-    return f"{percent(abs(saving))} {'below' if saving > 0 else 'above'} {name}."
+        return f"As cheap as {name}: a mix saves nothing here.{apart}"
+    return f"{percent(abs(saving))} {'below' if saving > 0 else 'above'} {name}.{apart}"
 
 
 def baseline_order(baseline: Baseline) -> tuple[bool, float, str]:
@@ -100,6 +103,8 @@ def notes(plan: Plan, *, today: date) -> tuple[Note, ...]:
             *(("Work", text) for text in job_texts(plan)),
             *(("Adapters", text) for text in adapter_texts(plan)),
             *(("Preloaded", text) for text in preload_texts(plan)),
+            *(("Given back", text) for text in given_back_texts(plan)),
+            ("Compared", comparison_of_fleets(plan)),
             *(("Scale to zero", text) for text in scaling_texts(plan)),
             ("Saving", saving_text(plan)),
             ("SLO", slo_text(plan)),

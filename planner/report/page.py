@@ -94,7 +94,7 @@ def report_html(plan: Plan, *, today: date) -> str:
             summary=summary,
             way_columns=WAY_COLUMNS,
             figures=tuple(_figures(plan, summary)),
-            charts=tuple(chart for chart in (_rental_chart(summary), _baseline_chart(summary, plan)) if chart),
+            charts=tuple(chart for chart in (_rental_chart(summary, plan), _baseline_chart(summary, plan)) if chart),
             routing=tuple(_routing_tables(plan)),
             solver=f"{plan.solver.name} {plan.solver.version}".strip(),
             inputs=_flat_inputs(plan),
@@ -119,8 +119,13 @@ def environment() -> Environment:
 def _figures(plan: Plan, summary: PlanSummary) -> Iterator[Figure]:
     if plan.cost_usd_per_hour is None:
         return
-    yield Figure(label="Cost", value=summary.usd_per_hour, unit="USD per hour")
-    yield Figure(label="Cost", value=summary.usd_per_month, unit="USD per month of 730 h")
+    last = summary.totals[-1]
+    apart = " in all, what is given back expected" if plan.given_back else ""
+    yield Figure(label="Cost", value=last.usd_per_hour, unit=f"USD per hour{apart}")
+    yield Figure(label="Cost", value=last.usd_per_month, unit=f"USD per month of 730 h{apart}")
+    if plan.given_back:
+        given_back = price(plan.given_back_usd_per_hour)
+        yield Figure(label="Given back", value=given_back, unit=f"USD per hour, and the fleet {summary.usd_per_hour}")
     if (per_token := usd_per_million_output_tokens(plan)) is not None:
         yield Figure(label="Tokens", value=price(per_token), unit="USD per million output tokens")
     gpus = sum(rental.instances * rental.gpus_per_instance for rental in plan.rentals)
@@ -172,7 +177,7 @@ def _chart(name: str, title: str, items: Sequence[tuple[str, float, str, bool]])
     )
 
 
-def _rental_chart(summary: PlanSummary) -> Chart | None:
+def _rental_chart(summary: PlanSummary, plan: Plan) -> Chart | None:
     items = [
         (
             f"{rental.count} x {rental.what}{', ' + rental.where if rental.where else ''}",
@@ -182,6 +187,11 @@ def _rental_chart(summary: PlanSummary) -> Chart | None:
         )
         for rental in summary.rentals
     ]
+    items += [
+        (f"{choice.service} given back: {choice.way.offer}", cost, price(cost), True)
+        for choice in plan.given_back
+        for cost in (choice.way.cost_usd_per_hour,)
+    ]
     return _chart("rent", "Where the money goes, USD per hour", items) if items else None
 
 
@@ -189,7 +199,8 @@ def _baseline_chart(summary: PlanSummary, plan: Plan) -> Chart | None:
     if plan.cost_usd_per_hour is None or not summary.baselines:
         return None
     feasible = [baseline for baseline in summary.baselines if baseline.cost_usd_per_hour is not None]
-    items = [("This plan", plan.cost_usd_per_hour, summary.usd_per_hour, True)]
+    mine = "This plan's fleet" if plan.given_back else "This plan"
+    items = [(mine, plan.cost_usd_per_hour, summary.usd_per_hour, True)]
     items += [
         (
             f"{baseline.gpu} alone ({baseline.replicas} replica{'' if baseline.replicas == '1' else 's'})",

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 from planner.domain.costs import usd_per_million_tokens, usd_per_month
 from planner.domain.disaggregation import Role
 from planner.domain.plan import PlanStatus, Rental, RolloutAction
+from planner.domain.provenance import ProvenanceKind
+from planner.domain.scaling import ScalingWay
 from planner.report.adapters import WaysView, ways_views
 from planner.report.notes import SAME_COST_FRACTION, Note, baseline_order, notes
 from planner.report.robustness import RobustnessView, robustness_view
+from planner.report.scaling import GivenBackView, TotalView, given_back_views, totals
 from planner.report.schedule import ScheduleView, schedule_view
 from planner.report.serves import ServesIndex
 from planner.report.wording import clean, number, percent, plural, price, usd, whole_usd
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from planner.domain.plan import Allocation, Baseline, Conflict, Period, Plan, RolloutStep
+    from planner.domain.scaling import ScalingChoice
 
 MAX_BASELINES = 5
 """Baselines that a table shows; plan.json has all."""
@@ -54,7 +58,7 @@ class AllocationRow:
     pipeline_parallel: int
     serves: str
     request_share_fraction: float | None
-    utilization_fraction: float
+    utilization_fraction: float | None
     rate_rps: float
     output_tokens_per_s: float | None
     power_w: float | None
@@ -68,6 +72,10 @@ class AllocationRow:
     period_duration_s: float | None
     role: str
     transfer_bytes_per_s: float | None
+    way: str
+    keep_alive_s: float | None
+    mean_replicas: float | None
+    most_replicas: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +158,9 @@ class PlanSummary:
     robustness: RobustnessView | None = None
     ways: tuple[WaysView, ...] = ()
     """Of services with adapters."""
+    given_back: tuple[GivenBackView, ...] = ()
+    totals: tuple[TotalView, ...] = ()
+    """Below what is rented and given back."""
 
 
 def summarize(plan: Plan, *, today: date) -> PlanSummary:
@@ -170,16 +181,20 @@ def summarize(plan: Plan, *, today: date) -> PlanSummary:
         notes=notes(plan, today=today),
         warnings=tuple(Note(label=clean(warning.code), text=clean(warning.message)) for warning in plan.warnings),
         assumptions=tuple(clean(assumption) for assumption in plan.assumptions),
-        rollout=tuple(_rollout_text(step) for step in plan.rollout),
+        rollout=tuple(_rollout_text(plan, step) for step in plan.rollout),
         robustness=robustness_view(plan),
         ways=ways_views(plan),
+        given_back=tuple(given_back_views(plan)),
+        totals=tuple(totals(plan)),
     )
 
 
-def _rollout_text(step: RolloutStep) -> str:
+def _rollout_text(plan: Plan, step: RolloutStep) -> str:
     """Return one step of a rollout in words."""
     where = clean(step.offer)
     if step.action is RolloutAction.ROUTE:
+        if step.service in {choice.service for choice in plan.given_back}:
+            return f"Send the requests of {clean(step.service)} to what is given back in between."
         return f"Send the requests of {clean(step.service)} as this plan's routing says."
     if not step.service:
         verb = "Rent" if step.action is RolloutAction.START else "Release"
@@ -202,10 +217,14 @@ def usd_per_million_output_tokens(plan: Plan) -> float | None:
 
 
 def allocation_rows(plan: Plan) -> tuple[AllocationRow, ...]:
-    """Return the plan as flat rows, one per allocation, figures unrounded; with a schedule, one per period as well."""
+    """Return the plan as flat rows, one per allocation, figures unrounded; with a schedule, one per period as well.
+
+    A service that is given back has one at the end.
+    """
     index = ServesIndex(plan.routing)
     if not plan.schedule:
-        return tuple(_allocation_row(allocation, index) for allocation in plan.allocation)
+        rows = (_allocation_row(allocation, index) for allocation in plan.allocation)
+        return (*rows, *map(_given_back_row, plan.given_back))
     return tuple(row for period in plan.schedule for row in _period_rows(plan, period))
 
 
@@ -283,6 +302,53 @@ def _allocation_row(row: Allocation, index: ServesIndex) -> AllocationRow:
         period_duration_s=None,
         role=row.role.value,
         transfer_bytes_per_s=row.transfer_bytes_per_s,
+        way=ScalingWay.ALWAYS_ON.value,
+        keep_alive_s=None,
+        mean_replicas=None,
+        most_replicas=None,
+    )
+
+
+def _given_back_row(choice: ScalingChoice) -> AllocationRow:
+    """Return the row of a service that is given back: nothing of it runs all day, and its cost is expected."""
+    way = choice.way
+    return AllocationRow(
+        service=choice.service,
+        offer=way.offer,
+        option="",
+        provider="",
+        region="",
+        market="",
+        instance_type="",
+        offer_instances=0,
+        gpu=way.gpu,
+        gpus_per_replica=way.gpus_per_replica,
+        replicas=0,
+        gpus=0,
+        engine="",
+        precision=way.precision,
+        tensor_parallel=way.tensor_parallel,
+        pipeline_parallel=way.pipeline_parallel,
+        serves="all requests",
+        request_share_fraction=1.0,
+        utilization_fraction=None,
+        rate_rps=choice.requests / choice.judged_s if choice.judged_s else 0.0,
+        output_tokens_per_s=None,
+        power_w=None,
+        cost_usd_per_hour=way.cost_usd_per_hour,
+        cost_usd_per_month=usd_per_month(way.cost_usd_per_hour) or 0.0,
+        usd_per_million_output_tokens=None,
+        provenance=ProvenanceKind.ESTIMATED.value,
+        provenance_note="expected: the mean over the judged half of its trace",
+        price_as_of=way.price_as_of,
+        period_start_s=None,
+        period_duration_s=None,
+        role=Role.BOTH.value,
+        transfer_bytes_per_s=None,
+        way=way.way.value,
+        keep_alive_s=way.keep_alive_s,
+        mean_replicas=way.mean_replicas,
+        most_replicas=way.most_replicas,
     )
 
 
@@ -306,10 +372,23 @@ def headline(plan: Plan) -> str:
     per_token = usd_per_million_output_tokens(plan)
     tokens = "" if per_token is None else f", {price(per_token)} USD per million output tokens"
     n_types = len({row.gpu for row in plan.allocation})
+    if plan.given_back and not plan.rentals:
+        return f"nothing is rented all day; {_given_back_text(plan)}"
+    given_back = f"; {_given_back_text(plan)}" if plan.given_back else ""
     return (
         f"{prefix}{plural(n_types, 'GPU type')}, {usd(plan.cost_usd_per_hour)} USD/h"
-        f" ({per_month}{tokens}), {optimality_text(plan)}"
+        f" ({per_month}{tokens}), {optimality_text(plan)}{given_back}"
     )
+
+
+def _given_back_text(plan: Plan) -> str:
+    """Return what is given back, what it is expected to cost, and what that is with the fleet."""
+    names = [clean(choice.service) for choice in plan.given_back]
+    named = " + ".join(names) if len(names) <= MAX_NAMED_SERVICES else f"{len(names)} services"
+    month = whole_usd(usd_per_month(plan.with_given_back_usd_per_hour))
+    expected = f"{named} given back while nobody asks, {price(plan.given_back_usd_per_hour)} USD/h expected"
+    in_all = f"{usd(plan.with_given_back_usd_per_hour)} USD/h in all " if plan.rentals else ""
+    return f"{expected}: {in_all}({month} USD a month)" if in_all else f"{expected} ({month} USD a month)"
 
 
 def _no_plan_text(plan: Plan) -> str:

@@ -176,7 +176,7 @@ def plan_markdown(plan: Plan, *, today: date) -> str:
     """Return the plan as GitHub-flavoured Markdown, e.g. for a pull request."""
     summary = summarize(plan, today=today)
     blocks = [f"## {_md(summary.title or 'GPU plan')}", f"**{_md(summary.headline)}**"]
-    if summary.rentals:
+    if summary.rentals or summary.given_back:
         blocks.append(_rent_markdown(summary))
     if summary.schedule is not None:
         header = ("instances", "least", "mean", "most", "over time")
@@ -215,7 +215,10 @@ def _rent_markdown(summary: PlanSummary) -> str:
             head = ("", "", "")
         if not rental.serving:
             rows.append((*head, "nothing", *[""] * 5, rental.usd_per_hour, rental.usd_per_month))
-    rows.append(("total", *[""] * 8, summary.usd_per_hour, summary.usd_per_month))
+    for given in summary.given_back:
+        mine = (given.what, given.gpus, given.where, given.service, given.replicas, given.engine, given.kept)
+        rows.append((*mine, "", "estimated", given.usd_per_hour, given.usd_per_month))
+    rows += [(item.label, *[""] * 8, item.usd_per_hour, item.usd_per_month) for item in summary.totals]
     return _md_table(header, rows, right=(4, 7, 9, 10))
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from planner.report.adapters import WaysView
     from planner.report.notes import Note
     from planner.report.robustness import RobustnessView
+    from planner.report.scaling import GivenBackView
     from planner.report.schedule import ScheduleView
     from planner.report.summary import ConflictView, PlanSummary, RentalView
 
@@ -53,7 +54,7 @@ def plan_renderables(plan: Plan, *, today: date, verbose: bool = False) -> list[
     """
     summary = summarize(plan, today=today)
     parts: list[RenderableType] = [_headline(summary)]
-    if summary.rentals:
+    if summary.rentals or summary.given_back:
         parts.append(RentTable(summary))
     if summary.schedule is not None:
         parts += [Text.assemble(("Schedule", "bold"), f": {summary.schedule.title}"), _schedule_table(summary.schedule)]
@@ -150,10 +151,24 @@ def _wide_table(summary: PlanSummary) -> Table:
         if not rental.serving:
             costs = (Text(rental.usd_per_hour), Text(rental.usd_per_month))
             table.add_row(*head, Text("nothing"), *[Text()] * 4, *costs)
+    for given in summary.given_back:
+        what = (given.gpus, given.service, given.replicas, given.engine, given.kept, "")
+        table.add_row(_given_back_cell(given), *map(Text, (*what, given.usd_per_hour, given.usd_per_month)))
     table.add_section()
-    costs = (Text(summary.usd_per_hour, style="bold"), Text(summary.usd_per_month, style="bold"))
-    table.add_row(Text("total", style="bold"), *[Text()] * 6, *costs)
+    for item in summary.totals:
+        costs = (Text(item.usd_per_hour, style="bold"), Text(item.usd_per_month, style="bold"))
+        table.add_row(Text(item.label, style="bold"), *[Text()] * 6, *costs)
     return table
+
+
+def _given_back_cell(given: GivenBackView) -> Text:
+    return Text.assemble((given.what, "bold cyan"), (f"\n{given.where}", "dim"))
+
+
+def _given_back_text(given: GivenBackView) -> Text:
+    """Return who is served how by what is given back."""
+    details = ", ".join(part for part in (given.engine, given.replicas, given.kept) if part)
+    return Text.assemble((given.service, "bold"), f" {details}")
 
 
 def _runs_lines(rental: RentalView) -> list[Text]:
@@ -175,9 +190,12 @@ def _compact_table(summary: PlanSummary) -> Table:
             head.append(f"\n{rental.where}", style="dim")
         cost = Text(rental.usd_per_hour)
         table.add_row(head, Text("\n").join(_runs_lines(rental)), cost)
+    for given in summary.given_back:
+        table.add_row(_given_back_cell(given), _given_back_text(given), Text(given.usd_per_hour))
     table.add_section()
-    month = Text(f"{summary.usd_per_month} USD a month")
-    table.add_row(Text("total", style="bold"), month, Text(summary.usd_per_hour, style="bold"))
+    for item in summary.totals:
+        month = Text(f"{item.usd_per_month} USD a month")
+        table.add_row(Text(item.label, style="bold"), month, Text(item.usd_per_hour, style="bold"))
     return table
 
 
@@ -189,8 +207,12 @@ def _rent_list(summary: PlanSummary) -> RenderResult:
         yield Padding(Text.assemble(head, f": {rental.usd_per_hour} USD/h"), (0, 0, 0, 2), expand=False)
         for line in _runs_lines(rental):
             yield Padding(line, (0, 0, 0, 4), expand=False)
-    total = f"  total {summary.usd_per_hour} USD/h, {summary.usd_per_month} USD a month"
-    yield Text(total, style="bold")
+    for given in summary.given_back:
+        head = Text.assemble((given.what, "bold cyan"), f" ({given.where})")
+        yield Padding(Text.assemble(head, f": {given.usd_per_hour} USD/h"), (0, 0, 0, 2), expand=False)
+        yield Padding(_given_back_text(given), (0, 0, 0, 4), expand=False)
+    for item in summary.totals:
+        yield Text(f"  {item.label} {item.usd_per_hour} USD/h, {item.usd_per_month} USD a month", style="bold")
 
 
 def _schedule_table(view: ScheduleView) -> Table:

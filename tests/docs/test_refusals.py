@@ -34,6 +34,7 @@ ENERGY_COUNTED = (
     {"objective": {"minimise": "carbon"}},
     {"objective": {"minimise": "energy"}},
 )
+RARE = {"workload": {"trace": "examples/rare.csv"}, "scale_to_zero": {"storage": "2 GB/s"}}
 SLICED = ("--assignment", "sliced")
 CP_SAT = ("--solver", "cp-sat")
 
@@ -87,6 +88,28 @@ CASES = {
     ("`gpuplan sweep`", "`horizon`"): [({"horizon": HOURS}, ("sweep",), "A front is of steady states")],
     ("`gpuplan sweep`", "`change_cost`"): [
         ({"current": "today.json", "constraints": CHANGES}, ("sweep",), "with changes left aside")
+    ],
+    ("`scale_to_zero`", "`horizon`"): [({"service": RARE, "horizon": HOURS}, (), "the plan has a horizon")],
+    (
+        "`scale_to_zero` of `mode: decide`",
+        "another objective than cost, `shed: allowed`, `robust`, `survive`, `spare_replicas`, `egress`, limits or "
+        "prices of energy or emissions, `gpuplan sweep` of a request",
+    ): [
+        ({"service": RARE}, ("sweep",), "fleets that are always on"),
+        *(
+            ({"service": RARE, **more}, (), "what is given back is not judged by that")
+            for more in (
+                {"objective": "power"},
+                {"objective": {"minimise": ["cost", "gpus"]}},
+                {"constraints": {"shed": "allowed"}},
+                {"robust": ROBUST},
+                {"constraints": {"survive": ["zone"]}, "catalog": {"zones_per_region": {"gcp": 3}}},
+                {"constraints": {"spare_replicas": 1}},
+                {"service": {**RARE, "spare_replicas": 1}},
+                {"service": {**RARE, "users": "us-central1"}, "catalog": {"egress": "0.02 USD/GB"}},
+                *ENERGY_COUNTED,
+            )
+        ),
     ],
     ("`--solver cp-sat`", "shares (`--assignment fractional`)"): [
         ({}, CP_SAT, "integer variables only"),

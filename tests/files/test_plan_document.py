@@ -62,11 +62,11 @@ from planner.domain.proof import (
 )
 from planner.domain.provenance import ProvenanceKind, Warning_
 from planner.domain.robustness import FleetOutcomes, FleetReplicas, Outcome, Robustness, ScenarioCase
-from planner.domain.scaling import ScaledService, ScalingChoice, ScalingWay
+from planner.domain.scaling import FleetWithout, ScaledService, ScalingChoice, ScalingWay
 from planner.errors import InputError, PlannerError, UnsupportedFormatError
 from planner.files import adapter_plan_schema, plan_schema, proof_schema, robustness_schema, scaling_schema
 from planner.files.documents import parse_document
-from planner.files.plan_document import DERIVED, plan_to_document
+from planner.files.plan_document import DERIVED, DERIVED_OF_GIVEN_BACK, plan_to_document
 from planner.files.plan_schema import plan_from_document, plan_json_schema, read_plan
 
 SOLVER = SolverInfo(name="highs", version="1.12.0", seconds=0.12, termination="optimal")
@@ -357,7 +357,7 @@ def plans(draw):
                 ways=st.tuples(
                     built(
                         ScaledService,
-                        way=st.sampled_from(ScalingWay),
+                        way=st.sampled_from([way for way in ScalingWay if way is not ScalingWay.ALWAYS_ON]),
                         attainment=st.sampled_from([None, 0.5]),
                         cold_fraction=st.sampled_from([None, 0.25]),
                         keep_alive_by_adapter_s=st.sampled_from([{}, {"a": 0.0, "b": 12.5}]),
@@ -365,6 +365,7 @@ def plans(draw):
                 ),
             )
         ),
+        "fleets_without": several(built(FleetWithout, given_back=several(names))),
         "schedule": several(
             built(
                 Period,
@@ -456,6 +457,7 @@ def test_writing_a_plan_that_was_read_gives_the_same_bytes(cost, tokens):
         Outcome,
         ScalingChoice,
         ScaledService,
+        FleetWithout,
     ],
     ids=lambda kind: kind.__name__,
 )
@@ -464,7 +466,7 @@ def test_the_schema_has_exactly_the_fields_of_the_dataclass(kind):
     homes = (plan_schema, robustness_schema, scaling_schema)
     model = next(getattr(home, name) for home in homes if hasattr(home, name))
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    extra = {"schema_version", "kind", *DERIVED} if kind is Plan else set()
+    extra = {"schema_version", "kind", *DERIVED, *DERIVED_OF_GIVEN_BACK} if kind is Plan else set()
     assert set(model.model_fields) - extra == set(fields)
     for name, field in model.model_fields.items():
         assert field.description, f"{kind.__name__}.{name} has no description"
@@ -521,6 +523,7 @@ MODELS = [
     adapter_plan_schema.AdapterAlternativeDocument,
     scaling_schema.ScalingChoiceDocument,
     scaling_schema.ScaledServiceDocument,
+    scaling_schema.FleetWithoutDocument,
     proof_schema.ProofDocument,
     proof_schema.SimulatedSloDocument,
     proof_schema.RoundServiceDocument,

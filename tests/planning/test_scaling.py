@@ -378,7 +378,7 @@ def asked(trace="rare.csv", *, slo=("ttft p50 <= 3s",), catalog=None, scale=None
                 "workload": workload,
                 "slo": list(slo),
                 "parallelism": {"tp": 1},
-                "scale_to_zero": {"storage": "2 GB/s", "clouds": ["modal"]} | (scale or {}),
+                "scale_to_zero": {"mode": "compare", "storage": "2 GB/s", "clouds": ["modal"]} | (scale or {}),
             }
             | service
         ],
@@ -424,7 +424,7 @@ def test_it_is_read_back_as_it_was_written_and_told(rare, tmp_path):
     assert read.ways[1].cost_usd_per_hour == pytest.approx(rare.plan.scale_to_zero[0].ways[1].cost_usd_per_hour)
     text = rare.to_markdown()
     assert "legal: always on" in text
-    assert "leave the service out of the request to give it back" in text
+    assert "the fleet serves it all the same" in text
     wrong = json.loads(rare.to_json())
     wrong["scale_to_zero"][0]["chosen"] = 9
     path.write_text(json.dumps(wrong), encoding="utf-8")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from planner.files.schema import BytesPerS, DurationS, Strict, Usd
 
 
 class ScaleToZero(Strict):
-    """Compare the plan's fleet with replicas that are given back in between; needs arrival times, or adapters."""
+    """Give a service back while nobody asks for it, where that is cheaper; needs arrival times, or adapters."""
 
+    mode: Literal["decide", "compare"] = Field(
+        default="decide",
+        description="decide: give the service back if fleet and what is given back then cost less together; compare:"
+        " only show what it would cost.",
+    )
     storage: BytesPerS = Field(description="Read rate of where the weights lie, for each replica that starts.")
     loader: str = Field(
         default="safetensors",

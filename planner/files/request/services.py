@@ -194,8 +194,8 @@ class Service(Strict):
     )
     scale_to_zero: ScaleToZero | None = Field(
         default=None,
-        description="Compare its part of the fleet with replicas that are given back while nobody asks: what that costs"
-        " and which objectives it keeps, cold starts included. The fleet stays as it is.",
+        description="Give it back while nobody asks where that is cheaper in all and holds its objectives, cold starts"
+        " included; the fleet is then planned for the others.",
         examples=[{"storage": "2 GB/s", "missed": "0.01 USD"}],
     )
     priority: int = Field(
