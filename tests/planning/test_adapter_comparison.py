@@ -98,7 +98,9 @@ def test_what_was_compared_for_scale_to_zero_stands_in_the_same_table(tmp_path):
     slow = ["ttft p50 <= 60s"]
     gpus = ["A100-40GB", "L4"]
     found = planned(
-        service("chat", asked, scale_to_zero=STORAGE | {"clouds": ["runpod"]}, slo=slow), base_dir=tmp_path, gpus=gpus
+        service("chat", asked, scale_to_zero=STORAGE | {"clouds": ["runpod"], "mode": "compare"}, slo=slow),
+        base_dir=tmp_path,
+        gpus=gpus,
     )
     told = ways(found)
     assert list(told)[3:] == [AdapterWay.SERVERLESS, AdapterWay.KEPT, AdapterWay.SHARED_BACKBONE]
