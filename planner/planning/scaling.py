@@ -137,15 +137,19 @@ def scaling_asks(
 def wanted_pay_per_use(
     request: PlanRequest, choice: ScaleToZero, *, gpus: GpuCatalog, base_dir: Path
 ) -> tuple[PayPerUse, ...]:
-    """Return the pay-per-use offers that the request allows: by cloud, and by the GPUs of its catalog.
+    """Return the pay-per-use offers that the request allows: by cloud or provider, and by the GPUs of its catalog.
+
+    A plan that is for some providers gives nothing to others, unless `clouds` names them.
 
     Raises
     ------
     InputError: if a cloud has none.
     """
-    offers = load_pay_per_use()
+    offers, own = load_pay_per_use(), set[str]()
     for name in choice.files:
-        offers = with_own(offers, read_pay_per_use(base_dir / name, gpus=gpus))
+        mine = read_pay_per_use(base_dir / name, gpus=gpus)
+        own.update(offer.provider for offer in mine)
+        offers = with_own(offers, mine)
     clouds = sorted({offer.provider for offer in offers})
     for name in choice.clouds or ():
         if name not in clouds:
@@ -154,13 +158,18 @@ def wanted_pay_per_use(
     wanted = request.catalog.gpus
     included = None if wanted.include is None else {gpu for name in wanted.include for gpu in gpus.matching(name)}
     excluded = {gpu for name in wanted.exclude for gpu in gpus.matching(name)}
+    of_providers = [name for name in clouds if name in own or _is_of(name, request.catalog.providers)]
+    able = set(of_providers if choice.clouds is None else choice.clouds)
     return tuple(
         offer
         for offer in offers
-        if (choice.clouds is None or offer.provider in choice.clouds)
-        and (included is None or offer.gpu in included)
-        and offer.gpu not in excluded
+        if offer.provider in able and (included is None or offer.gpu in included) and offer.gpu not in excluded
     )
+
+
+def _is_of(cloud: str, providers: Sequence[str] | None) -> bool:
+    """Return whether a serverless cloud belongs to one of the providers, as gcp-cloud-run does to gcp; all = None."""
+    return providers is None or any(cloud == name or cloud.startswith(f"{name}-") for name in providers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -585,6 +585,19 @@ def test_own_offers_and_gpus_that_may_be_used(repo, tmp_path):
     assert choice.ways[1].keep_alive_s == 900.0
 
 
+def test_clouds_are_those_of_the_providers_unless_they_are_named(repo, tmp_path):
+    def offers(**scale):
+        request = asked(scale={"clouds": None} | scale)
+        (choice,) = plan(request, base_dir=repo / "examples", verify=False).plan.scale_to_zero
+        return {each.offer for each in choice.ways[1:]}
+
+    own = tmp_path / "own.csv"
+    own.write_text("provider,gpu,usd_per_gpu_s,keep_alive_s\nacme,L4,0.00001,900\n", "utf-8")
+    assert offers() == {"gcp-cloud-run/L4"}
+    assert offers(files=[str(own)]) == {"acme/L4"}
+    assert offers(clouds=[]) == set()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

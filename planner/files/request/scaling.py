@@ -36,6 +36,8 @@ class ScaleToZero(Strict):
     )
     missed: Usd = Field(default=0.0, description="What a request is worth that misses an objective.")
     clouds: list[str] | None = Field(
-        default=None, description="Only these serverless clouds; default: all of `gpuplan catalog pay-per-use`."
+        default=None,
+        description="Only these serverless clouds; default: those of `catalog.providers` and of your `files`, or all of"
+        " `gpuplan catalog pay-per-use` where no provider is named.",
     )
     files: list[str] = Field(default=[], description="Your own pay-per-use offers, as CSV.")
