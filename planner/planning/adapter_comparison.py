@@ -248,5 +248,5 @@ def _assumptions(plain: PlainServerless, found: PlainOutcome | str, asked: Mappi
         f" profiles/startup.csv, {graphs} CUDA graphs, weights from storage of {plain.choice.storage / 1e9:.3g} GB/s"
         f" with {plain.choice.loader}{'' if plain.is_asked else ' (assumed; scale_to_zero.storage says another)'};"
         " requests have the mean size."
-        f"{' None of the GPUs that the request allows is sold so.' if is_other else ''}"
+        f"{' Nothing that the request allows is sold so and fast enough.' if is_other else ''}"
     )

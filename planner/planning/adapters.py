@@ -468,8 +468,9 @@ def adapter_assumptions(name: str, adapters: ServiceAdapters) -> Iterator[str]:
     """Yield what a plan takes for granted of a service's adapters."""
     n_sizes, n_classes = len(adapters.sizes.buckets), len(adapters.classes)
     together = f", put together to {n_classes}" if n_classes < n_sizes else ""
+    sizes = "one bucket" if n_sizes == 1 else f"{n_sizes} buckets{together}"
     yield (
-        f"{name}: an adapter's requests have the workload's sizes ({n_sizes} buckets{together}), and each goes to the "
+        f"{name}: an adapter's requests have the workload's sizes ({sizes}), and each goes to the "
         "replicas that hold the adapter and serve its size. An adapter alone on a replica is merged into its weights."
     )
     for kind in adapters.kinds:
