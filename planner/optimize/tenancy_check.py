@@ -6,9 +6,8 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from planner.domain.problem import EnergyBudget, InstanceLoss, ReplicaLoss, Scenario, ShareCap, Survival
+from planner.domain.problem import InstanceLoss, ReplicaLoss, Scenario, Survival
 from planner.errors import InputError
-from planner.optimize.energy import counts_energy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,15 +70,11 @@ def _not_combined(problem: FleetProblem) -> Iterator[str]:
     asked = {
         "a horizon: where adapters are would have to change from period to period": problem.horizon,
         "constraints.shed: which adapter would be left unserved?": problem.shed,
-        "objectives other than the cost": problem.goal,
         "a plan that runs today: where its adapters are is not read from it": problem.change,
-        "the regions of users: which adapter is asked for where is not known": problem.egress,
     }
     yield from (what for what, part in asked.items() if part is not None)
     if problem.jobs:
         yield "deferrable work"
-    if counts_energy(problem):
-        yield "budgets and prices of energy and carbon"
     if any(option.handover is not None for option in problem.options):
         yield "disaggregation: what adapters cost a prefill replica is not modelled"
     for rule in problem.rules:
@@ -87,5 +82,3 @@ def _not_combined(problem: FleetProblem) -> Iterator[str]:
             yield f"{rule.name}: what is lost could hold the only copy of an adapter"
         if isinstance(rule, Scenario):
             yield f"the scenario {rule.name}: what is asked of each adapter in it is not known"
-        if isinstance(rule, ShareCap | EnergyBudget):
-            yield f"the {rule.name}: whole adapters do not come in shares"

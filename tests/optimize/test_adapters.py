@@ -15,7 +15,7 @@ from planner.domain.adapter_groups import group_adapters
 from planner.domain.adapters import Adapter, AdapterSlots, Isolation, Tenancy, Tenant
 from planner.domain.hardware import Market, Offer
 from planner.domain.plan import HostedAdapter, PlanStatus
-from planner.domain.problem import FleetProblem, Goal, Limit, Measure, ReplicaLoss, Resource, Scope, ServingOption
+from planner.domain.problem import FleetProblem, Limit, ReplicaLoss, Resource, Scope, ServingOption, Shedding
 from planner.domain.workload import Bucket, Demand
 from planner.errors import InputError, SolverLiedError
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
@@ -240,7 +240,7 @@ def test_without_replicas_for_several_there_is_no_pool():
 @pytest.mark.parametrize(
     ("parts", "what"),
     [
-        ({"goal": Goal(stages=({Measure.GPUS: 1.0},))}, "objectives other"),
+        ({"shed": Shedding(priority={})}, "constraints.shed"),
         ({"rules": (ReplicaLoss(name="1 spare", count=1, service="s"),)}, "1 spare"),
     ],
 )
