@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from planner.optimize import SolverSettings
 from planner.optimize.backends import solve_milp
 from planner.optimize.milp import MilpBuilder
 from planner.optimize.termination import Termination
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +47,8 @@ class Asked:
     """Place -> largest part of all requests."""
     most_kw: float | None = None
     most_replicas: int | None = None
-    after_loss: str | None = None
-    """"replica" or "place": whichever one of them is lost, what is left serves all."""
+    change: Callable[[list], float] | None = None
+    """What changes cost in USD/h, of the hosts as `_fillings` yields them."""
 
 
 def best(rates, kinds, asked, values):
@@ -64,7 +68,7 @@ def best(rates, kinds, asked, values):
                 beside = _beside(rates, kinds, hosts, asked)
                 if beside is not None and (found is None or values(fleet, beside) < found):
                     found = values(fleet, beside)
-                    if not any(kind.beside_per_kw or kind.beside_per_rps for kind in kinds):
+                    if asked.change is None and not any(kind.beside_per_kw or kind.beside_per_rps for kind in kinds):
                         break
     return found
 
@@ -93,16 +97,8 @@ def _beside(rates, kinds, hosts, asked):
     """Return the least that stands beside the rent of these replicas; None if they do not serve what is asked."""
     if {adapter for _, held in hosts for adapter in held} != set(range(len(rates))):
         return None
-    if asked.after_loss is not None:
-        lost = [[at] for at in range(len(hosts))]
-        if asked.after_loss == "place":
-            places = sorted({kinds[k].place for k, _ in hosts})
-            lost = [[at for at, (k, _) in enumerate(hosts) if kinds[k].place == place] for place in places]
-        for gone in lost:
-            left = [host for at, host in enumerate(hosts) if at not in gone]
-            if _least(rates, kinds, left, Asked(most=asked.most)) is None:
-                return None
-    return _least(rates, kinds, hosts, asked)
+    found = _least(rates, kinds, hosts, asked)
+    return found if found is None or asked.change is None else found + asked.change(hosts)
 
 
 def _least(rates, kinds, hosts, asked):

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.problem import Measure
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.assemble import relative_gap
 from planner.optimize.goals import goal_gap, objective_value, search_goal, stage_objective, stages_of, with_what_is_gone
 from planner.optimize.model import Objective, cost_objective
+from planner.optimize.naming import option_keys
 from planner.optimize.prune import prune
+from planner.optimize.rollout import change_cost, rollout, unavoidable_change
+from planner.optimize.rows.changes import change_usd_per_hour
 from planner.optimize.search import clean_bound, search
 from planner.optimize.spread import cheapest
 
@@ -72,6 +76,22 @@ def search_again(
     return GroupSearch(result=aimed.result, aimed=aimed)
 
 
+def with_real_changes(problem: FleetProblem, placed: Fleet, plan: Plan) -> tuple[Fleet, Plan]:
+    """Return a placed fleet and its plan with the changes that its adapters come to.
+
+    Where a replica has an adapter in its weights, it is not any other adapter's: more changes than replicas tell.
+    """
+    change = problem.change
+    if change is None:
+        return placed, plan
+    keys = option_keys(problem.options)
+    options = {(option.service, key): option for option, key in zip(problem.options, keys, strict=True)}
+    cost = change_cost(change, plan.allocation, options, plan.adapters)
+    steps = rollout(change, plan.allocation, plan.rentals, options, plan.adapters)
+    stated = replace(plan, change_usd_per_hour=cost if change.is_priced else None, rollout=steps)
+    return replace(placed, change_usd_per_hour=cost - unavoidable_change(problem)), stated
+
+
 def reached_by(
     problem: FleetProblem, fleet: FleetArrays, placed: Fleet, first: GroupSearch
 ) -> tuple[ObjectiveValue, ...]:
@@ -82,6 +102,8 @@ def reached_by(
     holds = True
     for stage, item, (_, most) in zip(stages_of(problem.goal), first.aimed.reached, first.aimed.kept, strict=False):
         value = objective_value(stage_objective(stage, fleet), fleet, placed)
+        more = placed.change_usd_per_hour - change_usd_per_hour(fleet, placed.replicas)
+        value += stage.get(Measure.COST, 0.0) * more
         bound = None if item.bound is None or not holds else min(item.bound, value)
         found.append(replace(item, value=value, bound=bound))
         holds = holds and value <= most

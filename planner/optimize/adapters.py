@@ -31,6 +31,7 @@ from planner.optimize.adapter_search import (
     reached_by,
     search_again,
     search_groups,
+    with_real_changes,
 )
 from planner.optimize.arrays import fleet_arrays, replicas_per_instance
 from planner.optimize.assemble import assemble, empty_plan
@@ -113,10 +114,25 @@ def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignm
         nothing = replace(result, fleet=None, seconds=seconds, termination=Termination.TIME_LIMIT)
         cost = 0.0 if result.fleet is None else result.fleet.cost_usd_per_hour
         return replace(empty_plan(nothing, settings), warnings=(_not_placed(cost),))
-    plan = replace(best.plan, solver=replace(best.plan.solver, seconds=seconds), assumptions=(UNSETTLED,))
+    plan = replace(
+        best.plan, solver=replace(best.plan.solver, seconds=seconds), assumptions=tuple(_assumptions(problem))
+    )
     if plan.status is PlanStatus.OPTIMAL and not best.is_within:
         plan = replace(plan, status=PlanStatus.FEASIBLE)
     return plan
+
+
+MOVED = (
+    "Adapters that go to a replica that stays are loaded into it while it serves; that costs nothing here. One that is "
+    "full gives up another adapter first: where adapters are in both plans says which."
+)
+
+
+def _assumptions(problem: FleetProblem) -> Iterator[str]:
+    """Yield what a plan with adapters takes for granted of the search and of changes."""
+    yield UNSETTLED
+    if problem.change is not None:
+        yield MOVED
 
 
 def _on_one_route(problem: FleetProblem, clock: Clock, assignment: Assignment) -> tuple[_Candidate | None, float]:
@@ -166,9 +182,9 @@ def _searched(
 
 
 def _placements(problem: FleetProblem, fleet: FleetArrays, found: Fleet) -> Iterator[Placed]:
-    """Yield `found` with every adapter placed as cheaply as can be; where limits might forbid that, as it is too."""
+    """Yield `found` with every adapter placed as cheaply as can be; where more than rent decides, as it is too."""
     yield place(problem, fleet, found)
-    if _is_limited(problem):
+    if _is_limited(problem) or (problem.change is not None and problem.change.is_priced):
         yield place(problem, fleet, found, is_kept=True)
 
 
@@ -204,9 +220,10 @@ def _candidate(
 ) -> _Candidate | None:
     """Return the verified plan of what was placed, with the bounds of the `first` search; None if limits forbid it."""
     plan = assemble(problem, fleet, placed.fleet, replace(first.result, fleet=placed.fleet), settings=settings)
-    reached = reached_by(problem, fleet, placed.fleet, first)
-    plan = replace(plan, adapters=tuple(adapter_plans(problem, fleet, placed, plan)), objectives=reached)
-    plan = proven(problem, placed.fleet, plan, first)
+    plan = replace(plan, adapters=tuple(adapter_plans(problem, fleet, placed, plan)))
+    chosen, plan = with_real_changes(problem, placed.fleet, plan)
+    reached = reached_by(problem, fleet, chosen, first)
+    plan = proven(problem, chosen, replace(plan, objectives=reached), first)
     try:
         verify_plan(problem, plan)
     except SolverLiedError:
@@ -217,8 +234,8 @@ def _candidate(
         plan=plan,
         placed=placed,
         fleet=fleet,
-        is_within=is_within(problem, placed.fleet, plan, first, settings.relative_gap),
-        values=tuple(item.value for item in reached) or (placed.fleet.total_usd_per_hour,),
+        is_within=is_within(problem, chosen, plan, first, settings.relative_gap),
+        values=tuple(item.value for item in reached) or (chosen.total_usd_per_hour,),
     )
 
 

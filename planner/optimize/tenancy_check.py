@@ -70,7 +70,6 @@ def _not_combined(problem: FleetProblem) -> Iterator[str]:
     asked = {
         "a horizon: where adapters are would have to change from period to period": problem.horizon,
         "constraints.shed: which adapter would be left unserved?": problem.shed,
-        "a plan that runs today: where its adapters are is not read from it": problem.change,
     }
     yield from (what for what, part in asked.items() if part is not None)
     if problem.jobs:

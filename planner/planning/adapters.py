@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from planner.domain.adapter_groups import AdapterGroup
     from planner.domain.adapters import Adapter
     from planner.domain.model import ModelArchitecture
-    from planner.domain.problem import FleetProblem
     from planner.domain.provenance import Provenance
     from planner.domain.slo import Slo
     from planner.domain.workload import Trace
@@ -145,10 +144,6 @@ def check_adapter_request(request: PlanRequest) -> None:
                 service.disaggregate != "never",
                 "disaggregation: what they cost a prefill replica is not modelled",
             ),
-            f"services[{index}].workload.peak": (
-                service.workload.peak is not None,
-                "a peak: their rates are means. Raise constraints.headroom",
-            ),
         }
         for part, (is_asked, what) in asked.items():
             if is_asked:
@@ -157,20 +152,6 @@ def check_adapter_request(request: PlanRequest) -> None:
                     hint="Plan this service in a request of its own, or leave one of the two out.",
                     where=at(part),
                 )
-
-
-def refuse_adapters(problem: FleetProblem, what: str) -> None:
-    """Refuse a plan with adapters where they would be ignored; `what` says what it cannot be.
-
-    Raises
-    ------
-    InputError: naming the service.
-    """
-    for tenancy in problem.tenancies:
-        raise InputError(
-            f"{tenancy.service} has adapters, and plans with adapters cannot be {what} yet.",
-            hint="gpuplan plan prices them; leave the adapters out for everything else.",
-        )
 
 
 def read_service_adapters(
@@ -237,11 +218,13 @@ def prepare_adapters(
 ) -> ServiceAdapters:
     """Return the adapters in groups, with what they weigh and what is asked of them.
 
+    Where `sizes` is of a peak, every adapter is asked for so many times as often as on average.
+
     Raises
     ------
     InputError: if the model has not the modules that an adapter changes, or the engine no room for its rank.
     """
-    asked = [adapter for adapter in adapters if adapter.rate_rps]
+    asked = _at_peak([adapter for adapter in adapters if adapter.rate_rps], service, sizes)
     idle = tuple(adapter.name for adapter in adapters if not adapter.rate_rps)
     groups = group_adapters(_alike_in_size(asked), n_alone=ALONE)
     by_name = {adapter.name: adapter for adapter in asked}
@@ -267,6 +250,14 @@ def prepare_adapters(
         kinds=tuple(_kinds(service, model, asked, len(idle))),
         files=tuple(name for name in files if name is not None and ":" not in name),
     )
+
+
+def _at_peak(adapters: Sequence[Adapter], service: Service, sizes: Demand) -> list[Adapter]:
+    """Return the adapters with their rates at the service's peak, where one is asked for."""
+    if service.workload.peak is None:
+        return list(adapters)
+    times = sizes.total_rate_rps / math.fsum(adapter.rate_rps or 0.0 for adapter in adapters)
+    return [replace(adapter, rate_rps=(adapter.rate_rps or 0.0) * times) for adapter in adapters]
 
 
 def _alike_in_size(adapters: Sequence[Adapter]) -> list[Adapter]:
@@ -421,7 +412,7 @@ def _served(adapters: ServiceAdapters, profile: OptionProfile) -> _Served:
     return _Served(throughput_rps=throughput, provenance=tuple(provenance), limiting=tuple(limiting))
 
 
-def adapter_assumptions(name: str, adapters: ServiceAdapters) -> Iterator[str]:
+def adapter_assumptions(name: str, adapters: ServiceAdapters, *, is_at_peak: bool = False) -> Iterator[str]:
     """Yield what a plan takes for granted of a service's adapters."""
     n_sizes, n_classes = len(adapters.sizes.buckets), len(adapters.classes)
     together = f", put together to {n_classes}" if n_classes < n_sizes else ""
@@ -442,5 +433,10 @@ def adapter_assumptions(name: str, adapters: ServiceAdapters) -> Iterator[str]:
                 f"{format_bytes(CONTEXT_BYTES)} for a context each (assumed), and are all taken to be busy at once: "
                 "each has its part of the replica's time and of its KV cache."
             )
+    if is_at_peak:
+        yield (
+            f"{name}: at the peak ({adapters.sizes.basis}) every adapter is taken to be asked for so many times as"
+            " often as on average, all in the same proportions; their own traces' peaks are not looked at."
+        )
     if adapters.tenancy.idle:
         yield f"{name}: {len(adapters.tenancy.idle)} adapters without requests are held in host memory at most."

@@ -12,7 +12,6 @@ from planner.errors import InputError
 from planner.optimize import Assignment, find_conflicts
 from planner.optimize.pareto import pareto_front
 from planner.optimize.solving import solve
-from planner.planning.adapters import refuse_adapters
 from planner.planning.answer import read_question, read_request
 from planner.planning.energy import with_known_intensity
 
@@ -63,7 +62,6 @@ def pareto_sweep(
     """
     document = read_request(request)
     question = read_question(document, base_dir=Path(document.path).parent, today=today, strict=False)
-    refuse_adapters(question.problem, "swept")
     free = Assignment.fractional()
     problem, left_out = question.problem, question.warnings[:0]
     if Measure.CARBON in measures:

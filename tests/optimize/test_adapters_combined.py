@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from planner.domain.energy import Energy, Site
 from planner.domain.hardware import Market, Offer
 from planner.domain.plan import PlanStatus
 from planner.domain.problem import (
+    ChangeCost,
     EnergyBudget,
     Facet,
     FleetProblem,
@@ -24,6 +26,7 @@ from planner.domain.problem import (
     Limit,
     Measure,
     Resource,
+    Running,
     ServingOption,
     ShareCap,
 )
@@ -268,3 +271,56 @@ def test_a_limit_of_power_is_kept():
     limit = Limit(name="power", resource=Resource.WATTS, bound=700.0)
     plan = solved(problem_of([0.5], kinds, limits=(limit,)))
     assert {row.option for row in plan.allocation} == {"A"}
+
+
+def running_of(kind, replicas, merged=None):
+    """Return so many replicas of `kind` that run today, with these adapters in their weights."""
+    slots = option_of(kind, 1).slots
+    return Running(
+        service="s", offer=kind.name, option=kind.name, gpus_per_replica=1, replicas=replicas, slots=slots,
+        merged=merged or {},
+    )  # fmt: skip
+
+
+@settings(max_examples=15)
+@given(SMALL, ALONE, st.sampled_from([{}, {"a0": 1}, {"a0": 1, "a1": 1}, {"gone": 2}]), st.integers(0, 2))
+def test_changes_count_every_replica_and_what_is_merged_into_it(rates, n_alone, merged, shared):
+    kinds = tuple(replace(kind, beside_per_kw=0.0) for kind in (A, B))
+    running = ()
+    if shared:
+        running += (running_of(A, shared),)
+    if merged:
+        running += (running_of(B, sum(merged.values()), merged),)
+    change = ChangeCost(running=running, instances={}, start_usd=0.9, stop_usd=0.2, horizon_hours=2.0)
+
+    def cost(hosts):
+        wanted = Counter(f"a{held[0]}" for k, held in hosts if k == 1)
+        on_a = sum(1 for k, _ in hosts if k == 0)
+        kept = (wanted & Counter(merged)).total() + min(on_a, shared)
+        stopped = sum(merged.values()) + shared - kept
+        return (0.9 * (len(hosts) - kept) + 0.2 * stopped) / 2.0
+
+    problem = problem_of(rates, kinds, n_alone=n_alone, change=change)
+    plan = solved(problem)
+    least = best(rates, kinds, Asked(most=3, change=cost), rent(kinds))
+    if least is not None:
+        assert plan.bound_usd_per_hour + beside(plan) <= least[0] + 1e-6
+        assert plan.cost_usd_per_hour + beside(plan) >= least[0] - 1e-6
+
+
+def test_what_runs_stays_where_changing_costs_more_and_the_check_counts_merged_adapters_apart():
+    kinds = (replace(A, price=1.0, speed=1.5, beside_per_kw=0.0), replace(B, price=0.9, beside_per_kw=0.0))
+    free = ChangeCost(running=(running_of(A, 1),), instances={"A": 1})
+    dear = replace(free, start_usd=10.0, stop_usd=1.0, horizon_hours=24.0)
+    problem = problem_of([0.5], kinds, change=free)
+    moved = solved(problem)
+    assert [(step.action, step.option) for step in moved.rollout] == [("start", "B"), ("route", ""), ("stop", "A")]
+    stays = solved(replace(problem, change=dear))
+    assert ({row.option for row in stays.allocation}, stays.rollout, stays.change_usd_per_hour) == ({"A"}, (), 0.0)
+    other = replace(dear, running=(running_of(B, 1, {"another": 1}),), instances={"B": 1})
+    only = problem_of([0.5], kinds[1:], change=other)
+    plan = solved(only)  # one replica of B runs and one is planned, and they are not the same
+    assert plan.change_usd_per_hour == pytest.approx(11.0 / 24)
+    assert [step.replicas for step in plan.rollout if step.action != "route"] == [1, 1]
+    with pytest.raises(SolverLiedError, match="changes cost"):
+        verify_plan(only, replace(plan, change_usd_per_hour=0.0))
