@@ -137,19 +137,32 @@ def check_adapter_request(request: PlanRequest) -> None:
         if service.adapters is None:
             continue
         asked = {
-            "horizon": (request.horizon is not None, "a horizon: where they are would have to change by the hour"),
-            "robust": (request.robust is not None, "scenarios: what is asked of each adapter in one is not known"),
-            "deferrable": (bool(request.deferrable), "deferrable work"),
+            "horizon": (
+                request.horizon is not None,
+                "a horizon: where they are would have to change by the hour",
+                "Plan each period's rates in a request of its own, from the one before with --current.",
+            ),
+            "robust": (
+                request.robust is not None,
+                "scenarios: what is asked of each adapter in one is not known",
+                "Leave robust out, and raise constraints.headroom.",
+            ),
+            "deferrable": (
+                bool(request.deferrable),
+                "deferrable work: what an adapter's replica has left is not modelled",
+                "Plan the work in a request of its own.",
+            ),
             f"services[{index}].disaggregate": (
                 service.disaggregate != "never",
                 "disaggregation: what they cost a prefill replica is not modelled",
+                "Leave disaggregate out.",
             ),
         }
-        for part, (is_asked, what) in asked.items():
+        for part, (is_asked, what, instead) in asked.items():
             if is_asked:
                 raise InputError(
                     f"{service.name} has adapters, which are not planned together with {what}.",
-                    hint="Plan this service in a request of its own, or leave one of the two out.",
+                    hint=instead,
                     where=at(part),
                 )
 

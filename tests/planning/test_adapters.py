@@ -61,6 +61,9 @@ def request(adapters, *, service=None, **given):
     } | given
 
 
+WORK = {"name": "tuning", "kind": "fine-tune", "model": MODEL, "method": "lora", "tokens": "300e6", "deadline": "16h"}
+
+
 def planned(adapters, **given):
     return planner.plan(request(adapters, **given), today=date.fromisoformat(TODAY))
 
@@ -165,6 +168,8 @@ def test_a_trace_gives_an_adapter_its_rate(tmp_path):
         ({}, {"robust": {"scenarios": [{"name": "launch", "demand": 2}]}}, "scenarios", "robust"),
         ({}, {"constraints": {"shed": "allowed"}}, "shed", None),
         ({}, {"constraints": {"spare_replicas": 1}}, "spare", None),
+        ({}, {"constraints": {"survive": ["region"]}}, "survive region", None),
+        ({}, {"deferrable": [WORK]}, "deferrable work", "deferrable"),
     ],
 )
 def test_what_does_not_combine_is_refused(service, given, what, field):
