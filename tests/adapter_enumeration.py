@@ -24,7 +24,8 @@ class Kind:
 
     name: str
     price: float
-    speed: float
+    speed: float | tuple[float, ...]
+    """Req/s of a replica, by size where there are several."""
     slots: int
     place: str = "p"
     """What caps on shares count by: provider and region."""
@@ -33,8 +34,16 @@ class Kind:
     """Of a replica under full load."""
     beside_per_kw: float = 0.0
     """USD/h."""
-    beside_per_rps: float = 0.0
-    """USD/h of a request per second that is served here."""
+    beside_per_rps: float | tuple[float, ...] = 0.0
+    """USD/h of a request per second that is served here, by size where there are several."""
+
+    def speed_of(self, size):
+        """Return the req/s of a replica that serves one size alone."""
+        return self.speed[size] if isinstance(self.speed, tuple) else self.speed
+
+    def beside_of(self, size):
+        """Return the USD/h of a request per second of one size."""
+        return self.beside_per_rps[size] if isinstance(self.beside_per_rps, tuple) else self.beside_per_rps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +56,8 @@ class Asked:
     """Place -> largest part of all requests."""
     most_kw: float | None = None
     most_replicas: int | None = None
+    parts: tuple[float, ...] = (1.0,)
+    """Of every adapter's requests, by size."""
     change: Callable[[list], float] | None = None
     """What changes cost in USD/h, of the hosts as `_fillings` yields them."""
 
@@ -95,20 +106,26 @@ def _fillings(fleet, kinds, n_adapters):
 
 def _beside(rates, kinds, hosts, asked):
     """Return the least that stands beside the rent of these replicas; None if they do not serve what is asked."""
-    if {adapter for _, held in hosts for adapter in held} != set(range(len(rates))):
-        return None
     found = _least(rates, kinds, hosts, asked)
     return found if found is None or asked.change is None else found + asked.change(hosts)
 
 
 def _least(rates, kinds, hosts, asked):
-    flows = [(at, k, adapter) for at, (k, held) in enumerate(hosts) for adapter in held]
-    if {adapter for _, _, adapter in flows} != set(range(len(rates))):
+    sizes = range(len(asked.parts))
+    flows = [
+        (at, k, (adapter, size))
+        for at, (k, held) in enumerate(hosts)
+        for adapter in held
+        for size in sizes
+        if kinds[k].speed_of(size) > 0
+    ]
+    wanted = {(adapter, size): rate * asked.parts[size] for adapter, rate in enumerate(rates) for size in sizes}
+    if {request for _, _, request in flows} != set(wanted):
         return None
-    speed = np.array([kinds[k].speed for _, k, _ in flows])
+    speed = np.array([kinds[k].speed_of(size) for _, k, (_, size) in flows])
     kw = np.array([kinds[k].extra_kw for _, k, _ in flows]) / speed
     usd = kw * np.array([kinds[k].beside_per_kw for _, k, _ in flows])
-    usd = usd + np.array([kinds[k].beside_per_rps for _, k, _ in flows])
+    usd = usd + np.array([kinds[k].beside_of(size) for _, k, (_, size) in flows])
     builder = MilpBuilder()
     flow = builder.add_columns("flow", len(flows), cost=usd)
 
@@ -119,7 +136,9 @@ def _least(rates, kinds, hosts, asked):
         builder.add_rows(name, rows=np.array(rows), columns=flow, values=values, **bounds)
 
     row("busy", [at for at, _, _ in flows], 1.0 / speed, upper=np.ones(len(hosts)))
-    row("served", [adapter for _, _, adapter in flows], np.ones(len(flows)), lower=rates, upper=rates)
+    number = {request: index for index, request in enumerate(wanted)}
+    want = list(wanted.values())
+    row("served", [number[request] for _, _, request in flows], np.ones(len(flows)), lower=want, upper=want)
     for place, part in asked.caps.items():
         inside = np.array([kinds[k].place == place for _, k, _ in flows], dtype=float)
         row("cap", np.zeros(len(flows), dtype=int), inside, upper=[part * sum(rates)])
