@@ -65,6 +65,8 @@ def _lines(explanation: Explanation) -> list[str]:
     lines += _list([price.sentence for price in explanation.objectives] or ["the throughputs were given, not derived"])
     lines += ["", "Why not other GPUs:"]
     lines += _list([reason.sentence for reason in explanation.gpus] or ["every GPU type that could serve is used"])
+    if explanation.notes:
+        lines += ["", *explanation.notes]
     return lines
 
 

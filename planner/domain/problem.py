@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -257,10 +258,14 @@ class Running:
     engine: str = ""
     role: Role = Role.BOTH
     power_cap_w: float | None = None
+    slots: AdapterSlots | None = None
+    """Room for adapters that they were started with; None for a service without adapters."""
+    merged: Mapping[str, int] = field(default_factory=dict)
+    """Of replicas with an adapter in their weights: how many there are of each adapter."""
 
     def is_of(self, option: ServingOption) -> bool:
         """Return whether these are replicas of `option`."""
-        if self.role is not option.role:
+        if self.role is not option.role or self.slots != option.slots:
             return False
         config = option.config
         engine, precision = (config.engine, config.precision) if config else ("", "")
@@ -299,6 +304,14 @@ class ChangeCost:
     def replicas_of(self, option: ServingOption) -> int:
         """Return how many replicas of `option` run today."""
         return sum(item.replicas for item in self.running if item.is_of(option))
+
+    def merged_replicas_of(self, option: ServingOption) -> Counter[str]:
+        """Return how many replicas of `option` run today with each adapter in their weights."""
+        found: Counter[str] = Counter()
+        for item in self.running:
+            if item.is_of(option):
+                found.update(item.merged)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,16 +24,24 @@ from planner.domain.plan import (
 )
 from planner.domain.provenance import Warning_
 from planner.errors import InputError, SolverLiedError
+from planner.optimize.adapter_search import (
+    GroupSearch,
+    is_better,
+    is_within,
+    proven,
+    reached_by,
+    search_again,
+    search_groups,
+    with_real_changes,
+)
 from planner.optimize.arrays import fleet_arrays, replicas_per_instance
-from planner.optimize.assemble import assemble, empty_plan, relative_gap
+from planner.optimize.assemble import assemble, empty_plan
 from planner.optimize.coarser import Coarser, has_sizes, on_its_offers, on_one_route, restated, with_kin
 from planner.optimize.hosts import DUST
 from planner.optimize.naming import option_keys
 from planner.optimize.placement import place
 from planner.optimize.plan_check import verify_plan
-from planner.optimize.search import search
 from planner.optimize.settings import Clock
-from planner.optimize.spread import cheapest
 from planner.optimize.termination import Termination
 from planner.optimize.unserved import unserved_conflicts
 
@@ -46,7 +54,7 @@ if TYPE_CHECKING:
     from planner.domain.workload import Demand
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.placement import Placed, Placement
-    from planner.optimize.search import SearchResult
+    from planner.optimize.search import Fleet
     from planner.optimize.settings import Assignment, SolverSettings
 
 MARGINS = (0.01, 0.03, 0.08)
@@ -70,6 +78,10 @@ class _Candidate:
     placed: Placed
     fleet: FleetArrays
     """That `placed` belongs to."""
+    is_within: bool
+    """Whether it is as good as was asked for."""
+    values: tuple[float, ...]
+    """Of the objectives, one after the other; the cost with what stands beside it where there are none."""
 
 
 def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignment: Assignment) -> Plan:
@@ -92,7 +104,8 @@ def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignm
         coarser = with_kin(problem)
         limit_s = ONE_ROUTE_FRACTION * settings.time_limit_s
         one, seconds = _on_one_route(problem, Clock(replace(settings, time_limit_s=limit_s)), assignment)
-    result, best, more = _searched(problem, coarser, Clock(clock.settings()), assignment, one=one)
+    first, best, more = _searched(problem, coarser, Clock(clock.settings()), assignment, one=one)
+    result = first.result
     seconds += more
     if result.fleet is None and result.termination is Termination.INFEASIBLE:
         return empty_plan(result, settings)
@@ -102,10 +115,25 @@ def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignm
         nothing = replace(result, fleet=None, seconds=seconds, termination=Termination.TIME_LIMIT)
         cost = 0.0 if result.fleet is None else result.fleet.cost_usd_per_hour
         return replace(empty_plan(nothing, settings), warnings=(_not_placed(cost),))
-    plan = replace(best.plan, solver=replace(best.plan.solver, seconds=seconds), assumptions=(UNSETTLED,))
-    if plan.status is PlanStatus.OPTIMAL and not _is_within(plan, settings):
+    plan = replace(
+        best.plan, solver=replace(best.plan.solver, seconds=seconds), assumptions=tuple(_assumptions(problem))
+    )
+    if plan.status is PlanStatus.OPTIMAL and not best.is_within:
         plan = replace(plan, status=PlanStatus.FEASIBLE)
     return plan
+
+
+MOVED = (
+    "Adapters that go to a replica that stays are loaded into it while it serves; that costs nothing here. One that is "
+    "full gives up another adapter first: where adapters are in both plans says which."
+)
+
+
+def _assumptions(problem: FleetProblem) -> Iterator[str]:
+    """Yield what a plan with adapters takes for granted of the search and of changes."""
+    yield UNSETTLED
+    if problem.change is not None:
+        yield MOVED
 
 
 def _on_one_route(problem: FleetProblem, clock: Clock, assignment: Assignment) -> tuple[_Candidate | None, float]:
@@ -119,8 +147,8 @@ def _on_one_route(problem: FleetProblem, clock: Clock, assignment: Assignment) -
 
 def _searched(
     problem: FleetProblem, coarser: Coarser, clock: Clock, assignment: Assignment, *, one: _Candidate | None
-) -> tuple[SearchResult, _Candidate | None, float]:
-    """Return the search of a problem with fewer buckets, the cheapest candidate for the whole one, and the seconds.
+) -> tuple[GroupSearch, _Candidate | None, float]:
+    """Return the search of a problem with fewer buckets, the best candidate for the whole one, and the seconds.
 
     Where what was placed is not what was found, the search is repeated with larger loads.
 
@@ -128,29 +156,43 @@ def _searched(
     ----------
     one : a candidate that is known already; its bound becomes this search's.
     """
-    fleet, result = cheapest(coarser.problem, clock.settings(), assignment)
+    fleet, first = search_groups(coarser.problem, clock.settings(), assignment)
     settings = clock.asked
-    best = None if one is None else _candidate(problem, one.fleet, result, one.placed, settings)
-    seconds, found, larger = result.seconds, result, 0.0
+    best = None if one is None else _candidate(problem, one.fleet, first, one.placed, settings)
+    seconds, found, larger = first.result.seconds, first.result, 0.0
     for margin in (*MARGINS, None):
-        if found.fleet is None or (best is not None and _is_within(best.plan, settings)):
+        if found.fleet is None or (best is not None and best.is_within):
             break
-        placed = place(coarser.problem, fleet, found.fleet)
-        whole, restored = restated(problem, assignment, fleet, placed, coarser.made_of)
-        best = _better(best, _candidate(problem, whole, result, restored, settings))
-        if has_sizes(coarser.problem) and not (clock.is_over or (best is not None and _is_within(best.plan, settings))):
+        for placed in _placements(coarser.problem, fleet, found.fleet):
+            whole, restored = restated(problem, assignment, fleet, placed, coarser.made_of)
+            best = _better(problem, best, _candidate(problem, whole, first, restored, settings))
+        if has_sizes(coarser.problem) and not (clock.is_over or (best is not None and best.is_within)):
             joint = on_its_offers(problem, assignment, fleet, found.fleet, coarser.made_of)
-            again = search(joint.with_margin(larger), _again(clock))
+            again = search_again(problem, joint, _again(clock), margin=larger).result
             seconds += again.seconds
             if again.fleet is not None:
-                best = _better(best, _candidate(problem, joint, result, place(problem, joint, again.fleet), settings))
-        if margin is None or clock.is_over or result.termination is Termination.INTERRUPTED:
+                for placed in _placements(problem, joint, again.fleet):
+                    best = _better(problem, best, _candidate(problem, joint, first, placed, settings))
+        if margin is None or clock.is_over or first.result.termination is Termination.INTERRUPTED:
             break
-        if best is not None and _is_within(best.plan, settings):
+        if best is not None and best.is_within:
             break
-        found, larger = search(fleet.with_margin(margin), _again(clock)), margin
+        found, larger = search_again(problem, fleet, _again(clock), margin=margin).result, margin
         seconds += found.seconds
-    return result, best, seconds
+    return first, best, seconds
+
+
+def _placements(problem: FleetProblem, fleet: FleetArrays, found: Fleet) -> Iterator[Placed]:
+    """Yield `found` with every adapter placed as cheaply as can be; where more than rent decides, as it is too."""
+    yield place(problem, fleet, found)
+    if _is_limited(problem) or (problem.change is not None and problem.change.is_priced):
+        yield place(problem, fleet, found, is_kept=True)
+
+
+def _is_limited(problem: FleetProblem) -> bool:
+    """Return whether anything may forbid what is placed, although groups of adapters may be there."""
+    has_stock = any(option.offer.available is not None for option in problem.options)
+    return bool(problem.limits or problem.rules) or has_stock
 
 
 def _again(clock: Clock) -> SolverSettings:
@@ -168,33 +210,34 @@ def _not_placed(cost_usd_per_hour: float) -> Warning_:
     )
 
 
-def _better(best: _Candidate | None, other: _Candidate | None) -> _Candidate | None:
+def _better(problem: FleetProblem, best: _Candidate | None, other: _Candidate | None) -> _Candidate | None:
     if best is None or other is None:
         return other if best is None else best
-    costs = (best.plan.cost_usd_per_hour or 0.0, other.plan.cost_usd_per_hour or 0.0)
-    return other if costs[1] < costs[0] else best
-
-
-def _is_within(plan: Plan, settings: SolverSettings) -> bool:
-    """Return whether the plan costs as little as was asked for."""
-    return plan.gap is not None and plan.gap <= settings.relative_gap + 1e-9
+    return other if is_better(problem, other.values, than=best.values) else best
 
 
 def _candidate(
-    problem: FleetProblem, fleet: FleetArrays, first: SearchResult, placed: Placed, settings: SolverSettings
+    problem: FleetProblem, fleet: FleetArrays, first: GroupSearch, placed: Placed, settings: SolverSettings
 ) -> _Candidate | None:
-    """Return the verified plan of what was placed, with the bound of the `first` search; None if limits forbid it."""
-    # The programme's bound is for its own fleet; nothing stands beside the price of what is rented here.
-    plan = assemble(problem, fleet, placed.fleet, replace(first, fleet=placed.fleet), settings=settings)
+    """Return the verified plan of what was placed, with the bounds of the `first` search; None if limits forbid it."""
+    plan = assemble(problem, fleet, placed.fleet, replace(first.result, fleet=placed.fleet), settings=settings)
     plan = replace(plan, adapters=tuple(adapter_plans(problem, fleet, placed, plan)))
-    plan = replace(plan, gap=relative_gap(plan.cost_usd_per_hour, plan.bound_usd_per_hour))
+    chosen, plan = with_real_changes(problem, placed.fleet, plan)
+    reached = reached_by(problem, fleet, chosen, first)
+    plan = proven(problem, chosen, replace(plan, objectives=reached), first)
     try:
         verify_plan(problem, plan)
     except SolverLiedError:
-        if problem.limits or problem.rules or any(option.offer.available is not None for option in problem.options):
+        if _is_limited(problem):
             return None  # placing whole adapters does not look at them
         raise
-    return _Candidate(plan=plan, placed=placed, fleet=fleet)
+    return _Candidate(
+        plan=plan,
+        placed=placed,
+        fleet=fleet,
+        is_within=is_within(problem, chosen, plan, first, settings.relative_gap),
+        values=tuple(item.value for item in reached) or (chosen.total_usd_per_hour,),
+    )
 
 
 def adapter_plans(problem: FleetProblem, fleet: FleetArrays, placed: Placed, plan: Plan) -> Iterator[AdapterPlan]:

@@ -98,7 +98,8 @@ def _likeness(demand: Demand, indices: Sequence[int], options: Sequence[ServingO
     """Return what two groups have in common if they are kin: their mix of sizes, and how fast they are served."""
     rates = np.array([demand.buckets[index].rate_rps for index in indices])
     mix = np.round(rates / rates.sum() / MIX_TOLERANCE).astype(np.int64)
-    return (mix.tobytes(), *(option.throughput_rps[list(indices)].tobytes() for option in options))
+    tokens = tuple((demand.buckets[index].input_tokens, demand.buckets[index].output_tokens) for index in indices)
+    return (mix.tobytes(), tokens, *(option.throughput_rps[list(indices)].tobytes() for option in options))
 
 
 def on_one_route(problem: FleetProblem) -> Coarser:
@@ -144,8 +145,21 @@ def _mixed(demand: Demand, indices: list[int], rates: FloatArray) -> float:
 
 
 def _whole(demand: Demand, indices: list[int]) -> Bucket:
-    first = demand.buckets[indices[0]]
-    return replace(first, column=0, rate_rps=sum(demand.buckets[index].rate_rps for index in indices))
+    members = [demand.buckets[index] for index in indices]
+    total = sum(member.rate_rps for member in members)
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        rates = [member.rate_rps for member in members]
+        return None if len(known) < len(values) else sum(r * v for r, v in zip(rates, known, strict=True)) / total
+
+    return replace(
+        members[0],
+        column=0,
+        rate_rps=total,
+        input_tokens=mean([member.input_tokens for member in members]),
+        output_tokens=mean([member.output_tokens for member in members]),
+    )
 
 
 def on_its_offers(

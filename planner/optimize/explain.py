@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.domain.hardware import replica_price
+from planner.domain.problem import Minimum, Resource, Scope
+from planner.optimize.adapters import solve_with_adapters
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.energy import running_usd_per_hour
 from planner.optimize.model import build_model
@@ -113,6 +115,10 @@ def assignment_of(plan: Plan) -> Assignment:
 
 
 def _saving(problem: FleetProblem, plan: Plan, settings: SolverSettings, assignment: Assignment) -> float:
+    if problem.tenancies:
+        other = solve_with_adapters(replace(problem, goal=None), settings, assignment)
+        is_none = other.cost_usd_per_hour is None
+        return 0.0 if is_none else max(0.0, total_usd_per_hour(problem, plan) - total_usd_per_hour(problem, other))
     found = cheapest(problem, settings, assignment)[1].fleet
     if found is None or plan.cost_usd_per_hour is None:
         return 0.0
@@ -178,7 +184,14 @@ def _why(options: list[ServingOption]) -> str:
 
 
 def _cost_with(problem: FleetProblem, gpu: str, settings: SolverSettings, assignment: Assignment) -> float | None:
-    """Return the cost of the cheapest fleet with  sum_{j on gpu} n[j] >= 1;  None if there is none."""
+    """Return the cost of the cheapest fleet with  sum_{j on gpu} n[j] >= 1;  None if there is none.
+
+    With adapters it is the cheapest plan with an instance of the GPU, used or not, that is found.
+    """
+    if problem.tenancies:
+        one = Minimum(name=f"one with {gpu}", resource=Resource.INSTANCES, bound=1.0, scope=Scope(gpu=gpu))
+        found = solve_with_adapters(replace(problem, rules=(*problem.rules, one)), settings, assignment)
+        return None if found.cost_usd_per_hour is None else total_usd_per_hour(problem, found)
     fleet = fleet_arrays(prune(problem, keep_apart=gpu), assignment)
     # An idle replica counts as well: n may be 1 where demand alone would never need one.
     model = build_model(replace(fleet, replicas_upper=np.maximum(fleet.replicas_upper, 1.0)))

@@ -19,6 +19,7 @@ from planner.errors import InputError, SolverError
 from planner.optimize.energy import ENERGY_MEASURES, measure_coefficients, price_coefficients
 from planner.optimize.model import Objective, build_model, pool_prices
 from planner.optimize.problem_check import offer_gpus
+from planner.optimize.rollout import unavoidable_change
 from planner.optimize.rows.changes import change_rates
 from planner.optimize.rows.goals import define_kept_goals
 from planner.optimize.search import STRICT_MARGIN, SearchResult, run, settle
@@ -222,6 +223,18 @@ def values_reached(
         replace(item, value=value, bound=None if item.bound is None else min(item.bound, value))
         for item, value in zip(reached, values, strict=True)
     ]
+
+
+def with_what_is_gone(problem: FleetProblem, reached: Sequence[ObjectiveValue]) -> tuple[ObjectiveValue, ...]:
+    """Return `reached` with the price of stopping what nobody offers any more: no programme has it, every plan pays."""
+    if problem.goal is None:
+        return tuple(reached)
+    gone = unavoidable_change(problem)
+    parts = (stage.get(Measure.COST, 0.0) * gone for stage in stages_of(problem.goal))
+    return tuple(
+        replace(item, value=item.value + part, bound=None if item.bound is None else item.bound + part)
+        for item, part in zip(reached, parts, strict=False)
+    )
 
 
 def _one(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from planner.domain.adapters import Tenancy, Tenant
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.milp import FloatArray, IntArray
+    from planner.optimize.model import Objective
     from planner.optimize.rows.packing import PackingRow
 
 FULL = 1.0 + 5e-10
@@ -183,10 +184,14 @@ class ServiceOptions:
 
 
 class Prices:
-    """What instances cost for replicas that come and go: whole instances, whose spare GPUs cost nothing more."""
+    """What replicas that come and go cost, in the units of an objective: whole instances, and what each replica adds.
 
-    def __init__(self, fleet: FleetArrays, replicas: IntArray) -> None:
+    Spare GPUs of an instance cost nothing more.
+    """
+
+    def __init__(self, fleet: FleetArrays, replicas: IntArray, aim: Objective) -> None:
         self.fleet = fleet
+        self.aim = aim
         self.replicas = replicas.astype(np.int64)
         self.known: dict[int, Mapping[int, float]] = {}
         self.rows: dict[int, list[PackingRow]] = {}
@@ -194,12 +199,15 @@ class Prices:
             self.rows.setdefault(row.pool, []).append(row)
 
     def change(self, *changes: tuple[int, int]) -> float:
-        """Return what it costs more in USD/h to have so many more replicas of each option."""
-        after = self.replicas.copy()
+        """Return what it costs more to have so many more replicas of each option."""
+        after, added = self.replicas.copy(), 0.0
         for option, count in changes:
             after[option] += count
+            added += count * float(self.aim.per_replica[option])
         pools = {int(self.fleet.option_pool[option]) for option, _ in changes}
-        return sum(self._pool_cost(pool, after) - self._pool_cost(pool, self.replicas) for pool in sorted(pools))
+        return added + sum(
+            self._pool_cost(pool, after) - self._pool_cost(pool, self.replicas) for pool in sorted(pools)
+        )
 
     def swaps(self, option: int, others: Sequence[int]) -> Mapping[int, float]:
         """Return what it costs more to have a replica of each of `others` in place of one of `option`."""
@@ -214,7 +222,7 @@ class Prices:
             self.replicas[option] += count
 
     def _pool_cost(self, pool: int, replicas: IntArray) -> float:
-        price = float(self.fleet.offers[int(self.fleet.pool_offer[pool])].price_usd_per_hour)
+        price = float(self.aim.per_instance[pool])
         gpus = self.fleet.option_gpus
         needed = (-(-int(gpus[row.members] @ replicas[row.members]) // row.usable_gpus) for row in self.rows[pool])
         return price * max(needed, default=0)

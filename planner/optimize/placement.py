@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.domain.problem import ShareCap
+from planner.optimize.adapter_search import placing_aim
+from planner.optimize.energy import running_usd_per_hour
 from planner.optimize.hosts import DUST, FULL, Host, Item, Prices, ServiceOptions
+from planner.optimize.rows.changes import change_usd_per_hour
 from planner.optimize.rows.minimums import kept_instances
 from planner.optimize.rows.packing import instances_needed
 from planner.optimize.search import Fleet, exact_cost
@@ -51,16 +55,22 @@ class Placed:
     placements: tuple[Placement, ...]
 
 
-def place(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet) -> Placed:
+def place(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet, *, is_kept: bool = False) -> Placed:
     """Return `chosen` with every adapter on replicas, with more replicas where they are needed.
 
     Limits on the fleet are not looked at: whoever asks must check the result.
+
+    Parameters
+    ----------
+    is_kept : leave the replicas that `chosen` has and that are in use as they are, whatever would cost less.
     """
     replicas = chosen.replicas.copy()
     placements = []
+    aim = placing_aim(problem, fleet)
     for tenancy in sorted(problem.tenancies, key=lambda each: each.service):
         service = ServiceOptions(fleet, tenancy)
-        placement = _placed(service, chosen, Prices(fleet, replicas))
+        marks = _marks(problem, service)
+        placement = _placed(service, chosen, Prices(fleet, replicas, aim), marks, is_kept=is_kept)
         placements.append(placement)
         counts = np.bincount([host.option for host in placement.hosts], minlength=len(fleet.options))
         mine = np.array([option.service == tenancy.service for option in fleet.options], dtype=np.bool_)
@@ -82,45 +92,92 @@ def placed_fleet(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet, place
     instances = kept_instances(fleet, np.maximum(chosen.instances, needed), needed)
     return Placed(
         fleet=Fleet(
-            replicas=replicas, instances=instances, shares=shares, cost_usd_per_hour=exact_cost(fleet, instances)
+            replicas=replicas,
+            instances=instances,
+            shares=shares,
+            cost_usd_per_hour=exact_cost(fleet, instances),
+            change_usd_per_hour=change_usd_per_hour(fleet, replicas),
+            running_usd_per_hour=running_usd_per_hour(fleet, replicas, shares),
         ),
         placements=tuple(placements),
     )
 
 
-def _placed(service: ServiceOptions, chosen: Fleet, prices: Prices) -> Placement:
+def _marks(problem: FleetProblem, service: ServiceOptions) -> dict[int, tuple[str, ...]]:
+    """Return for every option the groups of offers whose part of the requests is capped; no adapter leaves its own."""
+    mine = service.tenancy.service
+    caps = [rule for rule in problem.rules if isinstance(rule, ShareCap) and rule.service in {None, mine}]
+
+    def mark(option: int) -> tuple[str, ...]:
+        offer = service.fleet.options[option].offer
+        return tuple(rule.facet.of(offer) if rule.scope.covers(offer) else "" for rule in caps)
+
+    return {option: mark(option) for option in service.options}
+
+
+def _placed(
+    service: ServiceOptions,
+    chosen: Fleet,
+    prices: Prices,
+    marks: Mapping[int, tuple[str, ...]],
+    *,
+    is_kept: bool,
+) -> Placement:
     """Return the replicas of a service, filled option by option, then with what is left over."""
-    left: list[Item] = []
+    left: dict[tuple[str, ...], list[Item]] = {}
     hosts: list[Host] = []
-    for option, items in sorted(_by_option(service, chosen).items()):
+    is_capped = any(any(mark) for mark in marks.values())
+    worth_splitting = 0.0 if is_capped else WORTH_SPLITTING
+    for option, items in sorted(_by_option(service, chosen, worth_splitting).items()):
         own = [service.host(option) for _ in range(int(chosen.replicas[option]))]
         still_open = list(own)
         for item in _hottest_first(items, service, option):
             rest = service.put(item, _first_to_try(still_open, item, service))
             if rest is not None:
-                left.append(rest)
+                left.setdefault(marks[option], []).append(rest)
             if own[0].slots == 1:
                 while still_open and still_open[-1].rates:
                     still_open.pop()
         hosts += own
     n_planned = len(hosts)
+    for mark, items in left.items():
+        _give_places(service, hosts, items, prices, options=[o for o in service.options if marks[o] == mark])
+    hosts = [host for host in hosts if host.rates] if is_kept else _improved(service, hosts, prices, marks)
+    return Placement(service=service.tenancy.service, hosts=tuple(hosts), added_replicas=max(0, len(hosts) - n_planned))
+
+
+def _improved(
+    service: ServiceOptions, hosts: Sequence[Host], prices: Prices, marks: Mapping[int, tuple[str, ...]]
+) -> list[Host]:
+    """Return fewer or cheaper replicas that hold the same; none of its adapters leaves an option's own `marks`."""
+    kept = [
+        host
+        for mark in dict.fromkeys(marks.values())
+        for host in _without_needless(service, [host for host in hosts if marks[host.option] == mark])
+    ]
+    prices.take(*((host.option, -1) for host in hosts), *((host.option, 1) for host in kept))
+    return [
+        _cheaper(service, host, prices, [o for o in service.options if marks[o] == marks[host.option]]) for host in kept
+    ]
+
+
+def _give_places(
+    service: ServiceOptions, hosts: list[Host], left: Sequence[Item], prices: Prices, *, options: Sequence[int]
+) -> None:
+    """Give what is left a place on those of `hosts` that are replicas of `options`, and on more of these."""
+    allowed = set(options)
     while left:
         unplaced: list[Item] = []
+        able = [host for host in hosts if host.option in allowed]
         for item in sorted(left, key=lambda each: (-each.rate_rps, each.tenant.name)):
-            rest = service.put(item, hosts)
+            rest = service.put(item, able)
             if rest is not None:
                 unplaced.append(rest)
         left = unplaced
         if left:
-            best = _best_for(service, left, prices)
+            best = _best_for(service, left, prices, options)
             prices.take((best, 1))
             hosts.append(service.host(best))
-    kept = _without_needless(service, hosts)
-    prices.take(*((host.option, -1) for host in hosts), *((host.option, 1) for host in kept))
-    filled = [_cheaper(service, host, prices) for host in kept]
-    return Placement(
-        service=service.tenancy.service, hosts=tuple(filled), added_replicas=max(0, len(filled) - n_planned)
-    )
 
 
 def _without_needless(service: ServiceOptions, hosts: Sequence[Host]) -> list[Host]:
@@ -153,8 +210,8 @@ def _has_room(host: Host, others: Sequence[Host]) -> bool:
     return len(host.rates.keys() - there) <= slots and any(FULL - other.load > DUST for other in others)
 
 
-def _cheaper(service: ServiceOptions, host: Host, prices: Prices) -> Host:
-    """Return a replica of the option that holds what `host` holds and lets the fleet cost least."""
+def _cheaper(service: ServiceOptions, host: Host, prices: Prices, options: Sequence[int]) -> Host:
+    """Return a replica of the one of `options` that holds what `host` holds and lets the fleet cost least."""
     items = service.items(host)
 
     def moved(option: int) -> Host | None:
@@ -169,7 +226,7 @@ def _cheaper(service: ServiceOptions, host: Host, prices: Prices) -> Host:
         return other
 
     saved = prices.swaps(host.option, service.options)
-    for option in sorted(saved, key=lambda option: (saved[option], option)):
+    for option in sorted(options, key=lambda option: (saved[option], option)):
         if saved[option] >= -SAVING:
             break
         found = moved(option)
@@ -192,8 +249,11 @@ def _hottest_first(items: Sequence[Item], service: ServiceOptions, option: int) 
     return sorted(items, key=lambda item: (-service.load(item, option), item.tenant.name))
 
 
-def _by_option(service: ServiceOptions, chosen: Fleet) -> Mapping[int, list[Item]]:
-    """Return which adapters each option serves, near to its shares of their groups and sizes; few are split."""
+def _by_option(service: ServiceOptions, chosen: Fleet, worth_splitting: float) -> Mapping[int, list[Item]]:
+    """Return which adapters each option serves, near to its shares of their groups and sizes; few are split.
+
+    Where any part is worth splitting the shares are kept.
+    """
     found: dict[int, list[Item]] = {}
     for group, members in sorted(service.members.items()):
         buckets = service.buckets[group]
@@ -212,7 +272,7 @@ def _by_option(service: ServiceOptions, chosen: Fleet) -> Mapping[int, list[Item
             parts: dict[int, FloatArray] = {}
             for size in np.argsort(-rates, kind="stable").tolist():
                 unit = {option: float(service.unit(group, option)[size]) for option in quotas[size]}
-                split = _split(float(rates[size]), quotas[size], unit, parts)
+                split = _split(float(rates[size]), quotas[size], unit, parts, worth_splitting)
                 for option, rate in split.items():
                     parts.setdefault(option, np.zeros(len(buckets)))[size] = rate
                     quotas[size][option] -= rate
@@ -222,7 +282,11 @@ def _by_option(service: ServiceOptions, chosen: Fleet) -> Mapping[int, list[Item
 
 
 def _split(
-    rate: float, quota: Mapping[int, float], unit: Mapping[int, float], parts: Mapping[int, FloatArray]
+    rate: float,
+    quota: Mapping[int, float],
+    unit: Mapping[int, float],
+    parts: Mapping[int, FloatArray],
+    worth_splitting: float,
 ) -> Mapping[int, float]:
     """Return the req/s of one size of an adapter that each option serves: all on one with enough of its quota left.
 
@@ -232,7 +296,7 @@ def _split(
     held = [option for option in ranked if option in parts and quota[option] >= rate]
     first = (held or ranked)[0]
     load = rate * unit[first]
-    if quota[first] >= rate or load < WORTH_SPLITTING or len(ranked) == 1:
+    if quota[first] >= rate or load < worth_splitting or len(ranked) == 1:
         return {first: rate}
     found: dict[int, float] = {}
     left = rate
@@ -245,8 +309,8 @@ def _split(
     return found
 
 
-def _best_for(service: ServiceOptions, left: Sequence[Item], prices: Prices) -> int:
-    """Return the option whose replicas hold what is left at the least price, were there no other."""
+def _best_for(service: ServiceOptions, left: Sequence[Item], prices: Prices, options: Sequence[int]) -> int:
+    """Return the one of `options` whose replicas hold what is left at the least price, were there no other."""
 
     def cost(option: int) -> tuple[float, float, int]:
         slots = service.host(option)
@@ -259,7 +323,7 @@ def _best_for(service: ServiceOptions, left: Sequence[Item], prices: Prices) -> 
         served = sum(float(part) for part, _ in able)
         return (prices.change((option, int(max(needed, 1.0)))) / served, service.price(option), option)
 
-    return min(service.options, key=cost)
+    return min(options, key=cost)
 
 
 def _set_shares(shares: FloatArray, service: ServiceOptions, placement: Placement) -> None:

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
+from planner.domain.adapters import Isolation
 from planner.domain.plan import RolloutAction, RolloutStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from planner.domain.plan import Allocation, Rental
+    from planner.domain.plan import AdapterPlan, Allocation, Rental
     from planner.domain.problem import ChangeCost, FleetProblem, Running, ServingOption
 
 
+def merged_replicas(adapters: Iterable[AdapterPlan]) -> dict[tuple[str, str], Counter[str]]:
+    """Return how many replicas of each option have each adapter in their weights, by service and option."""
+    found: dict[tuple[str, str], Counter[str]] = {}
+    for item in adapters:
+        merged = {host.option for host in item.hosts if host.isolation is Isolation.DEDICATED}
+        for replica in item.placement:
+            if replica.option in merged:
+                names = (hosted.adapter for hosted in replica.adapters)
+                found.setdefault((item.service, replica.option), Counter()).update(names)
+    return found
+
+
 def changes(
-    change: ChangeCost, allocation: Iterable[Allocation], options: Mapping[tuple[str, str], ServingOption]
+    change: ChangeCost,
+    allocation: Iterable[Allocation],
+    options: Mapping[tuple[str, str], ServingOption],
+    adapters: Iterable[AdapterPlan] = (),
 ) -> tuple[list[tuple[Allocation, int]], list[tuple[Running, int]]]:
-    """Return what starts (allocation, replicas) and what stops (running, replicas), each in order of name."""
+    """Return what starts (allocation, replicas) and what stops (running, replicas), each in order of name.
+
+    A replica with an adapter in its weights stays one of this adapter: for another one it starts anew.
+    """
+    merged = merged_replicas(adapters)
     starts: list[tuple[Allocation, int]] = []
     kept: dict[int, int] = {}
     for item in sorted(allocation, key=lambda row: (row.service, row.offer, row.option)):
@@ -24,7 +45,10 @@ def changes(
         mine = [running for running in change.running if running.is_of(option)]
         left = item.replicas
         for running in mine:
-            kept[id(running)] = min(left, running.replicas)
+            stays = running.replicas
+            if running.merged:
+                stays = (Counter(running.merged) & merged.get((item.service, item.option), Counter())).total()
+            kept[id(running)] = min(left, stays)
             left -= kept[id(running)]
         if left > 0:
             starts.append((item, left))
@@ -34,10 +58,13 @@ def changes(
 
 
 def change_cost(
-    change: ChangeCost, allocation: Iterable[Allocation], options: Mapping[tuple[str, str], ServingOption]
+    change: ChangeCost,
+    allocation: Iterable[Allocation],
+    options: Mapping[tuple[str, str], ServingOption],
+    adapters: Iterable[AdapterPlan] = (),
 ) -> float:
     """Return what the changes to today's fleet cost in USD/h, spread over the plan's horizon."""
-    starts, stops = changes(change, allocation, options)
+    starts, stops = changes(change, allocation, options, adapters)
     total = change.start_usd * sum(count for _, count in starts) + change.stop_usd * sum(count for _, count in stops)
     return total / change.horizon_hours
 
@@ -57,13 +84,14 @@ def rollout(
     allocation: Iterable[Allocation],
     rentals: Iterable[Rental],
     options: Mapping[tuple[str, str], ServingOption],
+    adapters: Iterable[AdapterPlan] = (),
 ) -> tuple[RolloutStep, ...]:
     """Return the steps to the plan: everything new starts before traffic moves, and nothing stops before it has moved.
 
     Instances are rented with the first step of their offer that starts something, and released with the last one that
     stops something.
     """
-    starts, stops = changes(change, allocation, options)
+    starts, stops = changes(change, allocation, options, adapters)
     after = {rental.offer: rental.instances for rental in rentals}
     more = {offer: count - change.instances.get(offer, 0) for offer, count in after.items()}
     fewer = {offer: count - after.get(offer, 0) for offer, count in change.instances.items()}

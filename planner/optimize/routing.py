@@ -85,7 +85,8 @@ def balanced_shares(
         return exact if holds(fleet, replicas, exact, busy=busy) and wishes.hold(exact) else None
     # Other shares would send requests to where their adapters are not.
     solved = None if fleet.has_adapters else _solve(fleet, replicas, wishes, busy)
-    for shares in (solved, assigned):
+    # What a solver's tolerance leaves where nothing runs belongs to the others.
+    for shares in (solved, np.where(replicas[fleet.pair_option] > 0, assigned, 0.0)):
         if shares is not None:
             clean = _normalised(fleet, shares)
             if holds(fleet, replicas, clean, busy=busy) and wishes.hold(clean):

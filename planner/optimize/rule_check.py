@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from planner.domain.adapters import Isolation
 from planner.domain.disaggregation import Role
 from planner.domain.problem import Minimum, Redundancy, Resource, Scenario, ShareCap, VarietyLimit
 from planner.errors import SolverLiedError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from planner.domain.hardware import Offer
     from planner.domain.plan import Plan
-    from planner.domain.problem import FleetProblem, ServingOption
+    from planner.domain.problem import ChangeCost, FleetProblem, ServingOption
 
 TOLERANCE = 1e-6
 """Relative, of a minimum or of a service's requests: what solvers accept."""
@@ -119,14 +120,29 @@ def _check_share(rule: ShareCap, plan: Plan, by_key: Mapping[tuple[str, str], Se
             _fail(f"{group} serves {rate / totals[service]:.6f} of {service}, and the {rule.name} is {rule.bound:g}")
 
 
+def _kept(change: ChangeCost, plan: Plan, place: tuple[str, str], option: ServingOption, replicas: int) -> int:
+    """Return how many replicas of an option stay: with an adapter in their weights, those of the same adapter."""
+    if option.slots is None or option.slots.isolation is not Isolation.DEDICATED:
+        return min(replicas, change.replicas_of(option))
+    held = change.merged_replicas_of(option)
+    wanted = Counter(
+        hosted.adapter
+        for item in plan.adapters
+        for replica in item.placement
+        for hosted in replica.adapters
+        if (item.service, replica.option) == place
+    )
+    return sum(min(count, held[name]) for name, count in wanted.items())
+
+
 def _check_change(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, str], ServingOption]) -> None:
     """What starts and what stops, counted replica by replica."""
     change = problem.change
     if change is None:
         return
     planned = {(item.service, item.option): item.replicas for item in plan.allocation}
-    started = sum(max(replicas - change.replicas_of(by_key[place]), 0) for place, replicas in planned.items())
-    kept = sum(min(replicas, change.replicas_of(by_key[place])) for place, replicas in planned.items())
+    kept = sum(_kept(change, plan, place, by_key[place], replicas) for place, replicas in planned.items())
+    started = sum(planned.values()) - kept
     stopped = sum(item.replicas for item in change.running) - kept
     cost = (started * change.start_usd + stopped * change.stop_usd) / change.horizon_hours
     if abs(cost - (plan.change_usd_per_hour or 0.0)) > 1e-9 * max(cost, 1.0):

@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.domain.plan import Conflict, Plan, PlanStatus, SolverInfo
-from planner.domain.problem import Measure
 from planner.errors import InputError, SolverError
 from planner.optimize.adapters import solve_with_adapters
 from planner.optimize.arrays import fleet_arrays
 from planner.optimize.assemble import assemble, empty_plan
 from planner.optimize.backends.registry import find_back_end
-from planner.optimize.goals import check_goal, goal_gap, search_goal, stages_of, values_reached
+from planner.optimize.goals import check_goal, goal_gap, search_goal, values_reached, with_what_is_gone
 from planner.optimize.naming import bucket_name
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.prune import prune
-from planner.optimize.rollout import unavoidable_change
 from planner.optimize.shed import serve_most, unserved_buckets, unserved_warning
 from planner.optimize.spread import cheapest
 from planner.optimize.termination import Termination
@@ -98,15 +96,7 @@ def _plan_of(problem: FleetProblem, found: GoalResult, settings: SolverSettings)
     plan = assemble(problem, found.fleet, chosen.fleet, found.result, settings=settings, assumptions=chosen.assumptions)
     if problem.goal is None:
         return plan
-    values = values_reached(found.reached, found.kept, found.fleet, chosen.fleet)
-    # What stops since nobody offers it any more is paid for in every plan, and not in the programme.
-    gone = unavoidable_change(problem)
-    reached = tuple(
-        replace(item, value=item.value + part, bound=None if item.bound is None else item.bound + part)
-        for item, part in zip(
-            values, (stage.get(Measure.COST, 0.0) * gone for stage in stages_of(problem.goal)), strict=False
-        )
-    )
+    reached = with_what_is_gone(problem, values_reached(found.reached, found.kept, found.fleet, chosen.fleet))
     return replace(plan, objectives=reached, gap=goal_gap(reached))
 
 

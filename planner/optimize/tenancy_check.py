@@ -6,9 +6,8 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from planner.domain.problem import EnergyBudget, InstanceLoss, ReplicaLoss, Scenario, ShareCap, Survival
+from planner.domain.problem import InstanceLoss, ReplicaLoss, Scenario, Survival
 from planner.errors import InputError
-from planner.optimize.energy import counts_energy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-9
 """Relative, of sums of rates."""
-PLAIN = "Plan services with adapters in a request of their own, or leave this out."
+BY_PERIOD = "Plan each period's rates in a request of its own, from the one before with --current."
+APART = "Leave it out, and plan the same adapters once for each place that must do without the others."
+HEADROOM = "Leave it out, and raise constraints.headroom."
 
 
 def check_tenancies(problem: FleetProblem) -> None:
@@ -40,8 +41,8 @@ def check_tenancies(problem: FleetProblem) -> None:
             )
     if not problem.tenancies:
         return
-    for what in _not_combined(problem):
-        raise InputError(f"Adapters are not planned together with {what}.", hint=PLAIN)
+    for what, instead in _not_combined(problem):
+        raise InputError(f"Adapters are not planned together with {what}.", hint=instead)
     for tenancy in problem.tenancies:
         _check_rates(tenancy, demands[tenancy.service])
 
@@ -66,26 +67,20 @@ def _check_rates(tenancy: Tenancy, demand: Demand) -> None:
         raise InputError(f"An adapter of {tenancy.service} is in no group of its demand.")
 
 
-def _not_combined(problem: FleetProblem) -> Iterator[str]:
-    """Yield what the problem has that placing whole adapters does not keep."""
-    asked = {
-        "a horizon: where adapters are would have to change from period to period": problem.horizon,
-        "constraints.shed: which adapter would be left unserved?": problem.shed,
-        "objectives other than the cost": problem.goal,
-        "a plan that runs today: where its adapters are is not read from it": problem.change,
-        "the regions of users: which adapter is asked for where is not known": problem.egress,
-    }
-    yield from (what for what, part in asked.items() if part is not None)
+def _not_combined(problem: FleetProblem) -> Iterator[tuple[str, str]]:
+    """Yield what the problem has that placing whole adapters does not keep and why, and what to do instead."""
+    if problem.horizon is not None:
+        yield "a horizon: where adapters are would have to change from period to period", BY_PERIOD
+    if problem.shed is not None:
+        yield "constraints.shed: which adapter would be left unserved?", "Raise the limits, or list fewer adapters."
     if problem.jobs:
-        yield "deferrable work"
-    if counts_energy(problem):
-        yield "budgets and prices of energy and carbon"
+        yield "deferrable work: what an adapter's replica has left is not modelled", "Plan the work apart."
     if any(option.handover is not None for option in problem.options):
-        yield "disaggregation: what adapters cost a prefill replica is not modelled"
+        yield "disaggregation: what adapters cost a prefill replica is not modelled", "Leave disaggregate out."
     for rule in problem.rules:
-        if isinstance(rule, Survival | InstanceLoss | ReplicaLoss):
-            yield f"{rule.name}: what is lost could hold the only copy of an adapter"
+        if isinstance(rule, Survival):
+            yield f"{rule.name}: what is lost could hold the only copy of an adapter", APART
+        if isinstance(rule, InstanceLoss | ReplicaLoss):
+            yield f"{rule.name}: what is lost could hold the only copy of an adapter", HEADROOM
         if isinstance(rule, Scenario):
-            yield f"the scenario {rule.name}: what is asked of each adapter in it is not known"
-        if isinstance(rule, ShareCap | EnergyBudget):
-            yield f"the {rule.name}: whole adapters do not come in shares"
+            yield f"the scenario {rule.name}: what is asked of each adapter in it is not known", HEADROOM

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from planner.domain.adapters import Adapter, ReplicaBytes
     from planner.domain.hardware import Offer
     from planner.domain.model import ModelArchitecture
-    from planner.domain.problem import FleetProblem
     from planner.domain.provenance import Provenance
     from planner.domain.slo import Slo
     from planner.domain.workload import Trace
@@ -154,39 +153,34 @@ def check_adapter_request(request: PlanRequest) -> None:
         if service.adapters is None:
             continue
         asked = {
-            "horizon": (request.horizon is not None, "a horizon: where they are would have to change by the hour"),
-            "robust": (request.robust is not None, "scenarios: what is asked of each adapter in one is not known"),
-            "deferrable": (bool(request.deferrable), "deferrable work"),
+            "horizon": (
+                request.horizon is not None,
+                "a horizon: where they are would have to change by the hour",
+                "Plan each period's rates in a request of its own, from the one before with --current.",
+            ),
+            "robust": (
+                request.robust is not None,
+                "scenarios: what is asked of each adapter in one is not known",
+                "Leave robust out, and raise constraints.headroom.",
+            ),
+            "deferrable": (
+                bool(request.deferrable),
+                "deferrable work: what an adapter's replica has left is not modelled",
+                "Plan the work in a request of its own.",
+            ),
             f"services[{index}].disaggregate": (
                 service.disaggregate != "never",
                 "disaggregation: what they cost a prefill replica is not modelled",
-            ),
-            f"services[{index}].workload.peak": (
-                service.workload.peak is not None,
-                "a peak: their rates are means. Raise constraints.headroom",
+                "Leave disaggregate out.",
             ),
         }
-        for part, (is_asked, what) in asked.items():
+        for part, (is_asked, what, instead) in asked.items():
             if is_asked:
                 raise InputError(
                     f"{service.name} has adapters, which are not planned together with {what}.",
-                    hint="Plan this service in a request of its own, or leave one of the two out.",
+                    hint=instead,
                     where=at(part),
                 )
-
-
-def refuse_adapters(problem: FleetProblem, what: str) -> None:
-    """Refuse a plan with adapters where they would be ignored; `what` says what it cannot be.
-
-    Raises
-    ------
-    InputError: naming the service.
-    """
-    for tenancy in problem.tenancies:
-        raise InputError(
-            f"{tenancy.service} has adapters, and plans with adapters cannot be {what} yet.",
-            hint="gpuplan plan prices them; leave the adapters out for everything else.",
-        )
 
 
 def read_service_adapters(
@@ -253,11 +247,13 @@ def prepare_adapters(
 ) -> ServiceAdapters:
     """Return the adapters in groups, with what they weigh and what is asked of them.
 
+    Where `sizes` is of a peak, every adapter is asked for so many times as often as on average.
+
     Raises
     ------
     InputError: if the model has not the modules that an adapter changes, or the engine no room for its rank.
     """
-    asked = [adapter for adapter in adapters if adapter.rate_rps]
+    asked = _at_peak([adapter for adapter in adapters if adapter.rate_rps], service, sizes)
     idle = [adapter for adapter in adapters if not adapter.rate_rps]
     groups = group_adapters(_alike_in_size(asked), n_alone=ALONE)
     by_name = {adapter.name: adapter for adapter in asked}
@@ -290,6 +286,14 @@ def prepare_adapters(
         kinds=kinds,
         files=tuple(name for name in files if name is not None and ":" not in name),
     )
+
+
+def _at_peak(adapters: Sequence[Adapter], service: Service, sizes: Demand) -> list[Adapter]:
+    """Return the adapters with their rates at the service's peak, where one is asked for."""
+    if service.workload.peak is None:
+        return list(adapters)
+    times = sizes.total_rate_rps / math.fsum(adapter.rate_rps or 0.0 for adapter in adapters)
+    return [replace(adapter, rate_rps=(adapter.rate_rps or 0.0) * times) for adapter in adapters]
 
 
 def _alike_in_size(adapters: Sequence[Adapter]) -> list[Adapter]:
@@ -464,7 +468,7 @@ def _served(adapters: ServiceAdapters, profile: OptionProfile) -> _Served:
     return _Served(throughput_rps=throughput, provenance=tuple(provenance), limiting=tuple(limiting))
 
 
-def adapter_assumptions(name: str, adapters: ServiceAdapters) -> Iterator[str]:
+def adapter_assumptions(name: str, adapters: ServiceAdapters, *, is_at_peak: bool = False) -> Iterator[str]:
     """Yield what a plan takes for granted of a service's adapters."""
     n_sizes, n_classes = len(adapters.sizes.buckets), len(adapters.classes)
     together = f", put together to {n_classes}" if n_classes < n_sizes else ""
@@ -486,3 +490,8 @@ def adapter_assumptions(name: str, adapters: ServiceAdapters) -> Iterator[str]:
                 f"{format_bytes(CONTEXT_BYTES)} for a context each (assumed), and are all taken to be busy at once: "
                 "each has its part of the replica's time and of its KV cache."
             )
+    if is_at_peak:
+        yield (
+            f"{name}: at the peak ({adapters.sizes.basis}) every adapter is taken to be asked for so many times as"
+            " often as on average, all in the same proportions; their own traces' peaks are not looked at."
+        )

@@ -21,7 +21,6 @@ from planner.optimize import (
     solve,
     verify_plan,
 )
-from planner.planning.adapters import refuse_adapters
 from planner.planning.answer import read_question
 from planner.planning.proving.caps import with_found_caps
 from planner.report.result import PlanResult
@@ -77,6 +76,8 @@ class Explanation:
     conflicts: tuple[str, ...]
     given_back: tuple[str, ...] = ()
     """What each set of services to give back would come to in all, the plan's own first; the rest is of its fleet."""
+    notes: tuple[str, ...] = ()
+    """How far the differences can be trusted."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the explanation as JSON-ready data."""
@@ -115,7 +116,6 @@ def explain(
             conflicts=tuple(conflict.suggestion or conflict.explanation for conflict in plan.conflicts),
         )
     question = question_of(plan, plan_path or Path(DEFAULT_PLAN_NAME))
-    refuse_adapters(question.problem, "explained")
     cost, binding, given_back = plan.cost_usd_per_hour, plan.binding, tuple(fleet_texts(plan))
     if not question.problem.demands and not question.problem.jobs:
         return Explanation(
@@ -139,7 +139,18 @@ def explain(
         gpus=tuple(_gpu_reasons(question, plan, _chosen_gpus(question, plan, gpus), settings)),
         conflicts=(),
         given_back=given_back,
+        notes=tuple(_notes(plan, settings)),
     )
+
+
+def _notes(plan: Plan, settings: SolverSettings) -> Iterator[str]:
+    """Yield what of the plan's cost is not proven: other plans are searched for alike, and may be found by luck."""
+    if plan.objectives and plan.gap is None:
+        yield "Not every objective of the plan is proven: small differences may be those of the searches."
+    if plan.gap is None or plan.cost_usd_per_hour is None or plan.gap <= settings.relative_gap + SAME_VALUE:
+        return
+    left = plan.gap * plan.cost_usd_per_hour
+    yield f"{plan.gap:.2%} of the plan is not proven: differences below {_money(left)} may be those of the searches."
 
 
 def question_of(plan: Plan, plan_path: Path) -> Question:
@@ -247,6 +258,17 @@ class _Change:
     """To follow "the plan would"; empty if nothing would change."""
 
 
+def _better(plan: Plan, looser: Plan, settings: SolverSettings) -> _Change:
+    """Return how a plan with something loosened differs from `plan`: not at all where its search found a worse one."""
+    found = _change(plan, looser, settings)
+    values = [(now.value, then.value) for now, then in zip(plan.objectives, looser.objectives, strict=False)]
+    values = values or [(plan.cost_usd_per_hour or 0.0, looser.cost_usd_per_hour or 0.0)]
+    left = [sum(item.rate_rps for item in each.unserved) for each in (plan, looser)]
+    first = next(((a, b) for a, b in [(left[0], left[1]), *values] if abs(a - b) > SAME_VALUE * max(a, b)), (0.0, 0.0))
+    is_worse = looser.cost_usd_per_hour is None or first[1] > first[0]
+    return _Change(saving_usd_per_hour=0.0, words="") if is_worse else found
+
+
 def _change(plan: Plan, other: Plan, settings: SolverSettings) -> _Change:
     """Return how `other` differs from `plan`: in what is served, in the first objective that differs, in the cost."""
     cost, tolerance = plan.cost_usd_per_hour or 0.0, settings.relative_gap
@@ -276,7 +298,7 @@ def _limit_prices(question: Question, plan: Plan, settings: SolverSettings) -> I
     if plan.unserved or plan.objectives:
         for limit in question.problem.limits:
             without = _solved(question.problem, plan, settings, without=limit)
-            yield _limit_price(question, plan, settings, limit.name, _change(plan, without, settings))
+            yield _limit_price(question, plan, settings, limit.name, _better(plan, without, settings))
         return
     for name, saving in price_of_limits(question.problem, plan, settings).items():
         is_free = saving <= settings.relative_gap * (plan.cost_usd_per_hour or 0.0)
@@ -296,7 +318,7 @@ def _limit_price(question: Question, plan: Plan, settings: SolverSettings, name:
     step = limit_step(limit)
     amount = format_amount(limit.resource, step)
     looser = _solved(question.problem, plan, settings, without=limit, instead=replace(limit, bound=limit.bound + step))
-    more = _change(plan, looser, settings)
+    more = _better(plan, looser, settings)
     sentence += f" With {amount} more it would {more.words}." if more.words else f" {amount} more would change nothing."
     return LimitPrice(
         requirement=name,
@@ -347,12 +369,12 @@ def _objective_price(relaxation: Relaxation, plan: Plan, settings: SolverSetting
     slo = relaxation.slo
     bounds = (slo.bound_s * LOOSENING, slo.bound_s / LOOSENING)
     looser, tighter = (
-        _change(
+        compare(
             plan,
             solve(relaxation.problem_with_bound(bound_s), settings=settings, assignment=assignment_of(plan)),
             settings,
         )
-        for bound_s in bounds
+        for compare, bound_s in zip((_better, _change), bounds, strict=True)
     )
     loose, tight = (format_duration(bound_s) for bound_s in bounds)
     name = f"{slo.metric} {slo.statistic}"

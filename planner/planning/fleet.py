@@ -211,9 +211,10 @@ class Prepared:
         """Yield the options of a service with adapters: every configuration with every number of slots."""
 
         def profile_of(
-            gpu: str, config: EngineConfig, met: Sequence[Slo], room: AdapterRoom | None = None
+            offer: Offer, config: EngineConfig, asked: Sequence[Slo], room: AdapterRoom | None = None
         ) -> OptionProfile:
-            return self._profile(service, gpu, config, met, buckets=adapters.sizes.buckets, adapters=room)
+            met = slos_from(asked, service.request.name, offer, self.egress, self.round_trip_s)
+            return self._profile(service, offer.gpu, config, met, buckets=adapters.sizes.buckets, adapters=room)
 
         tokens = np.array([(each.input_tokens or 0.0) + (each.output_tokens or 0.0) for each in adapters.sizes.buckets])
 
@@ -228,14 +229,16 @@ class Prepared:
                 context_bytes=CONTEXT_BYTES,
             )
 
-        found: dict[tuple[str, EngineConfig], tuple[Hosting, ...]] = {}
+        found: dict[tuple[str, EngineConfig, bool], tuple[Hosting, ...]] = {}
         for offer in self.offers:
             for config in capped_configs(service, self.gpus.get(offer.gpu)):
                 if config.gpus_per_replica > offer.gpus_per_instance:
                     continue
-                key = (offer.gpu, config)
+                is_away = self.egress is not None and self.egress.away(service.request.name, offer) > 0
+                key = (offer.gpu, config, is_away)
                 if key not in found:
-                    found[key] = tuple(hostings(adapters, slos, partial(profile_of, *key), partial(beside_of, *key)))
+                    profiles, beside = partial(profile_of, offer, config), partial(beside_of, offer.gpu, config)
+                    found[key] = tuple(hostings(adapters, slos, profiles, beside))
                 for hosting in found[key]:
                     if not has_host_room(adapters, hosting.slots, offer, config.gpus_per_replica):
                         continue
@@ -595,7 +598,8 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
     yield f"{request.constraints.headroom:.0%} headroom above the planned rate."
     for service in services:
         if service.adapters is not None:
-            yield from adapter_assumptions(service.request.name, service.adapters)
+            is_at_peak = service.request.workload.peak is not None
+            yield from adapter_assumptions(service.request.name, service.adapters, is_at_peak=is_at_peak)
     yield from scaling_assumptions(services)
     yield from spot_assumptions(request, offers)
     change = request.constraints.change_cost

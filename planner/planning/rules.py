@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from planner.domain.adapters import AdapterSlots
 from planner.domain.hardware import Market
 from planner.domain.problem import (
     ChangeCost,
@@ -22,6 +23,7 @@ from planner.domain.problem import (
 from planner.errors import InputError, Where
 from planner.files.plan_schema import read_plan
 from planner.files.request.constraints import LARGEST_INSTANCES
+from planner.optimize.rollout import merged_replicas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -168,6 +170,14 @@ def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, str]
             "It holds no plan that could run.", hint="Give one with status optimal.", where=Where(str(path))
         )
     form = constraints.change_cost
+    slots = {
+        (item.service, host.option): AdapterSlots(
+            count=host.slots, bytes_each=host.slot_bytes, isolation=host.isolation, engine_flags=host.engine_flags
+        )
+        for item in plan.adapters
+        for host in item.hosts
+    }
+    merged = merged_replicas(plan.adapters)
     running = tuple(
         Running(
             service=row.service,
@@ -181,6 +191,8 @@ def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, str]
             engine=row.engine,
             role=row.role,
             power_cap_w=row.power_cap_w,
+            slots=slots.get((row.service, row.option)),
+            merged=merged.get((row.service, row.option), {}),
         )
         for row in plan.allocation
         if row.replicas > 0

@@ -12,7 +12,6 @@ from planner.errors import InputError
 from planner.optimize import Assignment, find_conflicts
 from planner.optimize.pareto import pareto_front
 from planner.optimize.solving import solve
-from planner.planning.adapters import refuse_adapters
 from planner.planning.answer import read_question, read_request
 from planner.planning.energy import with_known_intensity
 
@@ -63,7 +62,6 @@ def pareto_sweep(
     """
     document = read_request(request)
     question = read_question(document, base_dir=Path(document.path).parent, today=today, strict=False)
-    refuse_adapters(question.problem, "swept")
     for name in (ask.name for ask in question.scaling if ask.decides):
         raise InputError(
             f"{name} may be given back in between, and the plans of a front are of fleets that are always on.",

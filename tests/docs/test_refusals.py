@@ -35,6 +35,16 @@ ENERGY_COUNTED = (
     {"objective": {"minimise": "energy"}},
 )
 RARE = {"workload": {"trace": "examples/rare.csv"}, "scale_to_zero": {"storage": "2 GB/s"}}
+ADAPTED = {
+    "service": {
+        "workload": SIZES,
+        "adapters": {
+            "each": [
+                {"name": name, "rank": 16, "target_modules": "q v", "rate": "1 req/s"} for name in ("first", "second")
+            ]
+        },
+    }
+}
 SLICED = ("--assignment", "sliced")
 CP_SAT = ("--solver", "cp-sat")
 
@@ -167,6 +177,20 @@ CASES = {
     ("`--slice-factor`", "shares (`--assignment fractional`)"): [
         ({}, ("--slice-factor", "4"), "means nothing without slices")
     ],
+    ("`adapters`", "`horizon`"): [({**ADAPTED, "horizon": HOURS}, (), "by the hour")],
+    ("`adapters`", "`robust`"): [({**ADAPTED, "robust": ROBUST}, (), "asked of each adapter in one is not known")],
+    ("`adapters`", "`survive`, `spare_replicas`"): [
+        ({**ADAPTED, "constraints": lost}, (), "could hold the only copy of an adapter")
+        for lost in ({"survive": ["zone"]}, {"survive": ["largest 1 instance"]}, {"spare_replicas": 1})
+    ],
+    ("`adapters`", "`shed: allowed`"): [
+        ({**ADAPTED, "constraints": {"shed": "allowed"}}, (), "which adapter would be left unserved")
+    ],
+    ("`adapters`", "`deferrable`"): [({**ADAPTED, "deferrable": [JOB]}, (), "has left is not modelled")],
+    ("`adapters`", "`disaggregate`"): [
+        ({"service": {**ADAPTED["service"], "disaggregate": "allowed"}}, (), "cost a prefill replica is not modelled")
+    ],
+    ("`adapters`", "`--assignment sliced`"): [(ADAPTED, SLICED, "whole already")],
     ("`--current`", "Mélange's form of request"): [
         ("examples/melange.json", ("--current", "today.json"), "cannot be planned from a current plan")
     ],

@@ -15,7 +15,20 @@ from planner.domain.adapter_groups import group_adapters
 from planner.domain.adapters import Adapter, AdapterSlots, Isolation, ReplicaBytes, Tenancy, Tenant
 from planner.domain.hardware import Market, Offer
 from planner.domain.plan import HostedAdapter, PlanStatus
-from planner.domain.problem import FleetProblem, Goal, Limit, Measure, ReplicaLoss, Resource, Scope, ServingOption
+from planner.domain.problem import (
+    Facet,
+    FleetProblem,
+    Horizon,
+    InstanceLoss,
+    Limit,
+    ReplicaLoss,
+    Resource,
+    Scenario,
+    Scope,
+    ServingOption,
+    Shedding,
+    Survival,
+)
 from planner.domain.workload import Bucket, Demand
 from planner.errors import InputError, SolverLiedError
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
@@ -294,16 +307,27 @@ def test_without_replicas_for_several_there_is_no_pool():
 
 
 @pytest.mark.parametrize(
-    ("parts", "what"),
+    ("parts", "what", "instead"),
     [
-        ({"goal": Goal(stages=({Measure.GPUS: 1.0},))}, "objectives other"),
-        ({"rules": (ReplicaLoss(name="1 spare", count=1, service="s"),)}, "1 spare"),
+        ({"shed": Shedding(priority={})}, "constraints.shed", "limits"),
+        ({"horizon": Horizon(step_s=3600.0, factors={"s": (1.0, 2.0)})}, "a horizon", "--current"),
+        ({"rules": (ReplicaLoss(name="1 spare", count=1, service="s"),)}, "1 spare: .* only copy", "headroom"),
+        ({"rules": (InstanceLoss(name="survive one", count=1),)}, "survive one: .* only copy", "headroom"),
+        ({"rules": (Survival(name="survive zone", facet=Facet.ZONE),)}, "survive zone: .* only copy", "each place"),
     ],
 )
-def test_what_does_not_combine_is_refused(parts, what):
+def test_what_does_not_combine_is_refused(parts, what, instead):
     problem = problem_of([1.0], [("A", 1.0, 2.0, 1)], **parts)
-    with pytest.raises(InputError, match=what):
+    with pytest.raises(InputError, match=what) as raised:
         solved(problem)
+    assert instead in (raised.value.hint or "")
+
+
+def test_a_scenario_is_refused():
+    problem = problem_of([1.0], [("A", 1.0, 2.0, 1)])
+    launch = Scenario(name="launch", demands=problem.demands)
+    with pytest.raises(InputError, match="the scenario launch"):
+        solved(replace(problem, rules=(launch,)))
 
 
 def test_adapters_that_nothing_serves_are_named_together():

@@ -24,11 +24,12 @@ from planner.domain.workload import Bucket, Demand
 from planner.errors import InputError, SolverLiedError
 from planner.files.documents import parse_document
 from planner.files.plan_document import plan_to_document
-from planner.files.plan_schema import plan_from_document
+from planner.files.plan_schema import plan_from_document, read_plan
 from planner.optimize import Assignment, SolverSettings, solve
 from planner.optimize.unserved import unserved_positions
 from planner.planning import relax
 from planner.planning.answer import read_question, read_request
+from planner.planning.explain import explain
 from planner.profilers.adapters import AdapterRoom
 from planner.profilers.capacity import estimate_buckets
 from planner.profilers.efficiency import default_params
@@ -58,6 +59,9 @@ def request(adapters, *, service=None, **given):
         "services": [asked | (service or {})],
         "catalog": {"providers": ["gcp"], "regions": ["us-central1"], "gpus": {"include": ["A100-40GB"]}},
     } | given
+
+
+WORK = {"name": "tuning", "kind": "fine-tune", "model": MODEL, "method": "lora", "tokens": "300e6", "deadline": "16h"}
 
 
 def planned(adapters, **given):
@@ -206,7 +210,8 @@ def test_a_trace_gives_an_adapter_its_rate(tmp_path):
         ({}, {"robust": {"scenarios": [{"name": "launch", "demand": 2}]}}, "scenarios", "robust"),
         ({}, {"constraints": {"shed": "allowed"}}, "shed", None),
         ({}, {"constraints": {"spare_replicas": 1}}, "spare", None),
-        ({}, {"objective": "power"}, "objectives other than the cost", None),
+        ({}, {"constraints": {"survive": ["region"]}}, "survive region", None),
+        ({}, {"deferrable": [WORK]}, "deferrable work", "deferrable"),
     ],
 )
 def test_what_does_not_combine_is_refused(service, given, what, field):
@@ -230,17 +235,85 @@ def test_a_workload_without_adapters_still_needs_its_rate():
         planner.plan(request(None))
 
 
-def test_a_plan_with_adapters_is_not_explained_or_swept(tmp_path, gpuplan):
+def test_a_plan_with_adapters_is_explained_and_swept(tmp_path, gpuplan):
+    asked = request(
+        {"each": [adapter("a"), adapter("b")]},
+        catalog={"providers": ["gcp"], "regions": ["us-central1"], "gpus": {"include": ["A100-40GB", "H100-80GB"]}},
+        constraints={"minimum": [{"gpu": "A100-40GB", "instances": 2}]},
+    )
     path = tmp_path / "r.json"
-    path.write_text(json.dumps(request({"each": [adapter("a"), adapter("b")]})), encoding="utf-8")
+    path.write_text(json.dumps(asked), encoding="utf-8")
     assert gpuplan("plan", path, "--assignment", "sliced").code == 2
     made = gpuplan("plan", path, "-o", tmp_path / "plan.json")
     assert made.code == 0
     assert "throughput_error" not in made.out  # what does not combine is no way out
-    ran = gpuplan("explain", tmp_path / "plan.json")
-    assert ran.code == 2
-    assert "adapters" in ran.err
-    assert gpuplan("sweep", path, "--pareto", "cost,power").code == 2
+    found = explain(read_plan(tmp_path / "plan.json"), plan_path=tmp_path / "plan.json", gpus=["H100-80GB"])
+    one = planned({"each": [adapter("a"), adapter("b")]}).plan.cost_usd_per_hour
+    assert found.cost_usd_per_hour == pytest.approx(2 * one)
+    (minimum,) = found.limits
+    assert minimum.saving_usd_per_hour == pytest.approx(one)  # without it one instance holds both
+    h100 = {"catalog": {"providers": ["gcp"], "regions": ["us-central1"], "gpus": {"include": ["H100-80GB"]}}}
+    another = planned({"each": [adapter("a"), adapter("b")]}, **h100).plan.cost_usd_per_hour  # one, beside the two
+    assert found.gpus[0].extra_usd_per_hour == pytest.approx(another)
+    ran = gpuplan("sweep", path, "--pareto", "cost,power", "--points", "2")
+    assert ran.code == 0
+
+
+def test_the_fewest_gpus_and_the_least_power_are_planned():
+    each = [adapter(f"a{i}", "1 req/s") for i in range(3)]
+    catalog = {"providers": ["gcp"], "regions": ["us-central1"], "gpus": {"include": ["A100-40GB", "H100-80GB"]}}
+    found = planned({"each": each}, catalog=catalog, objective={"minimise": ["power", "cost"]}).plan
+    power, cost = found.objectives
+    assert power.value == pytest.approx(found.power_w / 1000)
+    assert power.bound == pytest.approx(power.value)
+    assert cost.value == pytest.approx(found.cost_usd_per_hour)
+
+
+def test_todays_replicas_stay_and_an_adapter_in_the_weights_is_not_another_one(mixed, tmp_path):
+    today = tmp_path / "today.json"
+    today.write_text(mixed.to_json(), encoding="utf-8")
+    cost = {"constraints": {"change_cost": {"start": "2 USD", "stop": "0.50 USD", "horizon": "1h"}}}
+
+    def after(own):
+        each = [adapter("a"), adapter("b", rank=20), adapter(own, isolation="dedicated"), adapter("idle", "0 req/s")]
+        asked = request({"each": each}, **cost)
+        return planner.plan(asked, current=today, today=date.fromisoformat(TODAY), verify=False).plan
+
+    same = after("own")
+    assert (same.rollout, same.change_usd_per_hour) == ((), 0.0)
+    other = after("newcomer")
+    assert other.change_usd_per_hour == pytest.approx(2.5)
+    moved = [(step.action, step.replicas) for step in other.rollout]
+    assert moved == [("start", 1), ("route", 0), ("stop", 1)]
+    assert any("loaded into it while it serves" in text for text in other.assumptions)
+
+
+def test_users_elsewhere_cost_traffic_and_time():
+    catalog = {"providers": ["gcp"], "gpus": {"include": ["A100-40GB"]}, "regions": ["us-central1", "europe-west4"]}
+    egress = {"price": "0.02 USD/GB", "bytes_per_token": 400, "round_trip": "100ms"}
+    users = {"users": {"europe-west4": "100%"}}
+    each = [adapter("a"), adapter("own", slo=["ttft p99 <= 90ms", "tpot mean <= 60ms"])]
+    found = planned({"each": each}, service=users, catalog=catalog | {"egress": egress}).plan
+    region = {row.option: row.region for row in found.allocation}
+    place = {h.adapter: region[r.option] for r in found.adapters[0].placement for h in r.adapters}
+    assert place["own"] == "europe-west4"  # a round trip of 100 ms leaves nothing of its 90 ms elsewhere
+    away = sum(row.rate_rps for row in found.allocation if row.region != "europe-west4")
+    assert found.egress_gb_per_hour == pytest.approx(away * 3600 * 1000 * 400 / 1e9)
+
+
+def test_at_a_peak_every_adapter_is_asked_for_so_many_times_as_often(tmp_path):
+    busy = [60.0 + i / 10 for i in range(100)]  # 10 req/s for ten seconds of a minute with 1 req/s else
+    times = sorted([*map(float, range(120)), *busy])
+    rows = "".join(f"{t},100,10\n" for t in times)
+    (tmp_path / "t.csv").write_text(f"arrival_s,input_tokens,output_tokens\n{rows}", encoding="utf-8")
+    workload = {"trace": "t.csv", "peak": "max of 10s"}
+    asked = request({"each": [adapter("a", "0.6 req/s"), adapter("b")]}, service={"workload": workload})
+    found = planner.plan(asked, base_dir=tmp_path, verify=False).plan
+    rates = {share.adapter: share.rate_rps for share in found.adapters[0].shares}
+    mean = len(times) / (times[-1] - times[0])
+    assert rates["a"] == pytest.approx(3 * rates["b"])
+    assert sum(rates.values()) == pytest.approx(0.8 * 11.0 / mean, rel=0.02)
+    assert any("at the peak" in text for text in found.assumptions)
 
 
 def test_ways_out_of_an_objective_are_found_with_few_plans(monkeypatch):
