@@ -288,6 +288,26 @@ def test_todays_replicas_stay_and_an_adapter_in_the_weights_is_not_another_one(m
     assert any("loaded into it while it serves" in text for text in other.assumptions)
 
 
+def test_spot_counts_for_its_availability_and_serves_no_more_than_its_part():
+    catalog = {
+        "providers": ["gcp"],
+        "regions": ["us-central1"],
+        "gpus": {"include": ["A100-40GB"]},
+        "markets": ["on-demand", "spot"],
+        "spot_availability": "80%",
+    }
+    each = [adapter("a", "20 req/s"), adapter("b", "15 req/s")]
+    asked = request({"each": each}, catalog=catalog, constraints={"spot_share": {"max": "40%"}})
+    day = date.fromisoformat(TODAY)
+    options = read_question(read_request(asked), base_dir=REPO, today=day, strict=False, current=None).problem.options
+    rates = {(str(option.offer.market), option.slots.count): option.throughput_rps for option in options}
+    for (market, slots), rps in rates.items():
+        assert rps == pytest.approx((0.8 if market == "spot" else 1.0) * rates["on-demand", slots])
+    found = planner.plan(asked, today=day, verify=False).plan
+    on_spot = sum(row.rate_rps for row in found.allocation if row.market == "spot")
+    assert 0 < on_spot <= (0.4 + 1e-6) * found.rate_rps  # cheaper there, and capped
+
+
 def test_users_elsewhere_cost_traffic_and_time():
     catalog = {"providers": ["gcp"], "gpus": {"include": ["A100-40GB"]}, "regions": ["us-central1", "europe-west4"]}
     egress = {"price": "0.02 USD/GB", "bytes_per_token": 400, "round_trip": "100ms"}
