@@ -109,10 +109,21 @@ class AdapterSlots:
     """Memory that is set aside for each of them, over all GPUs of the replica; 0 = merged into the weights."""
     isolation: Isolation
     """What they share; `DEDICATED` has one slot."""
+    rank: int = 0
+    """That a slot is made for; 0 = any, or not known."""
     engine_flags: str = ""
     """How the engine is started for them; empty where nothing is to be said."""
     beside: ReplicaBytes | None = None
     """What the replica holds beside its slots; None: not known, as in a problem with given rates."""
+
+    def is_like(self, other: AdapterSlots | None) -> bool:
+        """Return whether a replica with `other` has this room, however many adapters wait in its host memory."""
+        return other is not None and (self.count, self.bytes_each, self.isolation, self.rank) == (
+            other.count,
+            other.bytes_each,
+            other.isolation,
+            other.rank,
+        )
 
     @property
     def n_processes(self) -> int:

@@ -406,6 +406,8 @@ class AdapterHost:
     slot_bytes: float
     """Memory that is set aside for each of them over all GPUs of the replica."""
     replicas: int
+    rank: int = 0
+    """That a slot is made for; 0 = any, or not known."""
     engine_flags: str = ""
     held: int = 0
     """Adapters that a replica may have in host memory, those in slots among them; 0 = nobody chose."""

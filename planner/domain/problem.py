@@ -265,7 +265,8 @@ class Running:
 
     def is_of(self, option: ServingOption) -> bool:
         """Return whether these are replicas of `option`."""
-        if self.role is not option.role or self.slots != option.slots:
+        is_room_alike = option.slots is None if self.slots is None else self.slots.is_like(option.slots)
+        if self.role is not option.role or not is_room_alike:
             return False
         config = option.config
         engine, precision = (config.engine, config.precision) if config else ("", "")

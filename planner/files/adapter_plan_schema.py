@@ -74,6 +74,7 @@ class AdapterHostDocument(Part):
         description="Memory that is set aside for each of them, over all GPUs of the replica; 0 = merged."
     )
     replicas: Count = Field(description="Replicas of this option.")
+    rank: Count = Field(0, description="That a slot is made for; 0 = any, or not known.")
     engine_flags: str = Field("", description="How the engine is started for its adapters; empty = nothing to say.")
     held: Count = Field(
         0, description="Adapters that a replica may have in host memory, those in slots among them; 0 = nobody chose."

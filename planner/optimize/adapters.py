@@ -318,6 +318,7 @@ def _hosts(fleet: FleetArrays, placement: Placement, keys: list[str]) -> Iterato
                 slots=slots.count,
                 slot_bytes=slots.bytes_each,
                 replicas=counts[option],
+                rank=slots.rank,
                 engine_flags=slots.engine_flags,
             )
 

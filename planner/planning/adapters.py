@@ -89,6 +89,7 @@ class SlotKind:
             count=count,
             bytes_each=self.bytes_each,
             isolation=self.isolation,
+            rank=self.rank,
             engine_flags=self.flags(count, held=count),
         )
 

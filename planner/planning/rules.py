@@ -172,7 +172,7 @@ def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, str]
     form = constraints.change_cost
     slots = {
         (item.service, host.option): AdapterSlots(
-            count=host.slots, bytes_each=host.slot_bytes, isolation=host.isolation, engine_flags=host.engine_flags
+            count=host.slots, bytes_each=host.slot_bytes, isolation=host.isolation, rank=host.rank
         )
         for item in plan.adapters
         for host in item.hosts
