@@ -58,6 +58,7 @@ NOT_WITH_ADAPTERS = (
     "share caps", "survival", "spare replicas", "instance loss", "scenarios", "energy", "egress", "spot", "shedding",
     "goals", "changes", "horizon", "disaggregation", "jobs", SLICED,
 )  # fmt: skip
+"""Not drawn together with adapters: refused, or held to all small fleets in test_adapters_combined.py instead."""
 GOALS = (
     ({Measure.POWER: 1.0},),
     ({Measure.GPUS: 1.0},),
@@ -564,4 +565,4 @@ REFUSED: tuple[set[str], ...] = (
     *({"jobs", other} for other in ("scenarios", "shedding", "energy")),
     *({ADAPTERS, other} for other in NOT_WITH_ADAPTERS),
 )
-"""Pairs that the planner refuses to plan for (docs/explanation/limits.md)."""
+"""Pairs that are not drawn: the planner refuses to plan for them (docs/explanation/limits.md), but for adapters."""

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from planner.catalog.gpus import GpuCatalog, load_gpus
-from planner.domain.disaggregation import Role
-from planner.domain.hardware import EngineConfig
 from planner.domain.problem import (
-    FleetProblem,
     Goal,
-    Horizon,
     Limit,
     Measure,
-    Minimum,
     Resource,
-    ServingOption,
     Shedding,
 )
 from planner.errors import InputError
@@ -29,17 +21,13 @@ from planner.files.bundled import bundled_sha256
 from planner.files.request.constraints import LARGEST_INSTANCES
 from planner.planning.adapter_tiers import with_tiers
 from planner.planning.adapters import (
-    CONTEXT_BYTES,
     adapter_assumptions,
     check_adapter_request,
-    has_host_room,
-    hostings,
-    room_of,
 )
 from planner.planning.catalog import SECONDS_PER_DAY, owned_offers, read_catalog
-from planner.planning.deferrable import PreparedJob, job_assumptions, own_options, prepare_jobs
-from planner.planning.disaggregation import check_engines, disaggregation_assumptions, handover_of, stages
-from planner.planning.egress import egress_assumptions, egress_of, slos_from
+from planner.planning.deferrable import job_assumptions, prepare_jobs
+from planner.planning.disaggregation import check_engines, disaggregation_assumptions
+from planner.planning.egress import egress_assumptions, egress_of
 from planner.planning.energy import (
     ENERGY_ASSUMPTION,
     counts_carbon,
@@ -56,7 +44,8 @@ from planner.planning.horizon import (
 from planner.planning.limits import countable, limits_of
 from planner.planning.located import at, inside
 from planner.planning.loosened import disaggregation_ways_out, problem_with_all_bounds, relaxations
-from planner.planning.power_caps import capped_configs, check_power_caps, power_cap_assumptions
+from planner.planning.power_caps import check_power_caps, power_cap_assumptions
+from planner.planning.prepared import Prepared
 from planner.planning.question import AdapterSource, Question, ReplaySource
 from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
@@ -66,38 +55,24 @@ from planner.planning.services import PreparedService, prepare_service
 from planner.planning.spot import availability, recovery_time_s, spot_assumptions, with_reclaims
 from planner.planning.unused import unused_settings
 from planner.planning.zones import asks_for_zones, check_zones, offers_by_zone, zone_assumptions
-from planner.profilers.adapters import replica_bytes
 from planner.profilers.efficiency import check_engine, default_params
 from planner.profilers.measured import MeasuredStore, load_measured, read_profile_file
-from planner.profilers.options import OptionProfile, profile_option
 from planner.profilers.params_file import read_params
-from planner.profilers.power import capped
-from planner.simulate.steps import EngineKind
 from planner.units import format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import date
 
-    from numpy.typing import NDArray
-
-    from planner.domain.adapters import ReplicaBytes
-    from planner.domain.egress import Egress
-    from planner.domain.energy import Energy
     from planner.domain.hardware import GpuSpec, Offer
     from planner.domain.plan import Plan
     from planner.domain.problem import ChangeCost, Rule
-    from planner.domain.slo import Slo
-    from planner.domain.workload import Bucket
     from planner.files.request import PlanRequest
     from planner.files.request.objective import Objective
     from planner.optimize import OtherWay
-    from planner.planning.adapters import Hosting, ServiceAdapters
     from planner.planning.question import ScalingAsk
-    from planner.profilers.adapters import AdapterRoom
     from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.schema import MeasuredPoint
-    from planner.profilers.stages import Stage
 
 INSTANCES_LOST = (
     "An instance that is lost takes as many replicas of each option on its offer as fit on it: which replicas share an "
@@ -114,241 +89,6 @@ ASSUMPTIONS = (
     "A replica stays within one instance; its peak power is the TDP of its GPUs, or the power limit set on them.",
     "Every offer is assumed to be available in any number unless the request says otherwise.",
 )
-
-
-_ProfileKey: TypeAlias = "tuple[str, EngineConfig, Stage | None, tuple[float, ...]]"
-"""GPU, configuration, stage, and the bounds that must be met there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A request with everything read that it names; from it the problem is built for any objectives."""
-
-    services: tuple[PreparedService, ...]
-    offers: tuple[Offer, ...]
-    gpus: GpuCatalog
-    store: MeasuredStore
-    params: EstimatorParams
-    limits: tuple[Limit, ...]
-    headroom_fraction: float
-    shed: Shedding | None = None
-    goal: Goal | None = None
-    rules: tuple[Rule, ...] = ()
-    change: ChangeCost | None = None
-    availability: Mapping[str, float] = field(default_factory=dict)
-    """Offer -> the part of the time that a replica there runs, where that is not always."""
-    horizon: Horizon | None = None
-    energy: Energy | None = None
-    egress: Egress | None = None
-    round_trip_s: float = 0.0
-    """Between two regions."""
-    prospects: tuple[Prospect, ...] = ()
-    """What the fleet must survive."""
-    network_factor: float = 1.0
-    """How many times as fast as stated networks are taken to be."""
-    jobs: tuple[PreparedJob, ...] = ()
-
-    def problem(self, slos: Mapping[str, Sequence[Slo]]) -> FleetProblem:
-        """Return the problem in which each service has the objectives `slos[its name]`."""
-        options = tuple(
-            option for service in self.services for option in self._options(service, slos[service.request.name])
-        )
-        return FleetProblem(
-            demands=tuple(service.demand for service in self.services),
-            options=options + tuple(own_options(self.jobs, self.offers, self.availability, self.gpus)),
-            limits=self.limits,
-            headroom_fraction=self.headroom_fraction,
-            shed=self.shed,
-            goal=self.goal,
-            rules=self.rules + tuple(prospect.scenario for prospect in self.prospects),
-            change=self.change,
-            horizon=self.horizon,
-            energy=self.energy,
-            egress=self.egress,
-            jobs=tuple(item.job for item in self.jobs),
-            tenancies=tuple(item.adapters.tenancy for item in self.services if item.adapters is not None),
-        )
-
-    def _options(self, service: PreparedService, slos: Sequence[Slo]) -> Iterator[ServingOption]:
-        if service.adapters is not None:
-            yield from self._adapter_options(service, service.adapters, slos)
-            return
-        profiles: dict[_ProfileKey, OptionProfile] = {}
-        scenarios: dict[_ProfileKey, dict[str, NDArray[np.float64]]] = {}
-        shown_zero: set[_ProfileKey] = set()
-        for offer in self.offers:
-            met = slos_from(slos, service.request.name, offer, self.egress, self.round_trip_s)
-            for config, stage in self._ways(service, offer, met):
-                key = (offer.gpu, config, stage, tuple(slo.bound_s for slo in met))
-                if key not in profiles:
-                    profiles[key] = self._profile(service, offer.gpu, config, met, stage=stage)
-                    scenarios[key] = self._scenario_rps(service, offer.gpu, config, met, profiles[key], stage=stage)
-                profile = profiles[key]
-                if not any(rates.any() for rates in (profile.throughput_rps, *scenarios[key].values())):
-                    if key in shown_zero and not self._is_asked_for(offer):
-                        continue  # one offer is enough to carry the reason why this GPU cannot serve
-                    shown_zero.add(key)
-                yield ServingOption(
-                    service=service.request.name,
-                    offer=offer,
-                    gpus_per_replica=config.gpus_per_replica,
-                    throughput_rps=profile.throughput_rps * self._availability(offer),
-                    config=config,
-                    power_w=profile.power_w,
-                    idle_power_w=profile.idle_power_w,
-                    busy_power_w=profile.busy_power_w,
-                    provenance=profile.provenance,
-                    limiting=profile.limiting,
-                    scenario_rps={name: rates * self._availability(offer) for name, rates in scenarios[key].items()},
-                    role=Role.BOTH if stage is None else stage.role,
-                    handover=handover_of(stage, config, profile),
-                    job_rates={} if stage is not None else self._job_rates(service, offer, config),
-                )
-
-    def _adapter_options(
-        self, service: PreparedService, adapters: ServiceAdapters, slos: Sequence[Slo]
-    ) -> Iterator[ServingOption]:
-        """Yield the options of a service with adapters: every configuration with every number of slots."""
-
-        def profile_of(
-            offer: Offer, config: EngineConfig, asked: Sequence[Slo], room: AdapterRoom | None = None
-        ) -> OptionProfile:
-            met = slos_from(asked, service.request.name, offer, self.egress, self.round_trip_s)
-            return self._profile(service, offer.gpu, config, met, buckets=adapters.sizes.buckets, adapters=room)
-
-        tokens = np.array([(each.input_tokens or 0.0) + (each.output_tokens or 0.0) for each in adapters.sizes.buckets])
-
-        def beside_of(gpu: str, config: EngineConfig, under_way: NDArray[np.float64]) -> ReplicaBytes:
-            return replica_bytes(
-                service.model,
-                self.gpus.get(gpu),
-                config,
-                self.params,
-                tokens=tokens,
-                under_way=under_way,
-                context_bytes=CONTEXT_BYTES,
-            )
-
-        found: dict[tuple[str, EngineConfig, bool], tuple[Hosting, ...]] = {}
-        for offer in self.offers:
-            for config in capped_configs(service, self.gpus.get(offer.gpu)):
-                if config.gpus_per_replica > offer.gpus_per_instance:
-                    continue
-                is_away = self.egress is not None and self.egress.away(service.request.name, offer) > 0
-                key = (offer.gpu, config, is_away)
-                if key not in found:
-                    profiles, beside = partial(profile_of, offer, config), partial(beside_of, offer.gpu, config)
-                    found[key] = tuple(hostings(adapters, slos, profiles, beside))
-                for hosting in found[key]:
-                    if not has_host_room(adapters, hosting.slots, offer, config.gpus_per_replica):
-                        continue
-                    yield ServingOption(
-                        service=service.request.name,
-                        offer=offer,
-                        gpus_per_replica=config.gpus_per_replica,
-                        throughput_rps=hosting.throughput_rps * self._availability(offer),
-                        config=config,
-                        power_w=hosting.profile.power_w,
-                        idle_power_w=hosting.profile.idle_power_w,
-                        busy_power_w=hosting.profile.busy_power_w,
-                        provenance=hosting.provenance,
-                        limiting=hosting.limiting,
-                        slots=hosting.slots,
-                    )
-
-    def _scenario_rps(
-        self,
-        service: PreparedService,
-        gpu: str,
-        config: EngineConfig,
-        slos: Sequence[Slo],
-        profile: OptionProfile,
-        *,
-        stage: Stage | None,
-    ) -> dict[str, NDArray[np.float64]]:
-        """Return the rates of a configuration in the scenarios in which they differ."""
-
-        def profile_of(buckets: Sequence[Bucket], shortfall: NDArray[np.float64] | None) -> OptionProfile:
-            return self._profile(service, gpu, config, slos, buckets=buckets, shortfall=shortfall, stage=stage)
-
-        found = {
-            prospect.scenario.name: prospect.throughput_rps(service.request.name, gpu, profile, profile_of)
-            for prospect in self.prospects
-        }
-        return {name: rates for name, rates in found.items() if rates is not None}
-
-    def _ways(
-        self, service: PreparedService, offer: Offer, slos: Sequence[Slo]
-    ) -> Iterator[tuple[EngineConfig, Stage | None]]:
-        """Yield the configurations that fit an instance of `offer`, with the part of serving that each would do."""
-        for config in capped_configs(service, self.gpus.get(offer.gpu)):
-            if config.gpus_per_replica <= offer.gpus_per_instance:
-                for stage in stages(service.request, offer, config, slos, network_factor=self.network_factor):
-                    yield config, stage
-
-    def _job_rates(self, service: PreparedService, offer: Offer, config: EngineConfig) -> dict[str, float]:
-        """Return how fast an idle replica of `service` does the jobs that may use it, units per second by job."""
-        rates = (pair for job in self.jobs for pair in job.harvested_rates(service, offer.gpu, config))
-        return {name: rate * self._availability(offer) for name, rate in rates}
-
-    def engine(self, option: ServingOption, sent_rps: Mapping[int, float]) -> EngineKind:
-        """Return one replica of `option` that serves so many req/s of each bucket of its service, by its number.
-
-        Measurements may say another speed for every bucket; a step is shared by all, so it goes at their mean, by load.
-        """
-        service = next(service for service in self.services if service.request.name == option.service)
-        config = option.config or EngineConfig()
-        gpu, cap_w = self.gpus.get(option.offer.gpu), config.power_cap_w
-        sizes = None if service.adapters is None else service.adapters.sizes.buckets  # every adapter's, in one mix
-        profile = self._profile(service, option.offer.gpu, config, service.request.slo, buckets=sizes)
-        if sizes is None:
-            loads = {b: rate / option.throughput_rps[b] for b, rate in sent_rps.items() if rate > 0}
-        else:
-            rates = enumerate(profile.throughput_rps.tolist())
-            loads = {b: sizes[b].rate_rps / rate for b, rate in rates if rate > 0}
-        total = sum(loads.values())
-        return EngineKind(
-            model=service.model,
-            gpu=gpu if cap_w is None else capped(gpu, cap_w),
-            config=config,
-            params=self.params,
-            speed=sum(load * float(profile.speed[b]) for b, load in loads.items()) / total if total else 1.0,
-            room=room_of(option.slots),
-        )
-
-    def _availability(self, offer: Offer) -> float:
-        """Return the part of the time that a replica on `offer` runs."""
-        return self.availability.get(offer.name, 1.0)
-
-    def _is_asked_for(self, offer: Offer) -> bool:
-        """Return whether a minimum counts `offer`, so that it may be rented although it serves nothing."""
-        return any(isinstance(rule, Minimum) and rule.scope.covers(offer) for rule in self.rules)
-
-    def _profile(
-        self,
-        service: PreparedService,
-        gpu: str,
-        config: EngineConfig,
-        slos: Sequence[Slo],
-        *,
-        buckets: Sequence[Bucket] | None = None,
-        shortfall: NDArray[np.float64] | None = None,
-        stage: Stage | None = None,
-        adapters: AdapterRoom | None = None,
-    ) -> OptionProfile:
-        return profile_option(
-            service.model,
-            self.gpus.get(gpu),
-            config,
-            service.demand.buckets if buckets is None else buckets,
-            slos,
-            store=self.store,
-            params=self.params,
-            aliases=service.model_aliases,
-            shortfall=shortfall,
-            stage=stage,
-            adapters=adapters,
-        )
 
 
 def fleet_question(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from planner.domain.problem import FleetProblem
     from planner.domain.slo import Slo
-    from planner.planning.fleet import Prepared
+    from planner.planning.prepared import Prepared
 
 
 def relaxations(prepared: Prepared, slos: Mapping[str, tuple[Slo, ...]]) -> Iterator[Relaxation]:

@@ -15,7 +15,7 @@ from planner.domain.proof import ProofEnd
 from planner.domain.slo import Metric, Slo
 from planner.errors import InputError
 from planner.optimize import SolverSettings
-from planner.planning import fleet as planning_fleet
+from planner.planning import prepared as planning_prepared
 from planner.planning.answer import answer, read_question, read_request
 from planner.planning.load_sweep import load_sweep
 from planner.planning.proving.verdict import judge
@@ -100,7 +100,7 @@ def test_a_router_that_sends_a_request_elsewhere_is_found_out(mixed, monkeypatch
 
 def test_without_overhead_and_with_all_adapters_everywhere_it_is_the_ordinary_plans_replay(tmp_path, monkeypatch):
     """The same requests at the same times and sizes on the same replicas, to the bit."""
-    monkeypatch.setattr(planning_fleet, "room_of", lambda _: None)
+    monkeypatch.setattr(planning_prepared, "room_of", lambda _: None)
     rng = np.random.default_rng(1)
     rows = zip(
         np.cumsum(rng.gamma(0.3, 1.0, 3000)), rng.integers(10, 1500, 3000), rng.integers(1, 300, 3000), strict=True
