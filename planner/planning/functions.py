@@ -27,6 +27,7 @@ from planner.planning.function_plans import (
 from planner.planning.function_serverless import learn_kept, learn_serverless, learn_shared
 from planner.planning.function_ways import Comparison, Prices, Way, WayOutcome
 from planner.planning.keep_alive_rules import rule_table
+from planner.profilers.first_token import COLD, first_token, published_load_times
 from planner.profilers.serverless_figures import beyond_published, figures
 
 if TYPE_CHECKING:
@@ -195,6 +196,18 @@ def _against_published(shared: WayOutcome, plain: WayOutcome, case: FunctionCase
         said[0] += (
             f" A first token takes {case.setting.prefill.first_s:.2g} s here and"
             f" {figures('timeline')['inference_s']:g} s there: with theirs it would fall by"
-            f" {saved.ttft_as_published:.0%}."
+            f" {saved.ttft_as_published:.0%}.{_starts_against_published(plain)}"
         )
     return said
+
+
+def _starts_against_published(plain: WayOutcome) -> str:
+    """Return how long starts take here and there, where those here are longer; that, too, is saved by being warm."""
+    records = plain.replay.records
+    there_s = first_token(published_load_times(), COLD).total_s
+    if not records.is_cold.any() or (here_s := float(records.ttft_s[records.is_cold].mean())) <= there_s:
+        return ""
+    return (
+        f" A request that finds nothing ready waits {here_s:.2g} s here on average, queues and tails of starts in it,"
+        f" and {there_s:.2g} s there."
+    )
