@@ -1,7 +1,9 @@
 """`solve` where requests are for adapters: a programme over groups, and then a place for every adapter.
 
 The bound is that of the programme over groups, which no placement of whole adapters can beat
-(`planner.domain.adapter_groups`); the plan is what was placed, so its gap has in it what whole adapters cost.
+(`planner.domain.adapter_groups`); the plan is what was placed, so its gap has in it what whole adapters cost. Where
+requests have sizes the bound comes first (`adapter_bound`), and then fleets with room to spare at prices above it
+(`roomy`), in which adapters look for homes (`homes`).
 """
 
 from __future__ import annotations
@@ -23,14 +25,27 @@ from planner.domain.plan import (
 )
 from planner.domain.provenance import Warning_
 from planner.errors import InputError, SolverLiedError
+from planner.optimize.adapter_bound import Proof, Whole
 from planner.optimize.arrays import fleet_arrays, replicas_per_instance
 from planner.optimize.assemble import assemble, empty_plan, relative_gap
-from planner.optimize.coarser import Coarser, has_sizes, on_its_offers, on_one_route, restated, with_kin
-from planner.optimize.hosts import DUST
+from planner.optimize.coarser import (
+    Coarser,
+    at_its_cheapest,
+    has_sizes,
+    in_full,
+    is_exact,
+    on_one_route,
+    restated,
+    with_kin,
+)
+from planner.optimize.homes import best_slots
+from planner.optimize.hosts import DUST, ServiceOptions
 from planner.optimize.naming import option_keys
-from planner.optimize.placement import place
+from planner.optimize.placement import place, place_at_home
 from planner.optimize.plan_check import verify_plan
-from planner.optimize.search import search
+from planner.optimize.prune import prune
+from planner.optimize.roomy import roomiest
+from planner.optimize.search import SearchResult, clean_bound, search
 from planner.optimize.settings import Clock
 from planner.optimize.spread import cheapest
 from planner.optimize.termination import Termination
@@ -45,15 +60,36 @@ if TYPE_CHECKING:
     from planner.domain.workload import Demand
     from planner.optimize.arrays import FleetArrays
     from planner.optimize.placement import Placed, Placement
-    from planner.optimize.search import SearchResult
+    from planner.optimize.search import Fleet
     from planner.optimize.settings import Assignment, SolverSettings
 
 MARGINS = (0.01, 0.03, 0.08)
 """By how much larger all loads are made, one after the other, where what was placed is not what was found."""
 SEARCH_AGAIN_FRACTION = 0.15
 """Of the time limit, for each search with larger loads."""
-ONE_ROUTE_FRACTION = 0.25
-"""Of the time limit, for plans with one route for all sizes, before those over sizes are searched."""
+FEW_SIZES = 6
+"""Classes of sizes of each kin, for the search of a fleet."""
+FEW_GROUPS = 40
+"""Of a service, for that search."""
+BY_RATE = 3
+"""Kin that groups served alike are in that search: what busy adapters need and what many idle ones do, apart."""
+FIRST_RAISE = 0.022
+"""Above the bound: the first price at which a fleet is looked for."""
+FIRST_ROUGH_RAISE = 0.05
+CLOSE_RAISES = 0.004
+"""Prices that differ by less are not told apart."""
+SMALL = 60
+"""Groups times options."""
+CLOSE_ROUGH_RAISES = 0.015
+MOST_RAISE = 1.0
+"""From there on fleets are searched by larger loads instead."""
+BOUND_FRACTION = 0.2
+"""Of the time limit, for each of the two relaxations that prove a bound."""
+FLEETS_FRACTION = 0.55
+"""Of the time limit, until no more fleets are looked for."""
+EACH_FLEET_FRACTION = 0.15
+ONE_ROUTE_FRACTION = 0.1
+"""Of the time limit, for a search of plans with one route for all sizes, where these may be cheaper."""
 
 
 NOT_PLACED = "W413"
@@ -71,8 +107,15 @@ class _Candidate:
     """That `placed` belongs to."""
 
 
-def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignment: Assignment) -> Plan:
+def solve_with_adapters(
+    problem: FleetProblem, settings: SolverSettings, assignment: Assignment, *, is_rough: bool = False
+) -> Plan:
     """Return the cheapest verified plan that is found, in which every adapter has its places; or why there is none.
+
+    Parameters
+    ----------
+    is_rough : for what a plan is compared with: within about a percent of the cheapest price at which homes are found,
+        and a linear bound.
 
     Raises
     ------
@@ -84,70 +127,189 @@ def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignm
             "Adapters are whole already, and buckets of them are not cut into slices.",
             hint="Leave --assignment sliced out.",
         )
-    clock, seconds = Clock(settings), 0.0
-    one: _Candidate | None = None
-    coarser = Coarser(problem=problem, made_of={id(option): option for option in problem.options})
-    if has_sizes(problem):
-        coarser = with_kin(problem)
-        limit_s = ONE_ROUTE_FRACTION * settings.time_limit_s
-        one, seconds = _on_one_route(problem, Clock(replace(settings, time_limit_s=limit_s)), assignment)
-    result, best, more = _searched(problem, coarser, Clock(clock.settings()), assignment, one=one)
-    seconds += more
-    if result.fleet is None and result.termination is Termination.INFEASIBLE:
-        return empty_plan(result, settings)
+    clock = Clock(settings)
+    if has_sizes(problem) or not is_exact(problem):
+        result, best, seconds = _with_sizes(problem, clock, assignment, is_rough=is_rough)
+    else:
+        whole = Coarser(problem=problem, made_of={id(option): option for option in problem.options})
+        result, best, seconds = _searched(problem, whole, clock, assignment, is_rough=is_rough)
     if best is None and result.fleet is None:
         return empty_plan(result, settings)
     if best is None:
         nothing = replace(result, fleet=None, seconds=seconds, termination=Termination.TIME_LIMIT)
         cost = 0.0 if result.fleet is None else result.fleet.cost_usd_per_hour
         return replace(empty_plan(nothing, settings), warnings=(_not_placed(cost),))
-    plan = replace(best.plan, solver=replace(best.plan.solver, seconds=seconds), assumptions=(UNSETTLED,))
-    if plan.status is PlanStatus.OPTIMAL and not _is_within(plan, settings):
-        plan = replace(plan, status=PlanStatus.FEASIBLE)
-    return plan
+    bound = clean_bound(result.bound_usd_per_hour, best.placed.fleet)
+    plan = replace(
+        best.plan,
+        bound_usd_per_hour=bound,
+        gap=relative_gap(best.plan.cost_usd_per_hour, bound),
+        solver=replace(best.plan.solver, seconds=seconds),
+        assumptions=(UNSETTLED,),
+    )
+    is_proven = result.termination is Termination.OPTIMAL and _is_within(plan, settings)
+    return replace(plan, status=PlanStatus.OPTIMAL if is_proven else PlanStatus.FEASIBLE)
 
 
-def _on_one_route(problem: FleetProblem, clock: Clock, assignment: Assignment) -> tuple[_Candidate | None, float]:
-    """Return the cheapest plan in which all sizes of an adapter go together, and the seconds that its search took."""
+def _with_sizes(
+    problem: FleetProblem, clock: Clock, assignment: Assignment, *, is_rough: bool
+) -> tuple[SearchResult, _Candidate | None, float]:
+    """Return a search's result with the bound of all plans, the cheapest candidate, and the seconds that all took.
+
+    A fleet is searched with few classes of sizes, each routed as a whole: its plans are plans. The bound is that of the
+    programme with all sizes apart.
+    """
+    proof = Proof(with_kin(at_its_cheapest(problem)).problem, assignment)
+    proof.relax(Whole.NOTHING, clock.settings())
+    if not (is_rough or math.isinf(proof.total_usd_per_hour)):
+        proof.relax(Whole.INSTANCES, _part(clock, BOUND_FRACTION))
+    result = SearchResult(
+        fleet=None,
+        bound_usd_per_hour=proof.total_usd_per_hour,
+        termination=Termination.INFEASIBLE if math.isinf(proof.total_usd_per_hour) else Termination.TIME_LIMIT,
+        seconds=0.0,
+        solver=clock.asked.solver,
+        version="",
+    )
+    if result.termination is Termination.INFEASIBLE:
+        return result, None, proof.seconds
+    is_rough = is_rough or proof.is_interrupted
+    few = with_kin(problem, sizes=FEW_SIZES, by_rate=BY_RATE, most_groups=FEW_GROUPS)
+    best, seconds = _within_prices(problem, few, proof, clock, assignment, is_rough=is_rough)
+    if best is None:
+        result, best, more = _searched(
+            problem, few, Clock(_part(clock, FLEETS_FRACTION)), assignment, is_rough=is_rough
+        )
+        seconds += more
     one = on_one_route(problem)
-    if fleet_arrays(one.problem, assignment).unserved:
+    if has_sizes(problem) and not is_rough and not fleet_arrays(one.problem, assignment).unserved:
+        together = Proof(one.problem, assignment)
+        together.relax(Whole.NOTHING, _part(clock, ONE_ROUTE_FRACTION))
+        seconds += together.seconds
+        if best is None or together.total_usd_per_hour < best.placed.fleet.total_usd_per_hour:
+            limited = Clock(_part(clock, ONE_ROUTE_FRACTION))
+            result, other, more = _searched(problem, one, limited, assignment, is_rough=is_rough)
+            best, seconds = _better(best, other), seconds + more
+    known = math.inf if best is None else best.placed.fleet.total_usd_per_hour
+    if not is_rough:
+        proof.relax(Whole.REPLICAS, _part(clock, BOUND_FRACTION), known_usd_per_hour=known)
+    seconds += proof.seconds
+    if best is None:
+        is_none = math.isinf(proof.total_usd_per_hour)
+        termination = Termination.INFEASIBLE if is_none else Termination.TIME_LIMIT
+        return replace(result, bound_usd_per_hour=proof.total_usd_per_hour, termination=termination), None, seconds
+    bound = clean_bound(proof.total_usd_per_hour, best.placed.fleet)
+    return replace(result, bound_usd_per_hour=bound, termination=Termination.OPTIMAL), best, seconds
+
+
+def _is_sharing(problem: FleetProblem) -> bool:
+    """Return whether any option holds several adapters."""
+    return any(option.slots is not None and option.slots.count > 1 for option in problem.options)
+
+
+def _is_small(problem: FleetProblem) -> bool:
+    """Return whether fleets are searched by larger loads too: of few groups and options that takes no time."""
+    n_groups = sum(len({tenant.group for tenant in tenancy.tenants}) for tenancy in problem.tenancies)
+    return n_groups * len(problem.options) <= SMALL
+
+
+def _part(clock: Clock, fraction: float) -> SolverSettings:
+    """Return the settings with what is left of the time, and at most so much of the whole."""
+    limit_s = min(clock.settings().time_limit_s, fraction * clock.asked.time_limit_s)
+    return replace(clock.asked, time_limit_s=limit_s)
+
+
+def _within_prices(
+    problem: FleetProblem, few: Coarser, proof: Proof, clock: Clock, assignment: Assignment, *, is_rough: bool
+) -> tuple[_Candidate | None, float]:
+    """Return the cheapest plan whose fleet has room for all adapters at one price or another, and the seconds.
+
+    Prices are raised above the bound until adapters find their places, and then lowered half-way to where they did not.
+    """
+    fleet = fleet_arrays(prune(few.problem), assignment)
+    base = proof.total_usd_per_hour
+    if base <= 0 or not _share(fleet):
         return None, 0.0
-    _, best, seconds = _searched(problem, one, clock, assignment, one=None)
+    limit = Clock(_part(clock, FLEETS_FRACTION))
+    best: _Candidate | None = None
+    seconds, refused, held = 0.0, 0.0, math.inf
+    raised, close = (FIRST_ROUGH_RAISE, CLOSE_ROUGH_RAISES) if is_rough else (FIRST_RAISE, CLOSE_RAISES)
+    while not limit.is_over and raised <= MOST_RAISE:
+        found = roomiest(fleet, base * (1 + raised), _part(limit, EACH_FLEET_FRACTION))
+        seconds += found.seconds
+        candidate = _at_home(problem, (fleet, few), found, clock.asked, assignment)
+        best = _better(best, candidate)
+        if candidate is None or best is None:
+            refused = raised
+        else:
+            held = min(raised, best.placed.fleet.total_usd_per_hour / base - 1)
+        if found.termination is Termination.INTERRUPTED or held - refused <= close:
+            break
+        raised = (refused + held) / 2 if best is not None else 2 * refused
     return best, seconds
 
 
+def _share(fleet: FleetArrays) -> bool:
+    """Return whether any two adapters can share a replica; else there are no homes to look for."""
+    return any(option.slots is not None and option.slots.count > 1 for option in fleet.options)
+
+
+def _at_home(
+    problem: FleetProblem,
+    searched: tuple[FleetArrays, Coarser],
+    found: SearchResult,
+    settings: SolverSettings,
+    assignment: Assignment,
+) -> _Candidate | None:
+    """Return the plan of a fleet with places for all adapters, all sizes of their requests apart; None without.
+
+    searched : the arrays that the fleet was found in, and the problem that they are of.
+    """
+    fleet, few = searched
+    if found.fleet is None or not _share(fleet):
+        return None
+    chosen = _with_better_slots(few.problem, fleet, found.fleet)
+    # Rules count what is rented and does not serve, too.
+    whole, chosen, _ = in_full(problem, assignment, fleet, chosen, few, is_used_only=not problem.rules)
+    placed = place_at_home(problem, whole, chosen)
+    return None if placed is None else _candidate(problem, whole, found, placed, settings)
+
+
+def _with_better_slots(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet) -> Fleet:
+    """Return the fleet with as many replicas on the same instances, with slots that leave most room."""
+    replicas = chosen.replicas
+    for tenancy in problem.tenancies:
+        replicas = best_slots(ServiceOptions(fleet, tenancy), replicas)
+    return replace(chosen, replicas=replicas)
+
+
 def _searched(
-    problem: FleetProblem, coarser: Coarser, clock: Clock, assignment: Assignment, *, one: _Candidate | None
+    problem: FleetProblem, coarser: Coarser, clock: Clock, assignment: Assignment, *, is_rough: bool
 ) -> tuple[SearchResult, _Candidate | None, float]:
     """Return the search of a problem with fewer buckets, the cheapest candidate for the whole one, and the seconds.
 
     Where what was placed is not what was found, the search is repeated with larger loads.
-
-    Parameters
-    ----------
-    one : a candidate that is known already; its bound becomes this search's.
     """
     fleet, result = cheapest(coarser.problem, clock.settings(), assignment)
     settings = clock.asked
-    best = None if one is None else _candidate(problem, one.fleet, result, one.placed, settings)
-    seconds, found, larger = result.seconds, result, 0.0
+    best: _Candidate | None = None
+    seconds, found = result.seconds, result
     for margin in (*MARGINS, None):
-        if found.fleet is None or (best is not None and _is_within(best.plan, settings)):
+        if found.fleet is None:
             break
-        placed = place(coarser.problem, fleet, found.fleet)
-        whole, restored = restated(problem, assignment, fleet, placed, coarser.made_of)
-        best = _better(best, _candidate(problem, whole, result, restored, settings))
-        if has_sizes(coarser.problem) and not (clock.is_over or (best is not None and _is_within(best.plan, settings))):
-            joint = on_its_offers(problem, assignment, fleet, found.fleet, coarser.made_of)
-            again = search(joint.with_margin(larger), _again(clock))
-            seconds += again.seconds
-            if again.fleet is not None:
-                best = _better(best, _candidate(problem, joint, result, place(problem, joint, again.fleet), settings))
+        # The bound is for the loads that are asked for, not for larger ones.
+        known = replace(found, bound_usd_per_hour=result.bound_usd_per_hour, termination=result.termination)
+        candidate = _at_home(problem, (fleet, coarser), known, settings, assignment)
+        if candidate is None:
+            placed = place(coarser.problem, fleet, found.fleet)
+            whole, restored = restated(problem, assignment, fleet, placed, coarser)
+            candidate = _candidate(problem, whole, known, restored, settings)
+        best = _better(best, candidate)
         if margin is None or clock.is_over or result.termination is Termination.INTERRUPTED:
             break
-        if best is not None and _is_within(best.plan, settings):
+        if best is not None and (is_rough or _is_within(best.plan, settings)):
             break
-        found, larger = search(fleet.with_margin(margin), _again(clock)), margin
+        found = search(fleet.with_margin(margin), _again(clock))
         seconds += found.seconds
     return result, best, seconds
 
@@ -306,7 +468,7 @@ def _alternative(way: str, problem: FleetProblem | None, clock: Clock, assignmen
         return none("not solved within the time limit")
     if fleet_arrays(problem, assignment).unserved:
         return none(unserved_conflicts(problem)[0].explanation)
-    plan = solve_with_adapters(problem, clock.settings(), assignment)
+    plan = solve_with_adapters(problem, clock.settings(), assignment, is_rough=True)
     if plan.cost_usd_per_hour is None:
         is_proven = plan.status is PlanStatus.INFEASIBLE
         return none("the limits leave too little for it" if is_proven else "not solved within the time limit")

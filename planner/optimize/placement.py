@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.optimize.homes import find_homes
 from planner.optimize.hosts import DUST, FULL, Host, Item, Prices, ServiceOptions
 from planner.optimize.rows.minimums import kept_instances
 from planner.optimize.rows.packing import instances_needed
@@ -29,6 +30,8 @@ WORTH_SPLITTING = 0.25
 """Of a replica: an adapter that keeps less of it busy in one size goes to one option with it as a whole."""
 SAVING = 1e-9
 """USD/h: less is none."""
+SWEEP_EVERY = 16
+"""Adapters without a place that are looked at before replicas that are full are left out."""
 MOST_REFUSED = 64
 """Replicas that nothing else can stand in for until no more are tried."""
 
@@ -68,6 +71,18 @@ def place(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet) -> Placed:
     return placed_fleet(problem, fleet, chosen, placements)
 
 
+def place_at_home(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet) -> Placed | None:
+    """Return `chosen` with every adapter at home on its replicas; None where one would be too full."""
+    placements = []
+    for tenancy in sorted(problem.tenancies, key=lambda each: each.service):
+        homes = find_homes(ServiceOptions(fleet, tenancy), chosen.replicas)
+        if homes.hosts is None:
+            return None
+        used = tuple(host for host in homes.hosts if host.rates)
+        placements.append(Placement(service=tenancy.service, hosts=used, added_replicas=0))
+    return placed_fleet(problem, fleet, chosen, placements)
+
+
 def placed_fleet(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet, placements: Sequence[Placement]) -> Placed:
     """Return the fleet with these replicas of services with adapters, and those of `chosen` for all others."""
     replicas, shares = chosen.replicas.copy(), chosen.shares.copy()
@@ -104,23 +119,33 @@ def _placed(service: ServiceOptions, chosen: Fleet, prices: Prices) -> Placement
                     still_open.pop()
         hosts += own
     n_planned = len(hosts)
-    while left:
-        unplaced: list[Item] = []
-        for item in sorted(left, key=lambda each: (-each.rate_rps, each.tenant.name)):
-            rest = service.put(item, hosts)
-            if rest is not None:
-                unplaced.append(rest)
-        left = unplaced
-        if left:
-            best = _best_for(service, left, prices)
-            prices.take((best, 1))
-            hosts.append(service.host(best))
+    _place_others(service, left, hosts, prices)
     kept = _without_needless(service, hosts)
     prices.take(*((host.option, -1) for host in hosts), *((host.option, 1) for host in kept))
     filled = [_cheaper(service, host, prices) for host in kept]
     return Placement(
         service=service.tenancy.service, hosts=tuple(filled), added_replicas=max(0, len(filled) - n_planned)
     )
+
+
+def _place_others(service: ServiceOptions, left: list[Item], hosts: list[Host], prices: Prices) -> None:
+    """Give what is left over its places on `hosts`, and on more of them, which are appended, as long as any is."""
+    while left:
+        unplaced: list[Item] = []
+        still_open: Sequence[Host] = hosts
+        for number, item in enumerate(sorted(left, key=lambda each: (-each.rate_rps, each.tenant.name))):
+            if number % SWEEP_EVERY == 0:  # thousands of replicas for one adapter each are full with it
+                still_open = [host for host in still_open if host.slots > 1 or not host.rates]
+            rest = service.put(item, still_open)
+            if rest is not None:
+                unplaced.append(rest)
+        left = unplaced
+        if left:
+            best = _best_for(service, left, prices)
+            # Each of them needs one of its own at least where replicas hold one; those that stay empty go again.
+            more = max(len(left) // 2, 1) if service.host(best).slots == 1 else 1
+            prices.take((best, more))
+            hosts += [service.host(best) for _ in range(more)]
 
 
 def _without_needless(service: ServiceOptions, hosts: Sequence[Host]) -> list[Host]:
