@@ -8,6 +8,7 @@ own.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -134,8 +135,8 @@ def _place_others(service: ServiceOptions, left: list[Item], hosts: list[Host], 
         unplaced: list[Item] = []
         still_open: Sequence[Host] = hosts
         for number, item in enumerate(sorted(left, key=lambda each: (-each.rate_rps, each.tenant.name))):
-            if number % SWEEP_EVERY == 0:  # thousands of replicas for one adapter each are full with it
-                still_open = [host for host in still_open if host.slots > 1 or not host.rates]
+            if number % SWEEP_EVERY == 0:
+                still_open = _open(hosts)
             rest = service.put(item, still_open)
             if rest is not None:
                 unplaced.append(rest)
@@ -146,6 +147,18 @@ def _place_others(service: ServiceOptions, left: list[Item], hosts: list[Host], 
             more = max(len(left) // 2, 1) if service.host(best).slots == 1 else 1
             prices.take((best, more))
             hosts += [service.host(best) for _ in range(more)]
+
+
+def _open(hosts: Sequence[Host]) -> list[Host]:
+    """Return replicas for several adapters, and a few empty ones of each option for one: thousands are full with it."""
+    found, taken = [], Counter[int]()
+    for host in hosts:
+        if host.slots == 1:
+            if host.rates or taken[host.option] >= 2 * SWEEP_EVERY:
+                continue
+            taken[host.option] += 1
+        found.append(host)
+    return found
 
 
 def _without_needless(service: ServiceOptions, hosts: Sequence[Host]) -> list[Host]:
