@@ -83,6 +83,12 @@ class ServingOption:
     slots: AdapterSlots | None = None
     """Adapters that one replica holds; None for a service without adapters. `throughput_rps` allows for all of them."""
 
+    loose_rps: NDArray[np.float64] | None = None
+    """At least what one replica serves of any requests in each bucket, as `throughput_rps`; None = that itself.
+
+    A bucket can stand for requests of several sizes and objectives: a plan takes them as they are together, or as the
+    dearest, and the bound of its cost takes all of them as the cheapest."""
+
     job_rates: Mapping[str, float] = field(default_factory=dict)
     """By job that may use what is left of a replica: its units per second on ONE replica with nothing else to do."""
 

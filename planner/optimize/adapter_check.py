@@ -125,7 +125,7 @@ def _check_replica(
         _fail(f"{name} holds {len(names)} adapters on {replica.option}")
         return
     _check_memory(slots, name=name)
-    load = 0.0
+    load, usable_rps = 0.0, option.usable_rps.tolist()
     for hosted in replica.adapters:
         tenant = asked.tenants[hosted.adapter]
         if slots.isolation is not Isolation.DEDICATED and tenant.memory_bytes > slots.bytes_each * (1 + TOLERANCE):
@@ -134,7 +134,7 @@ def _check_replica(
             _fail(f"{hosted.adapter} asks for {tenant.isolation}, and is on {name}, which is {slots.isolation}")
         part = 0.0
         for index, rate in asked.served(hosted).items():
-            most = float(option.usable_rps[index])
+            most = usable_rps[index]
             if rate > 0 and most <= 0:
                 _fail(f"{name} cannot serve {hosted.adapter} in bucket {index}")
             part += rate / most if rate > 0 else 0.0
@@ -185,18 +185,18 @@ def _check_routes(plan: Plan, item: AdapterPlan, asked: _Asked) -> None:
     """The routes of every group and size are what its adapters' replicas serve, and every adapter's group is told."""
     if any(share.group != asked.tenants[share.adapter].group for share in item.shares):
         _fail(f"it says another group of an adapter of {item.service}")
-    served: dict[tuple[int, str], float] = defaultdict(float)
+    served: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for replica in item.placement:
         for hosted in replica.adapters:
             for index, rate in asked.served(hosted).items():
-                served[index, replica.option] += rate
+                served[index][replica.option] += rate
     routes = {(route.row, route.column): route for route in plan.routing if route.service == item.service}
     for index, bucket in enumerate(asked.demand.buckets):
         route = routes[bucket.row, bucket.column]
         if route.group != bucket.group:
             _fail(f"bucket {index} of {item.service} is group {bucket.group}'s, and it says {route.group}")
         weights = route.weights
-        mine = {option: rate / bucket.rate_rps for (at, option), rate in served.items() if at == index}
+        mine = {option: rate / bucket.rate_rps for option, rate in served[index].items()}
         if any(abs(weights.get(key, 0.0) - mine.get(key, 0.0)) > TOLERANCE for key in {*weights, *mine}):
             _fail(f"bucket {index} of {item.service} is routed by {dict(weights)}, and its adapters serve {mine}")
 

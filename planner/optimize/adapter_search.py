@@ -53,6 +53,15 @@ class GroupSearch:
         bound, fleet = self.result.bound_usd_per_hour, self.result.fleet
         return bound if bound is None or fleet is None else bound + fleet.beside_usd_per_hour
 
+    def with_bound(self, total_usd_per_hour: float | None) -> GroupSearch:
+        """Return the same with another bound of the cost, nothing standing beside it, and none of other objectives."""
+        fleet, aimed = self.result.fleet, self.aimed
+        beside = 0.0 if fleet is None else fleet.beside_usd_per_hour
+        bound = None if total_usd_per_hour is None else total_usd_per_hour - beside
+        if aimed is not None:
+            aimed = replace(aimed, reached=tuple(replace(item, bound=None) for item in aimed.reached))
+        return GroupSearch(result=replace(self.result, bound_usd_per_hour=bound), aimed=aimed)
+
 
 def search_groups(
     problem: FleetProblem, settings: SolverSettings, assignment: Assignment

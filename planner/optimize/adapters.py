@@ -22,8 +22,10 @@ from planner.domain.plan import (
     HostedAdapter,
     PlanStatus,
 )
+from planner.domain.problem import ShareCap
 from planner.domain.provenance import Warning_
 from planner.errors import InputError, SolverLiedError
+from planner.optimize.adapter_bound import Proof, Whole
 from planner.optimize.adapter_search import (
     GroupSearch,
     is_better,
@@ -36,11 +38,24 @@ from planner.optimize.adapter_search import (
 )
 from planner.optimize.arrays import fleet_arrays, replicas_per_instance
 from planner.optimize.assemble import assemble, empty_plan
-from planner.optimize.coarser import Coarser, has_sizes, on_its_offers, on_one_route, restated, with_kin
-from planner.optimize.hosts import DUST
+from planner.optimize.coarser import (
+    Coarser,
+    at_its_cheapest,
+    has_sizes,
+    in_full,
+    is_exact,
+    on_one_route,
+    restated,
+    with_kin,
+)
+from planner.optimize.homes import best_slots
+from planner.optimize.hosts import DUST, ServiceOptions
 from planner.optimize.naming import option_keys
-from planner.optimize.placement import place
+from planner.optimize.placement import place, place_at_home
 from planner.optimize.plan_check import verify_plan
+from planner.optimize.prune import prune
+from planner.optimize.roomy import roomiest
+from planner.optimize.search import SearchResult, clean_bound
 from planner.optimize.settings import Clock
 from planner.optimize.termination import Termination
 from planner.optimize.unserved import unserved_conflicts
@@ -61,8 +76,29 @@ MARGINS = (0.01, 0.03, 0.08)
 """By how much larger all loads are made, one after the other, where what was placed is not what was found."""
 SEARCH_AGAIN_FRACTION = 0.15
 """Of the time limit, for each search with larger loads."""
-ONE_ROUTE_FRACTION = 0.25
-"""Of the time limit, for plans with one route for all sizes, before those over sizes are searched."""
+FEW_SIZES = 6
+"""Classes of sizes of each kin, for the search of a fleet."""
+FEW_GROUPS = 40
+"""Of a service, for that search."""
+BY_RATE = 3
+"""Kin that groups served alike are in that search: what busy adapters need and what many idle ones do, apart."""
+FIRST_RAISE = 0.022
+"""Above the bound: the first price at which a fleet is looked for."""
+FIRST_ROUGH_RAISE = 0.05
+CLOSE_RAISES = 0.004
+"""Prices that differ by less are not told apart."""
+CLOSE_ROUGH_RAISES = 0.015
+MOST_RAISE = 1.0
+"""From there on fleets are searched by larger loads instead."""
+BOUND_FRACTION = 0.2
+"""Of the time limit, for each of the two relaxations that prove a bound."""
+FLEETS_FRACTION = 0.55
+"""Of the time limit, until no more fleets are looked for."""
+EACH_FLEET_FRACTION = 0.15
+ONE_ROUTE_FRACTION = 0.1
+"""Of the time limit, for a search of plans with one route for all sizes, where these may be cheaper."""
+KIN_ONE_ROUTE_FRACTION = 0.25
+"""The same where all sizes are apart in the search."""
 
 
 NOT_PLACED = "W413"
@@ -78,14 +114,23 @@ class _Candidate:
     placed: Placed
     fleet: FleetArrays
     """That `placed` belongs to."""
+    chosen: Fleet
+    """What was placed, with the changes that its adapters come to."""
     is_within: bool
     """Whether it is as good as was asked for."""
     values: tuple[float, ...]
     """Of the objectives, one after the other; the cost with what stands beside it where there are none."""
 
 
-def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignment: Assignment) -> Plan:
+def solve_with_adapters(
+    problem: FleetProblem, settings: SolverSettings, assignment: Assignment, *, is_rough: bool = False
+) -> Plan:
     """Return the cheapest verified plan that is found, in which every adapter has its places; or why there is none.
+
+    Parameters
+    ----------
+    is_rough : for what a plan is compared with: within about a percent of the cheapest price at which homes are found,
+        and a linear bound.
 
     Raises
     ------
@@ -97,30 +142,38 @@ def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignm
             "Adapters are whole already, and buckets of them are not cut into slices.",
             hint="Leave --assignment sliced out.",
         )
-    clock, seconds = Clock(settings), 0.0
-    one: _Candidate | None = None
-    coarser = Coarser(problem=problem, made_of={id(option): option for option in problem.options})
-    if has_sizes(problem):
-        coarser = with_kin(problem)
-        limit_s = ONE_ROUTE_FRACTION * settings.time_limit_s
-        one, seconds = _on_one_route(problem, Clock(replace(settings, time_limit_s=limit_s)), assignment)
-    first, best, more = _searched(problem, coarser, Clock(clock.settings()), assignment, one=one)
+    clock = Clock(settings)
+    is_whole = not has_sizes(problem) and is_exact(problem)
+    if is_whole:
+        coarser = Coarser(problem=problem, made_of={id(option): option for option in problem.options})
+        first, best, seconds = _searched(problem, coarser, clock, assignment, is_rough=is_rough)
+    elif _is_of_rent(problem):
+        first, best, seconds = _with_sizes(problem, clock, assignment, is_rough=is_rough)
+    else:
+        first, best, seconds = _with_kin(problem, clock, assignment, is_rough=is_rough)
     result = first.result
-    seconds += more
-    if result.fleet is None and result.termination is Termination.INFEASIBLE:
-        return empty_plan(result, settings)
-    if best is None and result.fleet is None:
+    if best is None and (result.fleet is None or result.termination is Termination.INFEASIBLE):
         return empty_plan(result, settings)
     if best is None:
         nothing = replace(result, fleet=None, seconds=seconds, termination=Termination.TIME_LIMIT)
         cost = 0.0 if result.fleet is None else result.fleet.cost_usd_per_hour
         return replace(empty_plan(nothing, settings), warnings=(_not_placed(cost),))
     plan = replace(
-        best.plan, solver=replace(best.plan.solver, seconds=seconds), assumptions=tuple(_assumptions(problem))
+        proven(problem, best.chosen, best.plan, first),
+        solver=replace(best.plan.solver, seconds=seconds),
+        assumptions=tuple(_assumptions(problem)),
     )
-    if plan.status is PlanStatus.OPTIMAL and not best.is_within:
-        plan = replace(plan, status=PlanStatus.FEASIBLE)
-    return plan
+    is_proven = result.termination is Termination.OPTIMAL and is_within(
+        problem, best.chosen, plan, first, settings.relative_gap
+    )
+    return replace(plan, status=PlanStatus.OPTIMAL if is_proven else PlanStatus.FEASIBLE)
+
+
+def _is_of_rent(problem: FleetProblem) -> bool:
+    """Return whether rent alone decides: nothing beside it has a price or a cap that depends on who serves what."""
+    is_priced = problem.change is not None and problem.change.is_priced
+    has_caps = any(isinstance(rule, ShareCap) for rule in problem.rules)
+    return not (problem.goal or problem.energy or problem.egress or is_priced or has_caps)
 
 
 MOVED = (
@@ -136,17 +189,168 @@ def _assumptions(problem: FleetProblem) -> Iterator[str]:
         yield MOVED
 
 
-def _on_one_route(problem: FleetProblem, clock: Clock, assignment: Assignment) -> tuple[_Candidate | None, float]:
-    """Return the cheapest plan in which all sizes of an adapter go together, and the seconds that its search took."""
+def _with_sizes(
+    problem: FleetProblem, clock: Clock, assignment: Assignment, *, is_rough: bool
+) -> tuple[GroupSearch, _Candidate | None, float]:
+    """Return a search's result with the bound of all plans, the cheapest candidate, and the seconds that all took.
+
+    A fleet is searched with few classes of sizes, each routed as a whole: its plans are plans. The bound is that of the
+    programme with all sizes apart.
+    """
+    proof = Proof(with_kin(at_its_cheapest(problem)).problem, assignment)
+    proof.relax(Whole.NOTHING, clock.settings())
+    if not (is_rough or math.isinf(proof.total_usd_per_hour)):
+        proof.relax(Whole.INSTANCES, _part(clock, BOUND_FRACTION))
+    result = SearchResult(
+        fleet=None,
+        bound_usd_per_hour=proof.total_usd_per_hour,
+        termination=Termination.INFEASIBLE if math.isinf(proof.total_usd_per_hour) else Termination.TIME_LIMIT,
+        seconds=0.0,
+        solver=clock.asked.solver,
+        version="",
+    )
+    if result.termination is Termination.INFEASIBLE:
+        return GroupSearch(result=result), None, proof.seconds
+    is_rough = is_rough or proof.is_interrupted
+    few = with_kin(problem, sizes=FEW_SIZES, by_rate=BY_RATE, most_groups=FEW_GROUPS)
+    best, seconds = _within_prices(problem, few, proof, clock, assignment, is_rough=is_rough)
+    if best is None:
+        limited = Clock(_part(clock, FLEETS_FRACTION))
+        _, best, more = _searched(problem, few, limited, assignment, is_rough=is_rough)
+        seconds += more
     one = on_one_route(problem)
-    if fleet_arrays(one.problem, assignment).unserved:
+    if has_sizes(problem) and not is_rough and not fleet_arrays(one.problem, assignment).unserved:
+        together = Proof(one.problem, assignment)
+        together.relax(Whole.NOTHING, _part(clock, ONE_ROUTE_FRACTION))
+        seconds += together.seconds
+        if best is None or together.total_usd_per_hour < best.placed.fleet.total_usd_per_hour:
+            limited = Clock(_part(clock, ONE_ROUTE_FRACTION))
+            _, other, more = _searched(problem, one, limited, assignment, is_rough=is_rough)
+            best, seconds = _better(problem, best, other), seconds + more
+    known = math.inf if best is None else best.placed.fleet.total_usd_per_hour
+    if not is_rough:
+        proof.relax(Whole.REPLICAS, _part(clock, BOUND_FRACTION), known_usd_per_hour=known)
+    seconds += proof.seconds
+    bound = proof.total_usd_per_hour
+    if best is None:
+        termination = Termination.INFEASIBLE if math.isinf(bound) else Termination.TIME_LIMIT
+        return GroupSearch(result=replace(result, bound_usd_per_hour=bound, termination=termination)), None, seconds
+    proved = replace(result, bound_usd_per_hour=clean_bound(bound, best.chosen), termination=Termination.OPTIMAL)
+    return GroupSearch(result=proved), best, seconds
+
+
+def _with_kin(
+    problem: FleetProblem, clock: Clock, assignment: Assignment, *, is_rough: bool
+) -> tuple[GroupSearch, _Candidate | None, float]:
+    """Return the search over kin with all sizes apart, the best candidate, and the seconds; whatever is minimised.
+
+    Its bound is that of plans with all sizes apart. Where objectives were put together it serves the strictest of them,
+    so that nothing is proven of the objectives, and of the cost what a linear programme says of the loosest.
+    """
+    one = on_one_route(problem)
+    best: _Candidate | None = None
+    seconds = 0.0
+    if has_sizes(problem) and not is_rough and not fleet_arrays(one.problem, assignment).unserved:
+        _, best, seconds = _searched(
+            problem, one, Clock(_part(clock, KIN_ONE_ROUTE_FRACTION)), assignment, is_rough=is_rough
+        )
+    first, other, more = _searched(
+        problem, with_kin(problem), Clock(clock.settings()), assignment, is_rough=is_rough, known=best
+    )
+    best, seconds = _better(problem, best, other), seconds + more
+    if is_exact(problem):
+        return first, best, seconds
+    proof = Proof(with_kin(at_its_cheapest(problem)).problem, assignment)
+    proof.relax(Whole.NOTHING, clock.settings())
+    bound = None if problem.goal is not None else proof.total_usd_per_hour
+    return first.with_bound(bound), best, seconds + proof.seconds
+
+
+def _part(clock: Clock, fraction: float) -> SolverSettings:
+    """Return the settings with what is left of the time, and at most so much of the whole."""
+    limit_s = min(clock.settings().time_limit_s, fraction * clock.asked.time_limit_s)
+    return replace(clock.asked, time_limit_s=limit_s)
+
+
+def _within_prices(
+    problem: FleetProblem, few: Coarser, proof: Proof, clock: Clock, assignment: Assignment, *, is_rough: bool
+) -> tuple[_Candidate | None, float]:
+    """Return the cheapest plan whose fleet has room for all adapters at one price or another, and the seconds.
+
+    Prices are raised above the bound until adapters find their places, and then lowered half-way to where they did not.
+    """
+    fleet = fleet_arrays(prune(few.problem), assignment)
+    base = proof.total_usd_per_hour
+    if base <= 0 or not _share(fleet):
         return None, 0.0
-    _, best, seconds = _searched(problem, one, clock, assignment, one=None)
+    limit = Clock(_part(clock, FLEETS_FRACTION))
+    search = _Search(problem=problem, coarser=few, fleet=fleet, settings=clock.asked, assignment=assignment)
+    best: _Candidate | None = None
+    seconds, refused, held = 0.0, 0.0, math.inf
+    raised, close = (FIRST_ROUGH_RAISE, CLOSE_ROUGH_RAISES) if is_rough else (FIRST_RAISE, CLOSE_RAISES)
+    while not limit.is_over and raised <= MOST_RAISE:
+        found = roomiest(fleet, base * (1 + raised), _part(limit, EACH_FLEET_FRACTION))
+        seconds += found.seconds
+        candidate = _at_home(search, found.fleet, GroupSearch(result=found))
+        best = _better(problem, best, candidate)
+        if candidate is None or best is None:
+            refused = raised
+        else:
+            held = min(raised, best.placed.fleet.total_usd_per_hour / base - 1)
+        if found.termination is Termination.INTERRUPTED or held - refused <= close:
+            break
+        raised = (refused + held) / 2 if best is not None else 2 * refused
     return best, seconds
 
 
+def _share(fleet: FleetArrays) -> bool:
+    """Return whether any two adapters can share a replica; else there are no homes to look for."""
+    return any(option.slots is not None and option.slots.count > 1 for option in fleet.options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Search:
+    """A problem, and the one with fewer buckets that is searched in its place."""
+
+    problem: FleetProblem
+    coarser: Coarser
+    fleet: FleetArrays
+    """Of the coarser one."""
+    settings: SolverSettings
+    assignment: Assignment
+
+
+def _at_home(search: _Search, found: Fleet | None, first: GroupSearch) -> _Candidate | None:
+    """Return the plan of a fleet with places for all adapters, all sizes of their requests apart; None without.
+
+    first : the search whose bounds the plan has.
+    """
+    problem, fleet, few = search.problem, search.fleet, search.coarser
+    if found is None or not _share(fleet):
+        return None
+    chosen = _with_better_slots(few.problem, fleet, found)
+    # Rules count what is rented and does not serve, too.
+    whole, chosen, _ = in_full(problem, search.assignment, fleet, chosen, few, is_used_only=not problem.rules)
+    placed = place_at_home(problem, whole, chosen)
+    return None if placed is None else _candidate(problem, whole, first, placed, search.settings)
+
+
+def _with_better_slots(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet) -> Fleet:
+    """Return the fleet with as many replicas on the same instances, with slots that leave most room."""
+    replicas = chosen.replicas
+    for tenancy in problem.tenancies:
+        replicas = best_slots(ServiceOptions(fleet, tenancy), replicas)
+    return replace(chosen, replicas=replicas)
+
+
 def _searched(
-    problem: FleetProblem, coarser: Coarser, clock: Clock, assignment: Assignment, *, one: _Candidate | None
+    problem: FleetProblem,
+    coarser: Coarser,
+    clock: Clock,
+    assignment: Assignment,
+    *,
+    is_rough: bool,
+    known: _Candidate | None = None,
 ) -> tuple[GroupSearch, _Candidate | None, float]:
     """Return the search of a problem with fewer buckets, the best candidate for the whole one, and the seconds.
 
@@ -154,38 +358,43 @@ def _searched(
 
     Parameters
     ----------
-    one : a candidate that is known already; its bound becomes this search's.
+    known : a candidate that there is already; it is judged by this search's bounds.
     """
     fleet, first = search_groups(coarser.problem, clock.settings(), assignment)
     settings = clock.asked
-    best = None if one is None else _candidate(problem, one.fleet, first, one.placed, settings)
-    seconds, found, larger = first.result.seconds, first.result, 0.0
+    search = _Search(problem=problem, coarser=coarser, fleet=fleet, settings=settings, assignment=assignment)
+    best = None if known is None else _candidate(problem, known.fleet, first, known.placed, settings)
+    seconds, found = first.result.seconds, first.result
     for margin in (*MARGINS, None):
         if found.fleet is None or (best is not None and best.is_within):
             break
-        for placed in _placements(coarser.problem, fleet, found.fleet):
-            whole, restored = restated(problem, assignment, fleet, placed, coarser.made_of)
-            best = _better(problem, best, _candidate(problem, whole, first, restored, settings))
-        if has_sizes(coarser.problem) and not (clock.is_over or (best is not None and best.is_within)):
-            joint = on_its_offers(problem, assignment, fleet, found.fleet, coarser.made_of)
-            again = search_again(problem, joint, _again(clock), margin=larger).result
-            seconds += again.seconds
-            if again.fleet is not None:
-                for placed in _placements(problem, joint, again.fleet):
-                    best = _better(problem, best, _candidate(problem, joint, first, placed, settings))
+        for candidate in _candidates(search, found.fleet, first):
+            best = _better(problem, best, candidate)
         if margin is None or clock.is_over or first.result.termination is Termination.INTERRUPTED:
             break
-        if best is not None and best.is_within:
+        if best is not None and (is_rough or best.is_within):
             break
-        found, larger = search_again(problem, fleet, _again(clock), margin=margin).result, margin
+        found = search_again(problem, fleet, _again(clock), margin=margin).result
         seconds += found.seconds
     return first, best, seconds
+
+
+def _candidates(search: _Search, found: Fleet, first: GroupSearch) -> Iterator[_Candidate | None]:
+    """Yield plans of a fleet over fewer buckets: at home where rent decides, else placed by its shares."""
+    at_home = None
+    if _is_of_rent(search.problem):
+        at_home = _at_home(search, found, first)
+        yield at_home
+    if at_home is None:
+        for placed in _placements(search.coarser.problem, search.fleet, found):
+            whole, restored = restated(search.problem, search.assignment, search.fleet, placed, search.coarser)
+            yield _candidate(search.problem, whole, first, restored, search.settings)
 
 
 def _placements(problem: FleetProblem, fleet: FleetArrays, found: Fleet) -> Iterator[Placed]:
     """Yield `found` with every adapter placed as cheaply as can be; where more than rent decides, as it is too."""
     yield place(problem, fleet, found)
-    if _is_limited(problem) or (problem.change is not None and problem.change.is_priced):
+    if _is_limited(problem) or not _is_of_rent(problem):
         yield place(problem, fleet, found, is_kept=True)
 
 
@@ -235,6 +444,7 @@ def _candidate(
         plan=plan,
         placed=placed,
         fleet=fleet,
+        chosen=chosen,
         is_within=is_within(problem, chosen, plan, first, settings.relative_gap),
         values=tuple(item.value for item in reached) or (chosen.total_usd_per_hour,),
     )
@@ -365,7 +575,7 @@ def _other_way(way: AdapterWay, problem: FleetProblem | None, clock: Clock, assi
         return none("not solved within the time limit")
     if fleet_arrays(problem, assignment).unserved:
         return none(unserved_conflicts(problem)[0].explanation)
-    plan = solve_with_adapters(problem, clock.settings(), assignment)
+    plan = solve_with_adapters(problem, clock.settings(), assignment, is_rough=True)
     if plan.cost_usd_per_hour is None:
         is_proven = plan.status is PlanStatus.INFEASIBLE
         return none("the limits leave too little for it" if is_proven else "not solved within the time limit")

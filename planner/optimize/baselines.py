@@ -96,7 +96,7 @@ def _baseline(gpu: str, alone: FleetProblem, fleet: FleetArrays, clock: Clock, a
 
 
 def _with_adapters(gpu: str, alone: FleetProblem, clock: Clock, assignment: Assignment) -> Baseline:
-    plan = solve_with_adapters(replace(alone, goal=None), clock.settings(), assignment)
+    plan = solve_with_adapters(replace(alone, goal=None), clock.settings(), assignment, is_rough=True)
     if plan.cost_usd_per_hour is None:
         is_proven = plan.status is PlanStatus.INFEASIBLE
         return _infeasible(

@@ -15,6 +15,7 @@ import numpy as np
 from planner.domain.plan import Conflict
 from planner.domain.problem import Resource
 from planner.optimize.arrays import fleet_arrays
+from planner.optimize.coarser import with_kin
 from planner.optimize.job_conflicts import job_conflicts
 from planner.optimize.model import Objective, build_model
 from planner.optimize.periods import rented
@@ -42,6 +43,10 @@ MAX_SINGLE_LIMITS = 40
 """Limits that are relaxed one at a time; with more, those that the joint relaxation needs come first."""
 ROUGH_GAP = 0.5
 """Close enough where all that matters is whether there is a plan."""
+FEW_SIZES = 4
+"""Classes of sizes of requests for adapters that are told apart here, for each kin."""
+ADAPTERS_GAP = 0.02
+"""Relative to the excess, where whole adapters have yet to be placed."""
 LARGEST_GAP = 1e-4
 """Relative to the excess: below one instance in thousands, and below a cent in a hundred dollars."""
 
@@ -70,8 +75,11 @@ def find_conflicts(
     unserved = unserved_conflicts(problem)
     if unserved:
         return unserved
+    gap = min(settings.relative_gap, LARGEST_GAP)
+    if problem.tenancies:
+        problem, gap = with_kin(problem, sizes=FEW_SIZES).problem, max(settings.relative_gap, ADAPTERS_GAP)
     fleet = fleet_arrays(prune(problem), chosen)
-    clock = Clock(replace(settings, relative_gap=min(settings.relative_gap, LARGEST_GAP)))
+    clock = Clock(replace(settings, relative_gap=gap))
     found, is_feasible = _limit_conflicts(fleet, clock)
     if is_feasible:
         return found

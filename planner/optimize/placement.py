@@ -8,6 +8,7 @@ own.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import numpy as np
 from planner.domain.problem import ShareCap
 from planner.optimize.adapter_search import placing_aim
 from planner.optimize.energy import running_usd_per_hour
+from planner.optimize.homes import find_homes
 from planner.optimize.hosts import DUST, FULL, Host, Item, Prices, ServiceOptions
 from planner.optimize.rows.changes import change_usd_per_hour
 from planner.optimize.rows.minimums import kept_instances
@@ -33,6 +35,8 @@ WORTH_SPLITTING = 0.25
 """Of a replica: an adapter that keeps less of it busy in one size goes to one option with it as a whole."""
 SAVING = 1e-9
 """USD/h: less is none."""
+SWEEP_EVERY = 16
+"""Adapters without a place that are looked at before replicas that are full are left out."""
 MOST_REFUSED = 64
 """Replicas that nothing else can stand in for until no more are tried."""
 
@@ -75,6 +79,18 @@ def place(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet, *, is_kept: 
         counts = np.bincount([host.option for host in placement.hosts], minlength=len(fleet.options))
         mine = np.array([option.service == tenancy.service for option in fleet.options], dtype=np.bool_)
         replicas = np.where(mine, counts, replicas)
+    return placed_fleet(problem, fleet, chosen, placements)
+
+
+def place_at_home(problem: FleetProblem, fleet: FleetArrays, chosen: Fleet) -> Placed | None:
+    """Return `chosen` with every adapter at home on its replicas; None where one would be too full."""
+    placements = []
+    for tenancy in sorted(problem.tenancies, key=lambda each: each.service):
+        homes = find_homes(ServiceOptions(fleet, tenancy), chosen.replicas)
+        if homes.hosts is None:
+            return None
+        used = tuple(host for host in homes.hosts if host.rates)
+        placements.append(Placement(service=tenancy.service, hosts=used, added_replicas=0))
     return placed_fleet(problem, fleet, chosen, placements)
 
 
@@ -168,16 +184,32 @@ def _give_places(
     allowed = set(options)
     while left:
         unplaced: list[Item] = []
-        able = [host for host in hosts if host.option in allowed]
-        for item in sorted(left, key=lambda each: (-each.rate_rps, each.tenant.name)):
-            rest = service.put(item, able)
+        still_open: Sequence[Host] = ()
+        for number, item in enumerate(sorted(left, key=lambda each: (-each.rate_rps, each.tenant.name))):
+            if number % SWEEP_EVERY == 0:
+                still_open = _open([host for host in hosts if host.option in allowed])
+            rest = service.put(item, still_open)
             if rest is not None:
                 unplaced.append(rest)
         left = unplaced
         if left:
             best = _best_for(service, left, prices, options)
-            prices.take((best, 1))
-            hosts.append(service.host(best))
+            # Each of them needs one of its own at least where replicas hold one; those that stay empty go again.
+            more = max(len(left) // 2, 1) if service.host(best).slots == 1 else 1
+            prices.take((best, more))
+            hosts += [service.host(best) for _ in range(more)]
+
+
+def _open(hosts: Sequence[Host]) -> list[Host]:
+    """Return replicas for several adapters, and a few empty ones of each option for one: thousands are full with it."""
+    found, taken = [], Counter[int]()
+    for host in hosts:
+        if host.slots == 1:
+            if host.rates or taken[host.option] >= 2 * SWEEP_EVERY:
+                continue
+            taken[host.option] += 1
+        found.append(host)
+    return found
 
 
 def _without_needless(service: ServiceOptions, hosts: Sequence[Host]) -> list[Host]:

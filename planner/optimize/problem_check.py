@@ -198,6 +198,13 @@ def _check_option(option: ServingOption, sizes: dict[str, int]) -> None:
         )
     if not np.all(np.isfinite(option.throughput_rps)) or np.any(option.throughput_rps < 0):
         raise InputError(f"A throughput of {option.service} on {name} is negative or not finite.")
+    loose = option.loose_rps
+    if loose is not None and (
+        loose.shape != option.throughput_rps.shape or np.any(loose < option.throughput_rps * (1 - 1e-9))
+    ):
+        raise InputError(
+            f"What {option.service} on {name} serves of its cheapest requests is less than its throughput."
+        )
     if not (np.isfinite(option.utilization_cap) and option.utilization_cap > 0):
         raise InputError(
             f"The utilisation cap of {option.service} on {name} is {option.utilization_cap!r}.",

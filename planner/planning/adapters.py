@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.adapter_groups import group_adapters
+from planner.domain.adapter_groups import BANDS_PER_DECADE, group_adapters
 from planner.domain.adapters import (
     ALL_LINEAR,
     BYTES_PER_PARAMETER,
@@ -26,6 +26,7 @@ from planner.domain.workload import Bucket, Demand
 from planner.errors import InputError
 from planner.files.adapters_csv import read_adapters
 from planner.planning.adapter_sizes import SizeClass, size_classes
+from planner.planning.adapter_slos import slo_classes
 from planner.planning.located import at, inside
 from planner.profilers.adapter_engines import adapter_flags, slot_rank
 from planner.profilers.adapter_hosts import bytes_beside, host_room
@@ -58,8 +59,12 @@ RATE_TOLERANCE = 1e-3
 CONTEXT_BYTES = 0.5e9
 """Of one process on a GPU: CUDA context and workspace. Assumed, as in ServerlessLoRA's set-up (arXiv 2505.14468)."""
 FEWEST_SHARED = 2
-MOST_BUCKETS = 240
-"""Groups of adapters times sizes of requests that a programme has; sizes are put together until it has no more."""
+MOST_SLOS = 6
+"""Objectives of adapters that are told apart; with more, like ones are put together."""
+MOST_GROUPS = 100
+"""Groups of adapters; with more, rates that differ by larger factors are one group's."""
+MOST_BUCKETS = 4000
+"""Groups of adapters times sizes of requests that a problem has; sizes are put together until it has no more."""
 _WORST_FIRST = tuple(reversed(ProvenanceKind))
 
 
@@ -123,13 +128,18 @@ class ServiceAdapters:
     kinds: tuple[SlotKind, ...]
     files: tuple[str, ...]
     """Files that the adapters were read from, as the request names them."""
+    own_slos: Mapping[str, tuple[Slo, ...]] = field(default_factory=dict)
+    """The objectives of the adapters that have their own, by name."""
+    loosest: Mapping[tuple[Slo, ...], tuple[Slo, ...]] = field(default_factory=dict)
+    """By the objectives of a group, the strictest of its adapters': the loosest of them."""
     traces: Mapping[str, Trace] = field(default_factory=dict)
     """By adapter, where it has one of its own."""
 
     @property
-    def own_slos(self) -> dict[str, tuple[Slo, ...]]:
-        """The objectives of the adapters that have their own, by name."""
-        return {name: group.slos for group in self.groups if group.slos for name in group.names}
+    def is_exact(self) -> bool:
+        """Whether no sizes and no objectives are put together."""
+        are_same = all(strict == loose for strict, loose in self.loosest.items())
+        return are_same and all(len(each.positions) == 1 for each in self.classes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +151,8 @@ class Hosting:
     provenance: tuple[Provenance, ...]
     limiting: tuple[str, ...]
     profile: OptionProfile
+    loose_rps: NDArray[np.float64] | None
+    """What it serves of each bucket were all its requests as cheap as the cheapest; None where they are all alike."""
 
 
 def check_adapter_request(request: PlanRequest) -> None:
@@ -256,7 +268,8 @@ def prepare_adapters(
     """
     asked = _at_peak([adapter for adapter in adapters if adapter.rate_rps], service, sizes)
     idle = [adapter for adapter in adapters if not adapter.rate_rps]
-    groups = group_adapters(_alike_in_size(asked), n_alone=ALONE)
+    by_slos = slo_classes(asked, MOST_SLOS)
+    groups = _grouped([replace(each, slos=by_slos[each.slos].strictest) if each.slos else each for each in asked])
     by_name = {adapter.name: adapter for adapter in asked}
     tenants = tuple(
         Tenant(
@@ -285,6 +298,8 @@ def prepare_adapters(
         sizes=sizes,
         classes=classes,
         kinds=kinds,
+        own_slos={adapter.name: adapter.slos for adapter in asked if adapter.slos},
+        loosest={each.strictest: each.loosest for each in by_slos.values()},
         files=tuple(name for name in files if name is not None and ":" not in name),
     )
 
@@ -295,6 +310,16 @@ def _at_peak(adapters: Sequence[Adapter], service: Service, sizes: Demand) -> li
         return list(adapters)
     times = sizes.total_rate_rps / math.fsum(adapter.rate_rps or 0.0 for adapter in adapters)
     return [replace(adapter, rate_rps=(adapter.rate_rps or 0.0) * times) for adapter in adapters]
+
+
+def _grouped(adapters: Sequence[Adapter]) -> tuple[AdapterGroup, ...]:
+    """Return the adapters in groups, of wider bands of rates where there would be too many."""
+    alike = _alike_in_size(adapters)
+    for bands in range(BANDS_PER_DECADE, 0, -1):
+        groups = group_adapters(alike, n_alone=ALONE, bands_per_decade=bands)
+        if len(groups) <= MOST_GROUPS:
+            break
+    return groups
 
 
 def _alike_in_size(adapters: Sequence[Adapter]) -> list[Adapter]:
@@ -421,7 +446,9 @@ def _hosting(
     """Return what `slots` serve of each bucket; groups that share in another way than `isolation` get nothing."""
     profiles: dict[tuple[Slo, ...], OptionProfile] = {}
     served: dict[tuple[Slo, ...], _Served] = {}
+    most: dict[tuple[Slo, ...], NDArray[np.float64]] = {}
     throughput: list[NDArray[np.float64]] = []
+    loose: list[NDArray[np.float64]] = []
     provenance: list[Provenance] = []
     limiting: list[str] = []
     for group in adapters.groups:
@@ -432,6 +459,11 @@ def _hosting(
         here = served[met]
         may_use = isolation in {None, group.isolation}
         throughput.append(here.throughput_rps if may_use else np.zeros(len(adapters.classes)))
+        if not adapters.is_exact:
+            loosest = adapters.loosest.get(group.slos, met)
+            if loosest not in most:
+                most[loosest] = _most_served(adapters, profile_of(loosest))
+            loose.append(np.maximum(most[loosest], here.throughput_rps) if may_use else throughput[-1])
         provenance += here.provenance
         limiting += here.limiting
     under_way = np.max([profile.estimates.batch for profile in profiles.values()], axis=0)
@@ -441,6 +473,7 @@ def _hosting(
         provenance=tuple(provenance),
         limiting=tuple(limiting),
         profile=next(iter(profiles.values())),
+        loose_rps=np.concatenate(loose) if loose else None,
     )
 
 
@@ -469,6 +502,14 @@ def _served(adapters: ServiceAdapters, profile: OptionProfile) -> _Served:
     return _Served(throughput_rps=throughput, provenance=tuple(provenance), limiting=tuple(limiting))
 
 
+def _most_served(adapters: ServiceAdapters, profile: OptionProfile) -> NDArray[np.float64]:
+    """Return what a replica serves of each class of sizes were all of them the one of which it serves most.
+
+    However the sizes of a class are routed, those on a replica keep it busy for at least their rate over this.
+    """
+    return np.array([profile.throughput_rps[list(each.positions)].max() for each in adapters.classes])
+
+
 def adapter_assumptions(name: str, adapters: ServiceAdapters, *, is_at_peak: bool = False) -> Iterator[str]:
     """Yield what a plan takes for granted of a service's adapters."""
     n_sizes, n_classes = len(adapters.sizes.buckets), len(adapters.classes)
@@ -478,6 +519,12 @@ def adapter_assumptions(name: str, adapters: ServiceAdapters, *, is_at_peak: boo
         f"{name}: an adapter's requests have the workload's sizes ({sizes}), and each goes to the "
         "replicas that hold the adapter and serve its size. An adapter alone on a replica is merged into its weights."
     )
+    n_slos = len(set(adapters.own_slos.values()))
+    if n_slos > len(adapters.loosest):
+        yield (
+            f"{name}: {n_slos} different objectives of adapters are planned as {len(adapters.loosest)}, each the "
+            "strictest of those put together; the bound has the loosest."
+        )
     for kind in adapters.kinds:
         size = format_bytes(kind.bytes_each)
         if kind.isolation is Isolation.SHARED_PROCESS:

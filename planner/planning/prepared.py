@@ -193,6 +193,7 @@ class Prepared:
                         provenance=hosting.provenance,
                         limiting=hosting.limiting,
                         slots=hosting.slots,
+                        loose_rps=None if hosting.loose_rps is None else hosting.loose_rps * self._availability(offer),
                     )
 
     def _scenario_rps(

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from planner.domain.adapter_groups import group_adapters
 from planner.domain.adapters import Adapter, AdapterSlots, Isolation, Tenancy, Tenant
 from planner.domain.hardware import Market, Offer
-from planner.domain.problem import FleetProblem, ServingOption
+from planner.domain.plan import PlanStatus
+from planner.domain.problem import FleetProblem, Limit, Resource, ServingOption
 from planner.domain.workload import Bucket, Demand
 from planner.errors import InputError, SolverLiedError
-from planner.optimize import Assignment, SolverSettings, solve, verify_plan
+from planner.optimize import Assignment, SolverSettings, find_conflicts, solve, verify_plan
+from planner.optimize.adapter_bound import Proof, Whole
 from planner.optimize.backends import solve_milp
-from planner.optimize.coarser import has_sizes, on_one_route
+from planner.optimize.coarser import alike_sizes, has_sizes, on_one_route, with_kin
 from planner.optimize.milp import MilpBuilder
 from planner.optimize.termination import Termination
 
@@ -73,11 +75,13 @@ def solved(problem):
     return solve(problem, settings=SETTINGS, assignment=FRACTIONAL)
 
 
-def holds(replicas, rates, parts):
+def holds(replicas, rates, parts, paces=None):
     """Return whether these replicas serve the adapters, whichever of them each holds: every way to fill them is tried.
 
     replicas : (speeds by size, slots) of each.
+    paces : by adapter, what speeds are multiplied by.
     """
+    paces = paces or [1.0] * len(rates)
     n, n_sizes = len(rates), len(parts)
     fillings = (itertools.combinations(range(n), min(slots, n)) for _, slots in replicas)
     for filling in itertools.product(*fillings):
@@ -94,7 +98,7 @@ def holds(replicas, rates, parts):
         hosts = np.array([host for host, _, _ in flows])
         builder = MilpBuilder()
         flow = builder.add_columns("flow", len(flows), cost=1.0)
-        speed = np.array([replicas[host][0][size] for host, _, size in flows])
+        speed = np.array([replicas[host][0][size] * paces[adapter] for host, adapter, size in flows])
         builder.add_rows("busy", rows=hosts, columns=flow, values=1.0 / speed, upper=np.ones(len(replicas)))
         want = np.array([rates[adapter] * parts[size] for adapter, size in asked])
         rows = np.array([asked[adapter, size] for _, adapter, size in flows])
@@ -106,7 +110,7 @@ def holds(replicas, rates, parts):
     return False
 
 
-def cheapest_of_all(rates, kinds, parts, most):
+def cheapest_of_all(rates, kinds, parts, most, paces=None):
     """Return the least price of up to `most` replicas that serve these adapters, splitting them at will."""
     fleets = [
         chosen
@@ -114,7 +118,7 @@ def cheapest_of_all(rates, kinds, parts, most):
         for chosen in itertools.combinations_with_replacement(range(len(kinds)), count)
     ]
     for chosen in sorted(fleets, key=lambda fleet: sum(kinds[k][1] for k in fleet)):
-        if holds([(kinds[k][2], kinds[k][3]) for k in chosen], rates, parts):
+        if holds([(kinds[k][2], kinds[k][3]) for k in chosen], rates, parts, paces):
             return sum(kinds[k][1] for k in chosen)
     return math.inf
 
@@ -220,3 +224,107 @@ def test_a_process_that_has_half_of_a_replica_needs_two_for_its_sizes_together()
     plan = solved(problem)
     assert plan.bound_usd_per_hour == pytest.approx(2.0)
     assert plan.cost_usd_per_hour == pytest.approx(2.0)
+
+
+def together(problem, parts):
+    """Return the problem whose buckets stand for all sizes of a group, each option as fast as in their mix."""
+    one = on_one_route(problem)
+    n_groups = len(one.problem.demands[0].buckets)
+    options = tuple(
+        replace(option, loose_rps=one.made_of[id(option)].throughput_rps.reshape(n_groups, len(parts)).max(axis=1))
+        for option in one.problem.options
+    )
+    return replace(one.problem, options=options)
+
+
+@given(SMALL, KINDS, PARTS)
+def test_where_sizes_are_put_together_the_bound_holds_for_plans_that_tell_them_apart(rates, kinds, parts):
+    least = cheapest_of_all(rates, kinds, parts, most=4)
+    plan = solved(together(problem_of(rates, kinds, parts), parts))
+    assert plan.bound_usd_per_hour <= least + 1e-6
+    if least < math.inf:
+        assert plan.cost_usd_per_hour >= least - 1e-6
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.3, 0.5]), st.sampled_from([0.6, 1.0, 1.2])), min_size=1, max_size=3),
+    KINDS,
+    PARTS,
+)
+def test_adapters_with_other_objectives_are_planned_as_the_strictest_and_bounded_as_the_loosest(drawn, kinds, parts):
+    rates, paces = [rate for rate, _ in drawn], [pace for _, pace in drawn]
+    problem = problem_of(rates, kinds, parts, n_alone=0)
+    options = tuple(
+        replace(o, throughput_rps=o.throughput_rps * min(paces), loose_rps=o.throughput_rps * max(paces))
+        for o in problem.options
+    )
+    plan = solved(replace(problem, options=options))
+    least = cheapest_of_all(rates, kinds, parts, most=4, paces=paces)
+    assert plan.bound_usd_per_hour <= least + 1e-6
+    if least < math.inf:
+        assert plan.cost_usd_per_hour >= least - 1e-6
+
+
+def test_a_bound_is_not_that_of_the_sizes_together():
+    kinds = [("A", 1.0, (2.0, 0.1), 2), ("B", 4.0, (2.0, 2.0), 2)]
+    problem = problem_of([2.0, 2.0], kinds, (0.5, 0.5))
+    plan = solved(together(problem, (0.5, 0.5)))
+    assert plan.cost_usd_per_hour == pytest.approx(8.0)
+    assert plan.bound_usd_per_hour <= 5.0
+    assert plan.status is PlanStatus.FEASIBLE
+    with pytest.raises(InputError, match="cheapest requests"):
+        solved(replace(problem, options=tuple(replace(o, loose_rps=o.throughput_rps / 2) for o in problem.options)))
+
+
+@given(SMALL, KINDS, PARTS)
+def test_every_relaxation_is_below_the_next_and_none_above_a_plan(rates, kinds, parts):
+    problem = problem_of(rates, kinds, parts)
+    proof, bounds = Proof(with_kin(problem).problem, FRACTIONAL), []
+    for whole in Whole:
+        proof.relax(whole, SETTINGS)
+        bounds.append(proof.total_usd_per_hour)
+    assert bounds == sorted(bounds)
+    cost = solved(problem).cost_usd_per_hour
+    assert bounds[-1] <= cost + 1e-6
+    proof.relax(Whole.REPLICAS, SETTINGS, known_usd_per_hour=bounds[-1])
+    assert proof.total_usd_per_hour == pytest.approx(bounds[-1])
+
+
+def test_sizes_whose_loads_are_in_proportion_lose_nothing_by_going_together():
+    kinds = [("A", 1.0, (4.0, 0.2, 2.0, 0.1), 2), ("B", 4.0, (4.0, 4.0, 2.0, 2.0), 2)]
+    problem = problem_of([2.0, 2.0], kinds, (0.25, 0.25, 0.25, 0.25))
+    demand = problem.demands[0]
+    assert alike_sizes(demand, range(4), problem.options, 2).tolist() == [0, 1, 0, 1]
+    assert alike_sizes(demand, range(4), problem.options, 4).tolist() == [0, 1, 2, 3]
+    few, all_apart = (Proof(with_kin(problem, sizes=n).problem, FRACTIONAL) for n in (2, None))
+    for proof in (few, all_apart):
+        proof.relax(Whole.REPLICAS, SETTINGS)
+    assert few.total_usd_per_hour == pytest.approx(all_apart.total_usd_per_hour)
+
+
+def test_many_adapters_with_sizes_have_homes_near_to_the_bound():
+    rates = [8.0 / (rank + 4.0) for rank in range(300)]
+    kinds = [
+        (name, price, [speed * each for each in speeds], count)
+        for name, price, speeds in (("A", 3.7, (6, 3, 1, 0.3)), ("B", 11.0, (20, 12, 8, 3)))
+        for count, speed in ((1, 1.0), (32, 0.95), (128, 0.85))
+    ]
+    problem = problem_of(rates, [(f"{k}{i}", *rest) for i, (k, *rest) in enumerate(kinds)], (0.4, 0.3, 0.2, 0.1))
+    plan = solve(problem, settings=replace(SETTINGS, relative_gap=1e-3), assignment=FRACTIONAL)
+    verify_plan(problem, plan)
+    assert plan.gap < 0.06
+    (item,) = plan.adapters
+    assert item.added_replicas == 0
+
+
+def test_a_budget_too_small_for_adapters_is_told_with_one_that_does():
+    kinds = [("A", 1.0, (2.0, 0.1), 2), ("B", 4.0, (2.0, 2.0), 2)]
+    problem = problem_of([2.0, 2.0], kinds, (0.5, 0.5), limits=(budget(3.0),))
+    assert solved(problem).status is PlanStatus.INFEASIBLE
+    (conflict,) = find_conflicts(problem, settings=SETTINGS)
+    assert conflict.relaxed == pytest.approx(5.0)
+    assert solved(replace(problem, limits=(budget(conflict.relaxed),))).cost_usd_per_hour == pytest.approx(5.0)
+
+
+def budget(bound):
+    return Limit(name="budget", resource=Resource.USD_PER_HOUR, bound=bound)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 INTEGER_UP_TO = 3
 """Adapters of a group whose copies are counted in whole numbers."""
+MOST_INTEGERS = 300
+"""Copies of groups of kin that are whole numbers; where there would be more, none are."""
 
 
 def define_residence(builder: MilpBuilder, fleet: FleetArrays, x: IntArray, n: IntArray) -> IntArray:
@@ -37,7 +39,7 @@ def define_residence(builder: MilpBuilder, fleet: FleetArrays, x: IntArray, n: I
 
     Where a group is its own kin, the shares say what z would, size by size:
 
-        R[g] / h[g] sum_s part[s] x[g, s, j] <= v[g, j],        sum_s load[g, s, j] / f[j] x[g, s, j] <= v[g, j]
+        R[g] / h[g] x[g, s, j] <= v[g, j] for every s,          sum_s load[g, s, j] / f[j] x[g, s, j] <= v[g, j]
 
     `planner.domain.adapter_groups.group_adapters` proves that every placement of the adapters themselves gives a
     solution of these rows, and that v stay whole numbers. They are integers here only for groups of at most
@@ -58,9 +60,11 @@ def define_residence(builder: MilpBuilder, fleet: FleetArrays, x: IntArray, n: I
     place = np.repeat(np.arange(len(served.kin)), [len(groups) for groups in groups_of])
     group, option = np.concatenate(groups_of), served.option[place]
     # A place may hold a second copy of an adapter, on another replica: there is no upper limit by pair.
-    is_few = fleet.group_adapters[group] <= INTEGER_UP_TO
-    v = builder.add_columns("copies", len(group), is_integer=is_few, label=lambda i: f"{group[i]},{option[i]}")
     is_alone = np.bincount(fleet.group_kin)[fleet.group_kin[group]] == 1
+    is_few = fleet.group_adapters[group] <= INTEGER_UP_TO
+    if np.count_nonzero(is_few & ~is_alone) > MOST_INTEGERS:
+        is_few &= is_alone
+    v = builder.add_columns("copies", len(group), is_integer=is_few, label=lambda i: f"{group[i]},{option[i]}")
     for define, members in ((_define_alone, is_alone), (_define_kin, ~is_alone)):
         if np.any(members):
             copies = _Copies(
@@ -135,17 +139,25 @@ def _define_alone(builder: MilpBuilder, fleet: FleetArrays, x: IntArray, served:
     row_of[copies.place] = np.arange(len(copies.place))
     inside = np.flatnonzero(row_of[served.place] >= 0)
     row, pair = row_of[served.place[inside]], served.pairs[inside]
-    residents = fleet.group_residents[copies.group[row]] * served.part[inside]
+    each, own = np.arange(len(inside)), np.arange(len(copies.place))
+    residents = fleet.group_residents[copies.group[row]]
+    builder.add_rows(
+        "residence",
+        rows=np.concatenate([each, each]),
+        columns=np.concatenate([x[pair], copies.v[row]]),
+        values=np.concatenate([residents / fleet.units_per_bucket, -np.ones(len(inside))]),
+        upper=np.zeros(len(inside)),
+        label=always("adapters"),
+    )
     loads = fleet.pair_load[pair] / copies.largest_load[row]
-    for name, values in (("residence", residents), ("residence load", loads)):
-        builder.add_rows(
-            name,
-            rows=np.concatenate([row, np.arange(len(copies.place))]),
-            columns=np.concatenate([x[pair], copies.v]),
-            values=np.concatenate([values / fleet.units_per_bucket, -np.ones(len(copies.place))]),
-            upper=np.zeros(len(copies.place)),
-            label=always("adapters"),
-        )
+    builder.add_rows(
+        "residence load",
+        rows=np.concatenate([row, own]),
+        columns=np.concatenate([x[pair], copies.v]),
+        values=np.concatenate([loads / fleet.units_per_bucket, -np.ones(len(own))]),
+        upper=np.zeros(len(own)),
+        label=always("adapters"),
+    )
 
 
 def _define_kin(builder: MilpBuilder, fleet: FleetArrays, x: IntArray, served: _Served, copies: _Copies) -> None:
