@@ -1,6 +1,6 @@
 """One mixed-integer programme: arrays in, a verified `Plan` out. Solvers live in `backends` alone."""
 
-from planner.optimize.adapters import OtherWay, other_ways, with_alternatives
+from planner.optimize.adapter_ways import OtherWay, other_ways, with_alternatives
 from planner.optimize.backends.registry import BACK_ENDS
 from planner.optimize.baselines import savings_vs_best_single, single_gpu_baselines
 from planner.optimize.conflicts import find_conflicts, format_amount

@@ -7,25 +7,18 @@ The bound is that of the programme over groups, which no placement of whole adap
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from planner.domain.costs import usd_per_month
 from planner.domain.plan import (
-    AdapterAlternative,
-    AdapterHost,
-    AdapterPlan,
-    AdapterReplica,
-    AdapterShare,
-    AdapterWay,
-    HostedAdapter,
     PlanStatus,
 )
 from planner.domain.problem import ShareCap
 from planner.domain.provenance import Warning_
 from planner.errors import InputError, SolverLiedError
 from planner.optimize.adapter_bound import Proof, Whole
+from planner.optimize.adapter_check import check_adapters
+from planner.optimize.adapter_plans import adapter_plans
 from planner.optimize.adapter_search import (
     GroupSearch,
     is_better,
@@ -36,7 +29,7 @@ from planner.optimize.adapter_search import (
     search_groups,
     with_real_changes,
 )
-from planner.optimize.arrays import fleet_arrays, replicas_per_instance
+from planner.optimize.arrays import fleet_arrays
 from planner.optimize.assemble import assemble, empty_plan
 from planner.optimize.coarser import (
     Coarser,
@@ -49,7 +42,7 @@ from planner.optimize.coarser import (
     with_kin,
 )
 from planner.optimize.homes import best_slots
-from planner.optimize.hosts import DUST, ServiceOptions
+from planner.optimize.hosts import ServiceOptions
 from planner.optimize.naming import option_keys
 from planner.optimize.placement import place, place_at_home
 from planner.optimize.plan_check import verify_plan
@@ -58,17 +51,14 @@ from planner.optimize.roomy import roomiest
 from planner.optimize.search import SearchResult, clean_bound
 from planner.optimize.settings import Clock
 from planner.optimize.termination import Termination
-from planner.optimize.unserved import unserved_conflicts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
-    from planner.domain.adapters import Tenancy
-    from planner.domain.plan import Allocation, Plan
-    from planner.domain.problem import FleetProblem, ServingOption
-    from planner.domain.workload import Demand
+    from planner.domain.plan import Plan
+    from planner.domain.problem import FleetProblem
     from planner.optimize.arrays import FleetArrays
-    from planner.optimize.placement import Placed, Placement
+    from planner.optimize.placement import Placed
     from planner.optimize.search import Fleet
     from planner.optimize.settings import Assignment, SolverSettings
 
@@ -147,6 +137,10 @@ def solve_with_adapters(
     if is_whole:
         coarser = Coarser(problem=problem, made_of={id(option): option for option in problem.options})
         first, best, seconds = _searched(problem, coarser, clock, assignment, is_rough=is_rough)
+        if _is_of_rent(problem) and not (is_rough or (best is not None and best.is_within)):
+            # Slots may be too few where loads are not too large: a dearer fleet with more room is another one.
+            other, more = _within_prices(problem, coarser, first, clock, assignment, is_rough=False)
+            best, seconds = _better(problem, best, other), seconds + more
     elif _is_of_rent(problem):
         first, best, seconds = _with_sizes(problem, clock, assignment, is_rough=is_rough)
     else:
@@ -155,7 +149,8 @@ def solve_with_adapters(
     if best is None and (result.fleet is None or result.termination is Termination.INFEASIBLE):
         return empty_plan(result, settings)
     if best is None:
-        nothing = replace(result, fleet=None, seconds=seconds, termination=Termination.TIME_LIMIT)
+        ended = Termination.TIME_LIMIT if clock.is_over else Termination.OTHER_LIMIT
+        nothing = replace(result, fleet=None, seconds=seconds, termination=ended)
         cost = 0.0 if result.fleet is None else result.fleet.cost_usd_per_hour
         return replace(empty_plan(nothing, settings), warnings=(_not_placed(cost),))
     plan = replace(
@@ -213,7 +208,7 @@ def _with_sizes(
         return GroupSearch(result=result), None, proof.seconds
     is_rough = is_rough or proof.is_interrupted
     few = with_kin(problem, sizes=FEW_SIZES, by_rate=BY_RATE, most_groups=FEW_GROUPS)
-    best, seconds = _within_prices(problem, few, proof, clock, assignment, is_rough=is_rough)
+    best, seconds = _within_prices(problem, few, GroupSearch(result=result), clock, assignment, is_rough=is_rough)
     if best is None:
         limited = Clock(_part(clock, FLEETS_FRACTION))
         _, best, more = _searched(problem, few, limited, assignment, is_rough=is_rough)
@@ -273,14 +268,15 @@ def _part(clock: Clock, fraction: float) -> SolverSettings:
 
 
 def _within_prices(
-    problem: FleetProblem, few: Coarser, proof: Proof, clock: Clock, assignment: Assignment, *, is_rough: bool
+    problem: FleetProblem, few: Coarser, first: GroupSearch, clock: Clock, assignment: Assignment, *, is_rough: bool
 ) -> tuple[_Candidate | None, float]:
     """Return the cheapest plan whose fleet has room for all adapters at one price or another, and the seconds.
 
-    Prices are raised above the bound until adapters find their places, and then lowered half-way to where they did not.
+    Prices are raised above the bound of the `first` search until adapters find their places, and then lowered half-way
+    to where they did not.
     """
     fleet = fleet_arrays(prune(few.problem), assignment)
-    base = proof.total_usd_per_hour
+    base = first.total_bound or 0.0
     if base <= 0 or not _share(fleet):
         return None, 0.0
     limit = Clock(_part(clock, FLEETS_FRACTION))
@@ -437,9 +433,11 @@ def _candidate(
     try:
         verify_plan(problem, plan)
     except SolverLiedError:
-        if _is_limited(problem):
-            return None  # placing whole adapters does not look at them
-        raise
+        if not _is_limited(problem):
+            raise
+        keys = option_keys(problem.options)
+        check_adapters(problem, plan, {(o.service, key): o for o, key in zip(problem.options, keys, strict=True)})
+        return None  # adapters are where they may be; what limits forbid is not looked at while they are placed
     return _Candidate(
         plan=plan,
         placed=placed,
@@ -448,186 +446,3 @@ def _candidate(
         is_within=is_within(problem, chosen, plan, first, settings.relative_gap),
         values=tuple(item.value for item in reached) or (chosen.total_usd_per_hour,),
     )
-
-
-def adapter_plans(problem: FleetProblem, fleet: FleetArrays, placed: Placed, plan: Plan) -> Iterator[AdapterPlan]:
-    """Yield which adapters of each service are where, and what each costs, in the order of the problem."""
-    names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
-    keys = [names[id(option)] for option in fleet.options]
-    placements = {placement.service: placement for placement in placed.placements}
-    for tenancy in problem.tenancies:
-        mine = {row.option: row for row in plan.allocation if row.service == tenancy.service}
-        yield _adapter_plan(problem, fleet, tenancy, placements[tenancy.service], keys=keys, allocation=mine)
-
-
-def _adapter_plan(
-    problem: FleetProblem,
-    fleet: FleetArrays,
-    tenancy: Tenancy,
-    placement: Placement,
-    *,
-    keys: list[str],
-    allocation: Mapping[str, Allocation],
-) -> AdapterPlan:
-    pressure = (1 + problem.headroom_fraction) / problem.utilization_cap
-    hosts = sorted(placement.hosts, key=lambda host: (keys[host.option], min(host.rates)))
-    paid: dict[str, float] = defaultdict(float)
-    copies: Counter[str] = Counter()
-    replicas = []
-    for host in hosts:
-        option, row = fleet.options[host.option], allocation[keys[host.option]]
-        price = row.cost_usd_per_hour / row.replicas
-        total = sum(host.loads.values())
-        for name, load in host.loads.items():
-            paid[name] += usd_per_month(price * load / total) or 0.0
-            copies[name] += 1
-        replicas.append(
-            AdapterReplica(
-                option=keys[host.option],
-                utilization=host.load * option.utilization_cap / pressure,
-                adapters=tuple(
-                    HostedAdapter(
-                        adapter=name,
-                        rate_rps=float(rates.sum()),
-                        by_size_rps=tuple(rates.tolist()) if len(rates) > 1 else (),
-                    )
-                    for name, rates in sorted(host.rates.items(), key=lambda pair: (-pair[1].sum(), pair[0]))
-                ),
-            )
-        )
-    demand = next(demand for demand in problem.demands if demand.service == tenancy.service)
-    return AdapterPlan(
-        service=tenancy.service,
-        adapters=len(tenancy.tenants),
-        idle=tenancy.idle,
-        groups=len({bucket.group for bucket in demand.buckets}),
-        added_replicas=placement.added_replicas,
-        hosts=tuple(_hosts(fleet, placement, keys)),
-        placement=tuple(replicas),
-        shares=tuple(
-            AdapterShare(
-                adapter=tenant.name,
-                rate_rps=tenant.rate_rps,
-                replicas=copies[tenant.name],
-                usd_per_month=paid[tenant.name],
-                group=tenant.group,
-            )
-            for tenant in tenancy.tenants
-        ),
-    )
-
-
-def _hosts(fleet: FleetArrays, placement: Placement, keys: list[str]) -> Iterator[AdapterHost]:
-    counts = Counter(host.option for host in placement.hosts)
-    for option in sorted(counts, key=lambda j: keys[j]):
-        slots = fleet.options[option].slots
-        if slots is not None:
-            yield AdapterHost(
-                option=keys[option],
-                isolation=slots.isolation,
-                slots=slots.count,
-                slot_bytes=slots.bytes_each,
-                replicas=counts[option],
-                rank=slots.rank,
-                engine_flags=slots.engine_flags,
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OtherWay:
-    """Another way to serve a plan's adapters."""
-
-    told: AdapterAlternative
-    problem: FleetProblem | None = None
-    """In which there is no other way; None = there is none."""
-    plan: Plan | None = None
-    """The cheapest that was found; None without a cost."""
-
-
-def other_ways(
-    problem: FleetProblem, plan: Plan, settings: SolverSettings, assignment: Assignment
-) -> tuple[OtherWay, ...]:
-    """Return two other ways to serve the adapters of `plan`, planned alike; none where it has no adapters.
-
-    All services with adapters are served the other way at once.
-    """
-    if plan.cost_usd_per_hour is None or not plan.adapters:
-        return ()
-    clock = Clock(settings)
-    ways = {AdapterWay.DEDICATED: _dedicated(problem), AdapterWay.ONE_POOL: _one_pool(problem)}
-    return tuple(_other_way(way, other, clock, assignment) for way, other in ways.items())
-
-
-def with_alternatives(plan: Plan, ways: Sequence[OtherWay]) -> Plan:
-    """Return `plan` with what other ways would cost: each service is told the cost of the whole plan."""
-    found = tuple(way.told for way in ways)
-    return replace(plan, adapters=tuple(replace(item, alternatives=found) for item in plan.adapters))
-
-
-def _other_way(way: AdapterWay, problem: FleetProblem | None, clock: Clock, assignment: Assignment) -> OtherWay:
-    def none(reason: str) -> OtherWay:
-        told = AdapterAlternative(way=way, cost_usd_per_hour=None, bound_usd_per_hour=None, reason=reason)
-        return OtherWay(told=told, problem=problem)
-
-    if problem is None:
-        return none("no replica that can be had holds more than one of these adapters")
-    if clock.is_over:
-        return none("not solved within the time limit")
-    if fleet_arrays(problem, assignment).unserved:
-        return none(unserved_conflicts(problem)[0].explanation)
-    plan = solve_with_adapters(problem, clock.settings(), assignment, is_rough=True)
-    if plan.cost_usd_per_hour is None:
-        is_proven = plan.status is PlanStatus.INFEASIBLE
-        return none("the limits leave too little for it" if is_proven else "not solved within the time limit")
-    told = AdapterAlternative(
-        way=way, cost_usd_per_hour=plan.cost_usd_per_hour, bound_usd_per_hour=plan.bound_usd_per_hour
-    )
-    return OtherWay(told=told, problem=problem, plan=plan)
-
-
-def _dedicated(problem: FleetProblem) -> FleetProblem:
-    """Return the problem in which every adapter has replicas of its own."""
-    options = (option for option in problem.options if option.slots is None or option.slots.count == 1)
-    return replace(problem, options=tuple(options))
-
-
-def _one_pool(problem: FleetProblem) -> FleetProblem | None:
-    """Return the problem in which all adapters of a service that may share do so on replicas of one kind.
-
-    The kind is the one whose whole instances cost least for load and slots together, the first of these. Adapters that
-    share nothing keep replicas of their own. None where a service has none that hold several.
-    """
-    pressure = (1 + problem.headroom_fraction) / problem.utilization_cap
-    kept: list[ServingOption] = [option for option in problem.options if option.slots is None]
-    demands = {demand.service: demand for demand in problem.demands}
-    for tenancy in problem.tenancies:
-        demand = demands[tenancy.service]
-        mine = [option for option in problem.options if option.service == tenancy.service]
-        sharing = [option for option in mine if option.slots is not None and option.slots.count > 1]
-        groups = {
-            bucket.group
-            for index, bucket in enumerate(demand.buckets)
-            if any(option.throughput_rps[index] > 0 for option in sharing)
-        }
-        may_share = {index for index, bucket in enumerate(demand.buckets) if bucket.group in groups}
-        able = [option for option in sharing if all(option.throughput_rps[bucket] > 0 for bucket in may_share)]
-        if not able or not may_share:
-            return None
-        n_members = sum(len(tenancy.members(group)) for group in groups)
-        prices = [_pool_price(option, demand, may_share, n_members, pressure) for option in able]
-        best = able[prices.index(min(prices))]
-        kept.append(best)
-        for option in mine:
-            if option.slots is not None and option.slots.count == 1:
-                rates = option.throughput_rps.copy()
-                rates[sorted(may_share)] = 0.0
-                kept.append(replace(option, throughput_rps=rates))
-    return replace(problem, options=tuple(kept))
-
-
-def _pool_price(option: ServingOption, demand: Demand, buckets: set[int], n_adapters: int, pressure: float) -> float:
-    """Return what whole instances of `option` for these buckets of so many adapters cost at least, in USD/h."""
-    load = pressure * sum(demand.buckets[index].rate_rps / float(option.usable_rps[index]) for index in buckets)
-    slots = 1 if option.slots is None else option.slots.count
-    replicas = math.ceil(max(load, n_adapters / slots) - DUST)
-    return float(option.offer.price_usd_per_hour) * math.ceil(replicas / replicas_per_instance(option))

@@ -391,12 +391,18 @@ def _given_back_text(plan: Plan) -> str:
     return f"{expected}: {in_all}({month} USD a month)" if in_all else f"{expected} ({month} USD a month)"
 
 
+NOT_PLACED = "W413"
+"""The warning of a plan whose adapters found no place."""
+
+
 def _no_plan_text(plan: Plan) -> str:
     if plan.status is PlanStatus.INFEASIBLE:
         return "no feasible plan exists."
     bound = (
         "" if plan.bound_usd_per_hour is None else f" No plan can cost less than {usd(plan.bound_usd_per_hour)} USD/h."
     )
+    if any(warning.code == NOT_PLACED for warning in plan.warnings):
+        return f"no place was found for every adapter within the limits.{bound}"
     return f"no plan was found before a limit was reached ({clean(plan.solver.termination)}).{bound}"
 
 
@@ -415,14 +421,11 @@ def optimality_text(plan: Plan) -> str:
         if plan.gap is None or plan.gap <= 1e-9:
             return "proven optimal"
         return f"proven within {percent(plan.gap, up=True)} of the optimum"
-    if plan.gap is not None and plan.objectives:
-        return f"not proven optimal: a limit stopped the search at a gap of {percent(plan.gap, up=True)}"
-    if plan.gap is None or plan.bound_usd_per_hour is None:
+    if plan.gap is None or (plan.bound_usd_per_hour is None and not plan.objectives):
         return "a limit stopped the search before anything was proven"
-    return (
-        f"not proven optimal: a limit stopped the search at a gap of {percent(plan.gap, up=True)}"
-        f" (no plan can cost less than {usd(plan.bound_usd_per_hour)} USD/h)"
-    )
+    how = "places for all adapters were found within" if plan.adapters else "a limit stopped the search at a gap of"
+    lowest = "" if plan.objectives else f" (no plan can cost less than {usd(plan.bound_usd_per_hour)} USD/h)"
+    return f"not proven optimal: {how} {percent(plan.gap, up=True)}{lowest}"
 
 
 def rental_views(plan: Plan) -> tuple[RentalView, ...]:

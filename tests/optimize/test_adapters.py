@@ -32,7 +32,7 @@ from planner.domain.problem import (
 from planner.domain.workload import Bucket, Demand
 from planner.errors import InputError, SolverLiedError
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
-from planner.optimize.adapters import other_ways, with_alternatives
+from planner.optimize.adapter_ways import other_ways, with_alternatives
 
 
 def offer(name, price):
@@ -288,6 +288,25 @@ def test_what_adapters_cost_adds_up_to_the_plan():
 def with_other_ways(problem):
     plan = solved(problem)
     return with_alternatives(plan, other_ways(problem, plan, SETTINGS, FRACTIONAL))
+
+
+def test_a_dearer_fleet_with_more_room_is_found_where_slots_are_too_few():
+    kinds = [("A", 1.0, 2.0, 2), ("B", 1.7, 3.5, 3), ("C", 2.6, 6.0, 8)]
+    rates = [0.25, 0.25, 1.3, 2.0, 0.5, 2.0]
+    plan = solved(problem_of(rates, kinds))  # two of B have the speed and the slots, and no room for all six whole
+    assert plan.bound_usd_per_hour == pytest.approx(3.4)
+    assert plan.cost_usd_per_hour == pytest.approx(3.6)
+    assert solved(problem_of([*rates, 1.0], kinds)).cost_usd_per_hour >= plan.cost_usd_per_hour - 1e-9
+
+
+def test_one_pool_is_of_the_kind_that_can_be_had():
+    kinds = [("A", 1.0, 2.0, 3), ("B", 1.5, 2.0, 3)]
+    problem = problem_of([0.5, 0.5, 0.5], kinds)
+    stock = {"A": 0, "B": None}
+    options = [replace(o, offer=replace(o.offer, available=stock[o.offer.name])) for o in problem.options]
+    plan = with_other_ways(replace(problem, options=tuple(options)))
+    pool = next(other for other in plan.adapters[0].alternatives if other.way == "one pool")
+    assert (pool.cost_usd_per_hour, plan.cost_usd_per_hour) == (pytest.approx(1.5), pytest.approx(1.5))
 
 
 def test_two_other_ways_are_planned_alike():
