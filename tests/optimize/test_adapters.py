@@ -33,6 +33,7 @@ from planner.domain.workload import Bucket, Demand
 from planner.errors import InputError, SolverLiedError
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
 from planner.optimize.adapter_ways import other_ways, with_alternatives
+from planner.report.summary import headline
 
 
 def offer(name, price):
@@ -202,6 +203,8 @@ def test_a_limit_that_leaves_no_room_for_whole_adapters_leaves_no_plan():
     split = solved(problem_of([1.3, 1.3, 1.3, 0.1], [("A", 1.0, 2.0, 2)], limits=(two,)))
     assert split.cost_usd_per_hour is None
     assert [warning.code for warning in split.warnings] == ["W413"]
+    assert split.solver.termination == "other-limit"  # more time would not help
+    assert headline(split).startswith("no place was found for every adapter within the limits")
 
 
 def test_the_check_finds_a_placement_that_does_not_hold():
