@@ -11,15 +11,12 @@ import numpy as np
 
 from planner.domain.adapter_groups import group_adapters
 from planner.domain.adapters import (
-    ALL_LINEAR,
-    BYTES_PER_PARAMETER,
     AdapterSlots,
     Isolation,
     Standby,
     Tenancy,
     Tenant,
     adapter_bytes,
-    adapter_params,
 )
 from planner.domain.provenance import ProvenanceKind
 from planner.domain.workload import Bucket, Demand
@@ -27,7 +24,7 @@ from planner.errors import InputError
 from planner.files.adapters_csv import read_adapters
 from planner.planning.adapter_sizes import SizeClass, size_classes
 from planner.planning.located import at, inside
-from planner.profilers.adapter_engines import adapter_flags, slot_rank
+from planner.profilers.adapter_engines import adapter_flags, slot_shape
 from planner.profilers.adapter_hosts import bytes_beside, host_room
 from planner.profilers.adapters import AdapterRoom
 from planner.units import format_bytes
@@ -49,6 +46,7 @@ if TYPE_CHECKING:
     from planner.domain.workload import Trace
     from planner.files.request import PlanRequest
     from planner.files.request.services import Service
+    from planner.profilers.adapter_engines import SlotShape
     from planner.profilers.options import OptionProfile
 
 ALONE = 16
@@ -70,12 +68,8 @@ class SlotKind:
     isolation: Isolation
     adapters: int
     """That may use them."""
-    rank: int
-    """That a slot is made for."""
-    bytes_each: float
+    shape: SlotShape
     engine: str
-    modules: frozenset[str]
-    """That its adapters change."""
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -87,9 +81,9 @@ class SlotKind:
         """Return `count` slots per replica."""
         return AdapterSlots(
             count=count,
-            bytes_each=self.bytes_each,
+            bytes_each=self.shape.bytes_each,
             isolation=self.isolation,
-            rank=self.rank,
+            rank=self.shape.rank,
             engine_flags=self.flags(count, held=count),
         )
 
@@ -97,15 +91,7 @@ class SlotKind:
         """Return how an engine is started for `count` slots and so many adapters in host memory; "" for processes."""
         if self.isolation is not Isolation.SHARED_PROCESS:
             return ""
-        return adapter_flags(self.engine, slots=count, rank=self.rank, held=held)
-
-    def fits(self, adapter: Adapter) -> bool:
-        """Return whether a slot has room for `adapter`."""
-        return (
-            adapter.isolation is self.isolation
-            and adapter.rank <= self.rank
-            and (ALL_LINEAR in self.modules or self.modules.issuperset(adapter.target_modules))
-        )
+        return adapter_flags(self.engine, slots=count, rank=self.shape.rank, held=held)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +291,7 @@ def _alike_in_size(adapters: Sequence[Adapter]) -> list[Adapter]:
 
 
 def _standby(model: ModelArchitecture, adapter: Adapter, kinds: Sequence[SlotKind]) -> Standby:
-    has_room = any(kind.fits(adapter) for kind in kinds)
+    has_room = any(kind.isolation is adapter.isolation and kind.shape.fits(model, adapter) for kind in kinds)
     size = adapter_bytes(model, adapter)
     return Standby(name=adapter.name, memory_bytes=size, isolation=adapter.isolation if has_room else None)
 
@@ -316,17 +302,13 @@ def _kinds(service: Service, model: ModelArchitecture, adapters: Sequence[Adapte
         mine = [adapter for adapter in adapters if adapter.isolation is isolation]
         if len(mine) < FEWEST_SHARED:
             continue
-        largest = max(adapter.rank for adapter in mine)
-        rank = slot_rank(service.engine.name, largest) if isolation is Isolation.SHARED_PROCESS else largest
-        modules = frozenset(module for adapter in mine for module in adapter.target_modules)
-        size = BYTES_PER_PARAMETER * adapter_params(model, rank=rank, target_modules=modules)
+        engine = service.engine.name
+        has_slots = isolation is Isolation.SHARED_PROCESS
         yield SlotKind(
             isolation=isolation,
             adapters=len(mine),
-            rank=rank,
-            bytes_each=size,
-            engine=service.engine.name,
-            modules=modules,
+            shape=slot_shape(model, mine, engine=engine if has_slots else None),
+            engine=engine,
         )
 
 
@@ -479,7 +461,7 @@ def adapter_assumptions(name: str, adapters: ServiceAdapters, *, is_at_peak: boo
         "replicas that hold the adapter and serve its size. An adapter alone on a replica is merged into its weights."
     )
     for kind in adapters.kinds:
-        size = format_bytes(kind.bytes_each)
+        size = format_bytes(kind.shape.bytes_each)
         if kind.isolation is Isolation.SHARED_PROCESS:
             yield (
                 f"{name}: a replica with slots keeps {size} for each, reads in every step those that its batch is for, "

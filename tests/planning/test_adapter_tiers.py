@@ -29,6 +29,7 @@ from planner.optimize import Assignment, SolverSettings, solve, verify_plan
 from planner.planning import adapter_tiers
 from planner.planning.adapter_tiers import OUT_FRACTION, with_tiers
 from planner.planning.adapters import SlotKind
+from planner.profilers.adapter_engines import SlotShape
 
 MB = 1e6
 GPU = load_gpus().get("A100-40GB")
@@ -36,10 +37,8 @@ SLOT_BYTES = 80 * MB
 KIND = SlotKind(
     isolation=Isolation.SHARED_PROCESS,
     adapters=4,
-    rank=32,
-    bytes_each=SLOT_BYTES,
+    shape=SlotShape(rank=32, modules=frozenset({"q_proj"}), bytes_each=SLOT_BYTES),
     engine="vllm",
-    modules=frozenset({"q_proj"}),
 )
 
 
@@ -275,6 +274,14 @@ def test_reports_name_a_few_and_say_how_they_were_chosen(mixed):
         assert "Chosen by an integer programme, nothing saves more." in text
     many = planned([adapter("a"), adapter("b"), *(adapter(f"i{number}", "0 req/s") for number in range(8))])
     assert "i0, i1, i2 and 5 more in host memory" in many.to_markdown()
+
+
+def test_an_idle_adapter_is_unfit_only_where_the_engine_has_no_room_for_its_modules():
+    each = [adapter("a"), adapter("b"), adapter("wide", "0 req/s", target_modules="all-linear")]
+    assert planned(each).plan.adapters[0].preload.unfit == ()
+    assert planned(each, engine={"name": "sglang"}).plan.adapters[0].preload.unfit == ("wide",)
+    each = [adapter(name, target_modules="q k v o gate up down") for name in "ab"] + each[2:]
+    assert planned(each, engine={"name": "sglang"}).plan.adapters[0].preload.unfit == ()
 
 
 def test_slots_need_host_memory_for_what_is_in_them(tmp_path):

@@ -86,8 +86,7 @@ def test_adapters_share_replicas_unless_they_must_not(mixed):
 
 def test_slots_have_the_largest_rank_that_the_engine_knows(mixed):
     (host,) = (host for host in mixed.plan.adapters[0].hosts if host.isolation is Isolation.SHARED_PROCESS)
-    modules = ["q", "k", "v", "o"]
-    assert host.slot_bytes == 2 * adapter_params(load_model(MODEL), rank=32, target_modules=modules)
+    assert host.slot_bytes == 2 * adapter_params(load_model(MODEL), rank=32, target_modules=["all-linear"])
     assert host.engine_flags == "--enable-lora --max-loras 2 --max-lora-rank 32 --max-cpu-loras 3"
     rows = [row for row in mixed.plan.allocation if row.option == host.option]
     assert rows[0].engine_flags == host.engine_flags
