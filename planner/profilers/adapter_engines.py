@@ -160,3 +160,32 @@ def adapter_flags(engine: str, *, slots: int, rank: int, held: int) -> str:
     """
     known = load_adapter_engines().get(engine_family(engine))
     return "" if known is None else known.flags.format(slots=slots, rank=rank, held=held)
+
+
+def flag_numbers(engine: str, flags: str) -> dict[str, int] | None:
+    """Return the slots, rank and held adapters that `flags` start `engine` with, by these names; {} without any.
+
+    None where that is not how the engine is started: a flag is missing, twice, not one of its own, or has no number.
+
+    Examples
+    --------
+    >>> flag_numbers("vllm", "--enable-lora --max-loras 8 --max-lora-rank 16 --max-cpu-loras 9")
+    {'slots': 8, 'rank': 16, 'held': 9}
+    >>> flag_numbers("s-lora", "")
+    {}
+    """
+    known = load_adapter_engines().get(engine_family(engine))
+    names, values = _flag_values(known.flags if known else ""), _flag_values(flags)
+    if names is None or values is None or names.keys() != values.keys():
+        return None
+    if any(value.isdecimal() != bool(names[flag]) for flag, value in values.items()):
+        return None
+    return {name.strip("{}"): int(values[flag]) for flag, name in names.items() if name}
+
+
+def _flag_values(flags: str) -> dict[str, str] | None:
+    """Return what stands behind each flag, "" where nothing does; None where that is not all, or a flag is twice."""
+    first, *parts = f" {flags}".split(" --")
+    pairs = [part.strip().partition(" ") for part in parts]
+    found = {flag: value for flag, _, value in pairs}
+    return None if first.strip() or len(found) < len(parts) else found

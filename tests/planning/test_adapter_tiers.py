@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import planner
 from planner.catalog.gpus import load_gpus
-from planner.domain.adapters import AdapterSlots, Isolation, Standby, Tenancy, Tenant
-from planner.domain.hardware import Market, Offer
+from planner.domain.adapters import Isolation, Standby, Tenancy, Tenant
+from planner.domain.hardware import EngineConfig, Market, Offer
 from planner.domain.plan import PreloadMethod
 from planner.domain.problem import FleetProblem, ServingOption
 from planner.domain.workload import Bucket, Demand
@@ -68,7 +68,8 @@ def problem_of(rates, sizes, idle_sizes, *, slots, ram_bytes):
         offer=offer,
         gpus_per_replica=1,
         throughput_rps=np.full(len(tenants), 2.0),
-        slots=AdapterSlots(count=slots, bytes_each=SLOT_BYTES, isolation=Isolation.SHARED_PROCESS),
+        config=EngineConfig(engine=KIND.engine),
+        slots=KIND.slots(slots),
     )
     buckets = tuple(Bucket(row=i, column=0, group=i, rate_rps=rate) for i, rate in enumerate(rates))
     tenancy = Tenancy(
@@ -188,6 +189,11 @@ def test_the_check_finds_what_cannot_be():
     def with_item(**changes):
         return replace(plan, adapters=(replace(item, **changes),))
 
+    def with_host(**changes):
+        host = replace(item.hosts[0], **changes)
+        rows = tuple(replace(row, engine_flags=host.engine_flags) for row in plan.allocation)
+        return replace(plan, adapters=(replace(item, hosts=(host,)),), allocation=rows)
+
     def with_first(**changes):
         ready = {name: changes[name] for name in TIERS if name in changes}
         tiers = replace(first.tiers, **({"gpu": ("idle0",), "host": ()} | ready))
@@ -196,7 +202,8 @@ def test_the_check_finds_what_cannot_be():
         nothing = replace(second.tiers, gpu=(), host=(), host_bytes=sizes[other])
         preload = replace(item.preload, on_disk=tuple(sorted({"idle0", "idle1"} - {*tiers.gpu, *tiers.host})))
         placement = (replace(first, tiers=tiers), replace(second, tiers=nothing))
-        return with_item(placement=placement, preload=preload, hosts=(replace(item.hosts[0], held=4, engine_flags=""),))
+        changed = with_host(held=4, engine_flags=KIND.flags(2, held=4))
+        return replace(changed, adapters=(replace(changed.adapters[0], placement=placement, preload=preload),))
 
     verify_plan(problem, plan)
     verify_plan(problem, with_first())
@@ -209,10 +216,26 @@ def test_the_check_finds_what_cannot_be():
         "and it has 500000000.0": with_first(host_room_bytes=1e9),
         "are said to be on disk only": with_item(preload=replace(item.preload, on_disk=("idle0",))),
         "and room for 1": with_item(hosts=(replace(item.hosts[0], held=1),)),
-        "and starts with '--max-loras 7'": with_item(hosts=(replace(item.hosts[0], engine_flags="--max-loras 7"),)),
+        "made for the rank 32, and it says 16": with_host(rank=16),
+        "one starts with '', and its replicas with '--enable-lora": replace(
+            plan, allocation=tuple(replace(row, engine_flags="") for row in plan.allocation)
+        ),
         "saves more than its bound": with_item(preload=replace(item.preload, bound_s_per_s=0.0)),
     }
-    for words, each in wrong.items():
+    held = item.hosts[0].held
+    assert item.hosts[0].engine_flags == KIND.flags(2, held=held)
+    flags = {
+        "numbers swapped": f"--enable-lora --max-loras {held} --max-lora-rank 32 --max-cpu-loras 2",
+        "another rank": f"--enable-lora --max-loras 2 --max-lora-rank 64 --max-cpu-loras {held}",
+        "one fewer in host memory": f"--enable-lora --max-loras 2 --max-lora-rank 32 --max-cpu-loras {held - 1}",
+        "another engine's": f"--enable-lora --max-loras-per-batch 2 --max-lora-rank 32 --max-loaded-loras {held}",
+        "one missing": f"--enable-lora --max-loras 2 --max-cpu-loras {held}",
+        "one twice": f"{KIND.flags(2, held=held)} --max-loras 3",
+        "one without its number": f"--enable-lora --max-loras --max-lora-rank 32 --max-cpu-loras {held}",
+        "none": "",
+    }
+    cases = [*wrong.items(), *((f"starts with '{each}'", with_host(engine_flags=each)) for each in flags.values())]
+    for words, each in cases:
         with pytest.raises(SolverLiedError, match=words):
             verify_plan(problem, each)
 
