@@ -151,6 +151,19 @@ def planner_json(plan):
     return json.dumps(plan_to_document(plan), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def test_reports_tell_processes_from_slots_and_engines_whose_flags_are_not_known():
+    each = [adapter(name) for name in "ab"] + [adapter(name, isolation="shared-backbone") for name in "cd"]
+    text = planned({"each": each}, service={"engine": {"name": "vllm"}}).to_markdown()
+    assert "1 replica with 2 slots, 1 replica with 2 processes on one copy of the weights." in text
+    assert "Start engines that have slots with --enable-lora --max-loras 2 " in text
+    assert "is not known here" not in text
+    other = planned({"each": each[:2]}, service={"engine": {"name": "lmdeploy"}}).to_markdown()
+    assert "How to start lmdeploy with adapters is not known here." in other
+    assert "Start engines" not in other
+    apart = planned({"each": each[2:]}, service={"engine": {"name": "lmdeploy"}}).to_markdown()
+    assert "is not known here" not in apart  # no engine has slots
+
+
 def test_reports_say_where_adapters_are_and_what_they_cost(mixed):
     text = mixed.to_markdown()
     assert "3 adapters on 1 replica with 2 slots, 1 replica of one merged adapter each" in text
