@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from planner.files.request import PlanRequest
     from planner.files.request.services import Service
     from planner.profilers.adapter_engines import SlotShape
+    from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.options import OptionProfile
 
 ALONE = 16
@@ -56,6 +57,8 @@ RATE_TOLERANCE = 1e-3
 CONTEXT_BYTES = 0.5e9
 """Of one process on a GPU: CUDA context and workspace. Assumed, as in ServerlessLoRA's set-up (arXiv 2505.14468)."""
 FEWEST_SHARED = 2
+ADAPTER_TIME = "adapter_overhead_s"
+"""Parameter of the estimator: what adapters add to a step's time, beside reading them, in each layer."""
 MOST_BUCKETS = 240
 """Groups of adapters times sizes of requests that a programme has; sizes are put together until it has no more."""
 _WORST_FIRST = tuple(reversed(ProvenanceKind))
@@ -451,7 +454,9 @@ def _served(adapters: ServiceAdapters, profile: OptionProfile) -> _Served:
     return _Served(throughput_rps=throughput, provenance=tuple(provenance), limiting=tuple(limiting))
 
 
-def adapter_assumptions(name: str, adapters: ServiceAdapters, *, is_at_peak: bool = False) -> Iterator[str]:
+def adapter_assumptions(
+    name: str, adapters: ServiceAdapters, *, params: EstimatorParams, is_at_peak: bool = False
+) -> Iterator[str]:
     """Yield what a plan takes for granted of a service's adapters."""
     n_sizes, n_classes = len(adapters.sizes.buckets), len(adapters.classes)
     together = f", put together to {n_classes}" if n_classes < n_sizes else ""
@@ -472,6 +477,12 @@ def adapter_assumptions(name: str, adapters: ServiceAdapters, *, is_at_peak: boo
                 f"{name}: processes on one copy of the weights keep {size} for their adapter and "
                 f"{format_bytes(CONTEXT_BYTES)} for a context each (assumed), and are all taken to be busy at once: "
                 "each has its part of the replica's time and of its KV cache."
+            )
+    for engine in dict.fromkeys(kind.engine for kind in adapters.kinds):
+        if not params.has_row(ADAPTER_TIME, engine):
+            yield (
+                f"{name}: the time that adapters add to a step of {engine} is a published figure (Punica, arXiv"
+                " 2310.18547: 2 ms a token of 32 layers), not measured on it."
             )
     if is_at_peak:
         yield (

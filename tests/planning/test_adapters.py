@@ -164,6 +164,19 @@ def test_reports_tell_processes_from_slots_and_engines_whose_flags_are_not_known
     assert "is not known here" not in apart  # no engine has slots
 
 
+def test_a_plan_says_whose_figure_the_time_of_adapters_is(mixed, tmp_path):
+    published = "a published figure (Punica, arXiv 2310.18547: 2 ms a token of 32 layers), not measured on it."
+    said = [text for text in mixed.plan.assumptions if "add to a step" in text]
+    assert said == [f"chat: the time that adapters add to a step of vllm is {published}"]
+    each = [adapter("a"), adapter("b")]
+    own = tmp_path / "own.csv"
+    own.write_text(
+        "parameter,scope,value,unit,source,reason\nadapter_overhead_s,vllm,0.0001,s,measured,mine\n", encoding="utf-8"
+    )
+    for known in ({"service": {"engine": {"name": "s-lora"}}}, {"profiles": {"parameters": str(own)}}):
+        assert not any(published in text for text in planned({"each": each}, **known).plan.assumptions)
+
+
 def test_reports_say_where_adapters_are_and_what_they_cost(mixed):
     text = mixed.to_markdown()
     assert "3 adapters on 1 replica with 2 slots, 1 replica of one merged adapter each" in text
