@@ -214,6 +214,30 @@ def known_modules(model: ModelArchitecture) -> tuple[str, ...]:
     return tuple(dict.fromkeys(projection.module for group in model.layers for projection in group.projections))
 
 
+def changed_modules(model: ModelArchitecture, target_modules: Iterable[str]) -> frozenset[str]:
+    """Return the modules of `model` that `target_modules` names, `all-linear` being all that it has.
+
+    Raises
+    ------
+    InputError: if the model's shapes are not known, or it has no module of that name.
+    """
+    known = known_modules(model)
+    if not known:
+        raise InputError(
+            f"The shapes of the weight matrices of {model.name} are not known, and so not the size of its adapters.",
+            hint="Name a model of the library, or the path of its config.json.",
+        )
+    wanted = frozenset(canonical_modules(target_modules))
+    if ALL_LINEAR in wanted:
+        return frozenset(known)
+    if unknown := sorted(wanted - set(known)):
+        raise InputError(
+            f"{model.name} has no module {unknown[0]!r} whose shape is known.",
+            hint=f"It has: {', '.join(known)}; or {ALL_LINEAR} for all of them.",
+        )
+    return wanted
+
+
 def adapter_params(model: ModelArchitecture, *, rank: float, target_modules: Iterable[str]) -> float:
     """Return the parameters of an adapter: the sum of rank x (inputs + outputs) over the matrices that it changes.
 
@@ -241,19 +265,7 @@ def adapter_params(model: ModelArchitecture, *, rank: float, target_modules: Ite
     >>> adapter_params(model, rank=16, target_modules=["q", "k", "v", "o"])
     16777216.0
     """
-    known = known_modules(model)
-    if not known:
-        raise InputError(
-            f"The shapes of the weight matrices of {model.name} are not known, and so not the size of its adapters.",
-            hint="Name a model of the library, or the path of its config.json.",
-        )
-    wanted = set(canonical_modules(target_modules))
-    chosen = set(known) if ALL_LINEAR in wanted else wanted
-    if unknown := sorted(chosen - set(known)):
-        raise InputError(
-            f"{model.name} has no module {unknown[0]!r} whose shape is known.",
-            hint=f"It has: {', '.join(known)}; or {ALL_LINEAR} for all of them.",
-        )
+    chosen = changed_modules(model, target_modules)
     return float(
         sum(
             group.count * projection.count * rank * (projection.inputs + projection.outputs)

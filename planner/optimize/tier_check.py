@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from planner.domain.adapters import Isolation
 from planner.errors import SolverLiedError
+from planner.profilers.adapter_engines import flag_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,6 +62,7 @@ def check_tiers(problem: FleetProblem, plan: Plan, by_key: Mapping[tuple[str, st
             )
             near.update(own, replica.tiers.gpu, replica.tiers.host)
         _check_rest(item, set(tenancy.sizes_bytes), near)
+        _check_allocation(item, plan)
 
 
 def _fail(what: str) -> None:
@@ -122,16 +124,32 @@ def _check_replica(ready: _Ready, option: ServingOption) -> None:
         largest = sum(sorted(map(ready.host_bytes, ready.able), reverse=True)[: ready.host.held])
         if max(largest, room) > part * (1 + TOLERANCE):
             _fail(f"adapters of {ready.name} may take {largest!r} bytes of host memory, and it has {part!r}")
-    _check_flags(ready)
+    _check_flags(ready, option)
 
 
-def _check_flags(ready: _Ready) -> None:
-    """The engine is started for as many adapters as are there, and so many slots."""
+def _check_flags(ready: _Ready, option: ServingOption) -> None:
+    """The engine is started for as many adapters as are there, and as many slots of the rank that they are made for."""
     host, slots, n_held = ready.host, ready.slots, len(ready.all)
     if host.held < max(n_held, slots.count):
         _fail(f"{ready.name} has {n_held} adapters in host memory, and room for {host.held}")
-    if host.engine_flags and not {str(host.held), str(slots.count)} <= set(host.engine_flags.split()):
-        _fail(f"{ready.name} has {slots.count} slots for {host.held} adapters, and starts with {host.engine_flags!r}")
+    if host.rank != slots.rank:
+        _fail(f"slots of {ready.name} are made for the rank {slots.rank}, and it says {host.rank}")
+    # Processes on one copy of the weights have no flags, and neither has an engine of which none are known.
+    engine = "" if option.config is None or slots.isolation is not Isolation.SHARED_PROCESS else option.config.engine
+    found = flag_numbers(engine, host.engine_flags)
+    if found is None or (found and found != {"slots": slots.count, "rank": slots.rank, "held": host.held}):
+        _fail(
+            f"{ready.name} has {slots.count} slots of rank {slots.rank} for {host.held} adapters, and starts with"
+            f" {host.engine_flags!r}"
+        )
+
+
+def _check_allocation(item: AdapterPlan, plan: Plan) -> None:
+    """The rows of the fleet say the same flags as the hosts."""
+    flags = {host.option: host.engine_flags for host in item.hosts}
+    for row in plan.allocation:
+        if row.service == item.service and row.engine_flags != flags.get(row.option, row.engine_flags):
+            _fail(f"{row.option} starts with {row.engine_flags!r}, and its replicas with {flags[row.option]!r}")
 
 
 def _check_rest(item: AdapterPlan, known: set[str], near: set[str]) -> None:

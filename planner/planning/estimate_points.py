@@ -13,7 +13,6 @@ import numpy as np
 
 from planner.catalog.gpus import load_gpus
 from planner.catalog.models import list_models, load_model
-from planner.domain.adapters import adapter_params
 from planner.domain.hardware import EngineConfig
 from planner.domain.model import MixerKind
 from planner.domain.precision import BYTES_PER_PARAMETER, SPARSE, weight_bytes
@@ -22,7 +21,7 @@ from planner.files.bundled import bundled
 from planner.files.documents import did_you_mean
 from planner.files.slo import parse_slo
 from planner.profilers import roofline
-from planner.profilers.adapter_engines import computed_rank
+from planner.profilers.adapter_engines import computed_rank, slot_modules
 from planner.profilers.adapters import ATTENTION, DEFAULT_RANK, Adapters, adapter_load
 from planner.profilers.efficiency import ENGINES, engine_family
 from planner.profilers.eras import MLPERF_VERSION, UNSTATED_VERSION, version_key
@@ -499,11 +498,11 @@ def _adapters(
     )
     if not ranks:
         notes.append(f"adapter_rank not told: {DEFAULT_RANK:g} assumed")
-    rank = DEFAULT_RANK
+    rank, modules = DEFAULT_RANK, ATTENTION
     if not is_packed:
         try:
             rank = computed_rank(config.engine, ranks or (DEFAULT_RANK,))
-            adapter_params(model, rank=1, target_modules=ATTENTION)
+            modules = slot_modules(config.engine, model, ATTENTION)
         except PlannerError as error:
             raise CannotEstimate("bad_value", f"num_adapters: {error.message}") from error
     kind = "a merged copy of the model for each" if is_packed else "one backbone for all"
@@ -513,6 +512,7 @@ def _adapters(
         rank=rank,
         zipf_alpha=1.0 if alpha is None else max(0.0, alpha),
         is_shared=not is_packed,
+        modules=modules,
     )
 
 

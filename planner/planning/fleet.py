@@ -173,7 +173,7 @@ def fleet_question(
         + unknown_intensity
         + tuple(warning for service in services for warning in service.demand.warnings),
         assumptions=(
-            *_assumptions(request, services, offers),
+            *_assumptions(request, services, offers, params),
             *job_assumptions(prepared.jobs, services, request.horizon),
         ),
         unchecked_gpus=_unchecked_gpus(prepared),
@@ -330,7 +330,9 @@ def _params(request: PlanRequest, base_dir: Path) -> EstimatorParams:
     return read_params(base_dir / request.profiles.parameters)
 
 
-def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offers: Sequence[Offer]) -> Iterator[str]:
+def _assumptions(
+    request: PlanRequest, services: Sequence[PreparedService], offers: Sequence[Offer], params: EstimatorParams
+) -> Iterator[str]:
     for service in services:
         formats = ", ".join(dict.fromkeys(config.precision for config in service.configs))
         engine = service.request.engine.name
@@ -339,7 +341,8 @@ def _assumptions(request: PlanRequest, services: Sequence[PreparedService], offe
     for service in services:
         if service.adapters is not None:
             is_at_peak = service.request.workload.peak is not None
-            yield from adapter_assumptions(service.request.name, service.adapters, is_at_peak=is_at_peak)
+            name = service.request.name
+            yield from adapter_assumptions(name, service.adapters, params=params, is_at_peak=is_at_peak)
     yield from scaling_assumptions(services)
     yield from spot_assumptions(request, offers)
     change = request.constraints.change_cost

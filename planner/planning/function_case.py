@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.domain.adapters import BYTES_PER_PARAMETER as ADAPTER_BYTES_PER_PARAMETER
-from planner.domain.adapters import Isolation, adapter_bytes, adapter_params
+from planner.domain.adapters import Isolation, adapter_bytes
 from planner.domain.hardware import EngineConfig
 from planner.domain.precision import BYTES_PER_PARAMETER, kv_cache_bytes, state_bytes, weight_bytes
 from planner.domain.slo import Metric
@@ -18,7 +17,7 @@ from planner.planning.estimate import estimate_questions
 from planner.planning.estimate_points import Question
 from planner.planning.function_objectives import Objectives, objectives_of, steering_bounds_s
 from planner.profilers.adapter_batching import BatchLatency
-from planner.profilers.adapter_engines import computed_rank, slot_rank
+from planner.profilers.adapter_engines import computed_rank, slot_shape
 from planner.profilers.adapter_hosts import HOST_BYTES_PER_GPU
 from planner.profilers.adapters import Adapters
 from planner.profilers.roofline import misfit, replica_memory
@@ -135,7 +134,14 @@ def function_case(
     alone = batch_times(model, gpu, config, sizes, params, adapters=None, batch=most_batch)
     rates = [adapter.rate_rps or 0.0 for adapter in adapters]
     rank = computed_rank(config.engine, [adapter.rank for adapter in adapters], rates)
-    many = Adapters(count=len(adapters), rank=rank, zipf_alpha=_pool_popularity(adapters), is_shared=True)
+    slot = slot_shape(model, adapters, engine=config.engine)
+    many = Adapters(
+        count=len(adapters),
+        rank=rank,
+        zipf_alpha=_pool_popularity(adapters),
+        is_shared=True,
+        modules=slot.modules,
+    )
     together = batch_times(model, gpu, config, sizes, params, adapters=many, batch=POOL_BATCH)
     start = _start_times(model, gpu, config, hosting, adapter_size=max(own))
     setting = Setting(
@@ -162,9 +168,7 @@ def function_case(
             tpot_bound_s=tpot_s,
         ),
         setting=setting,
-        pool_setting=replace(
-            setting, prefill=together[0], decode=together[1], slot_bytes=_slot_bytes(model, adapters, config.engine)
-        ),
+        pool_setting=replace(setting, prefill=together[0], decode=together[1], slot_bytes=slot.bytes_each),
         request_kv_bytes=request_bytes,
         most_batch=most_batch,
         output_tokens=sizes.output_tokens,
@@ -174,13 +178,6 @@ def function_case(
         isolation=strictest.isolation,
         isolated_by=strictest.name,
     )
-
-
-def _slot_bytes(model: ModelArchitecture, adapters: Sequence[Adapter], engine: str) -> float:
-    """Return the memory of a slot that any of the adapters fits."""
-    rank = slot_rank(engine, max(adapter.rank for adapter in adapters))
-    modules = {module for adapter in adapters for module in adapter.target_modules}
-    return ADAPTER_BYTES_PER_PARAMETER * adapter_params(model, rank=rank, target_modules=modules)
 
 
 def _pool_popularity(adapters: Sequence[Adapter]) -> float:

@@ -1,4 +1,4 @@
-"""How engines are started for many adapters, which ranks they have room for, and which they compute.
+"""How engines are started for many adapters, what their slots have room for, and which ranks they compute.
 
 All of it is data: profiles/adapter_engines.csv.
 """
@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from planner.domain.adapters import BYTES_PER_PARAMETER, adapter_params, changed_modules, known_modules
 from planner.errors import InputError
 from planner.files.bundled import bundled
 from planner.profilers.efficiency import engine_family
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from planner.domain.adapters import Adapter
+    from planner.domain.model import ModelArchitecture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +31,9 @@ class AdapterEngine:
     """Largest ranks that a slot can be made for, ascending; () = any."""
     is_padded: bool
     """Every product is of the slots' rank, with zeros; else of each adapter's own."""
+    has_all_modules: bool
+    """Slots have room in every module of the model, and those that an adapter does not change are zeros; else in the
+    modules that the adapters change."""
     flags: str
     """With {slots}, {rank} and {held} for the numbers."""
 
@@ -39,6 +46,7 @@ def load_adapter_engines() -> Mapping[str, AdapterEngine]:
         row["engine"]: AdapterEngine(
             ranks=tuple(int(rank) for rank in row["ranks"].split()),
             is_padded=row["computes"] == "slot",
+            has_all_modules=row["slot_modules"] == "model",
             flags=row["flags"],
         )
         for row in csv.DictReader(text.splitlines())
@@ -66,6 +74,55 @@ def slot_rank(engine: str, rank: int) -> int:
             hint="Merge it (merged: true), or choose another engine.",
         )
     return min(each for each in known.ranks if each >= rank)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotShape:
+    """What a slot has room for."""
+
+    rank: int
+    modules: frozenset[str]
+    """Each by its own name."""
+    bytes_each: float
+    """Over all GPUs of a replica."""
+
+    def fits(self, model: ModelArchitecture, adapter: Adapter) -> bool:
+        """Return whether a slot has room for `adapter`, whoever it may share with."""
+        return adapter.rank <= self.rank and self.modules >= changed_modules(model, adapter.target_modules)
+
+
+def slot_modules(engine: str, model: ModelArchitecture, target_modules: Iterable[str]) -> frozenset[str]:
+    """Return the modules that slots of `engine` have room in for adapters that change `target_modules`.
+
+    An engine that is not known is taken to have room in all of them.
+
+    Raises
+    ------
+    InputError: as `planner.domain.adapters.changed_modules`.
+    """
+    changed = changed_modules(model, target_modules)
+    known = load_adapter_engines().get(engine_family(engine))
+    return frozenset(known_modules(model)) if known is None or known.has_all_modules else changed
+
+
+def slot_shape(model: ModelArchitecture, adapters: Collection[Adapter], *, engine: str | None) -> SlotShape:
+    """Return what a slot is like that any of the adapters fits.
+
+    Parameters
+    ----------
+    engine : that has the slots; None = a slot is a process for one adapter, with nothing set aside for others.
+
+    Raises
+    ------
+    InputError: if the model has not the modules that an adapter changes, or the engine no slots for its rank.
+    """
+    rank = max(adapter.rank for adapter in adapters)
+    changed = {module for adapter in adapters for module in adapter.target_modules}
+    modules = changed_modules(model, changed)
+    if engine is not None:
+        rank, modules = slot_rank(engine, rank), slot_modules(engine, model, changed)
+    size = BYTES_PER_PARAMETER * adapter_params(model, rank=rank, target_modules=modules)
+    return SlotShape(rank=rank, modules=modules, bytes_each=size)
 
 
 def computed_rank(engine: str, ranks: Sequence[float], rates: Sequence[float] = ()) -> float:
@@ -103,3 +160,32 @@ def adapter_flags(engine: str, *, slots: int, rank: int, held: int) -> str:
     """
     known = load_adapter_engines().get(engine_family(engine))
     return "" if known is None else known.flags.format(slots=slots, rank=rank, held=held)
+
+
+def flag_numbers(engine: str, flags: str) -> dict[str, int] | None:
+    """Return the slots, rank and held adapters that `flags` start `engine` with, by these names; {} without any.
+
+    None where that is not how the engine is started: a flag is missing, twice, not one of its own, or has no number.
+
+    Examples
+    --------
+    >>> flag_numbers("vllm", "--enable-lora --max-loras 8 --max-lora-rank 16 --max-cpu-loras 9")
+    {'slots': 8, 'rank': 16, 'held': 9}
+    >>> flag_numbers("s-lora", "")
+    {}
+    """
+    known = load_adapter_engines().get(engine_family(engine))
+    names, values = _flag_values(known.flags if known else ""), _flag_values(flags)
+    if names is None or values is None or names.keys() != values.keys():
+        return None
+    if any(value.isdecimal() != bool(names[flag]) for flag, value in values.items()):
+        return None
+    return {name.strip("{}"): int(values[flag]) for flag, name in names.items() if name}
+
+
+def _flag_values(flags: str) -> dict[str, str] | None:
+    """Return what stands behind each flag, "" where nothing does; None where that is not all, or a flag is twice."""
+    first, *parts = f" {flags}".split(" --")
+    pairs = [part.strip().partition(" ") for part in parts]
+    found = {flag: value for flag, _, value in pairs}
+    return None if first.strip() or len(found) < len(parts) else found

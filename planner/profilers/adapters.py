@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.roofline import Array
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
+"""Modules that adapters change where nobody says which."""
 DEFAULT_RANK = 16.0
 """Rank of adapters whose rank is not told."""
 
@@ -37,6 +38,8 @@ class Adapters:
     """Popularity of the k-th adapter is proportional to k^-alpha; 0 = all alike."""
     is_shared: bool
     """One backbone for all of them; otherwise a merged copy of it for each."""
+    modules: frozenset[str] = ATTENTION
+    """That are stored and read for each of them; those that it does not change are zeros."""
 
 
 def distinct(adapters: Adapters, batch: float) -> float:
@@ -64,16 +67,16 @@ class AdapterLoad:
 
 
 def adapter_load(model: ModelArchitecture, config: EngineConfig, adapters: Adapters, batch: float) -> AdapterLoad:
-    """Return what the adapters take while `batch` sequences run; they change the attention's four projections.
+    """Return what the adapters take while `batch` sequences run.
 
     Raises
     ------
-    InputError: if the model has no such projections, or their shapes are not known.
+    InputError: if the model has not the adapters' modules, or their shapes are not known.
     """
     n_gpus = config.gpus_per_replica
     used = distinct(adapters, batch)
     if adapters.is_shared:
-        size = adapter_params(model, rank=adapters.rank, target_modules=ATTENTION) * UNQUANTIZED_BYTES / n_gpus
+        size = adapter_params(model, rank=adapters.rank, target_modules=adapters.modules) * UNQUANTIZED_BYTES / n_gpus
         return AdapterLoad(memory_bytes=used * size, read_bytes=used * size)
     copy = weight_bytes(model, config.precision) / n_gpus
     return AdapterLoad(memory_bytes=(adapters.count - 1.0) * copy, read_bytes=(used - 1.0) * copy)

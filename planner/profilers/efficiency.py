@@ -224,6 +224,12 @@ class EstimatorParams:
         """Return whether any measurement of this engine went into these parameters."""
         return engine_family(engine) in self.fitted_engines
 
+    def has_row(self, parameter: str, engine: str) -> bool:
+        """Return whether `parameter` has a row of this engine's, or of the user's: else it is as any other engine's."""
+        scopes = {scope for name, scope in self.table if name == parameter}
+        is_engines = engine_family(engine) in {scope.partition("/")[0].partition("@")[0] for scope in scopes}
+        return is_engines or (parameter, DEFAULT_SCOPE) in self.own
+
     def is_release_fitted(self, engine: str, version: str) -> bool:
         """Return whether any measurement of this very era of an engine went into these parameters.
 

@@ -12,7 +12,7 @@ from planner.report.wording import clean, percent, plural, usd
 from planner.units import format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from planner.domain.plan import AdapterAlternative, AdapterHost, AdapterPlan, AdapterPreload, Plan, Route
 
@@ -23,7 +23,8 @@ MAX_FLAGS = 2
 def adapter_texts(plan: Plan) -> Iterator[str]:
     """Yield a paragraph for each service with adapters."""
     for item in plan.adapters:
-        parts = [f"{_where_text(item)}.", _cost_text(item), _flags_text(item)]
+        engines = {row.option: row.engine for row in plan.allocation if row.service == item.service}
+        parts = [f"{_where_text(item)}.", _cost_text(item), _flags_text(item, engines)]
         yield " ".join(part for part in parts if part)
 
 
@@ -131,7 +132,7 @@ SAME = 5e-3
 def _where_text(item: AdapterPlan) -> str:
     shared = [host for host in item.hosts if host.isolation is not Isolation.DEDICATED]
     alone = sum(host.replicas for host in item.hosts if host.isolation is Isolation.DEDICATED)
-    places = [f"{plural(host.replicas, 'replica')} with {host.slots} slots" for host in sorted(shared, key=_by_slots)]
+    places = [f"{plural(host.replicas, 'replica')} {_room_text(host)}" for host in sorted(shared, key=_by_slots)]
     if alone:
         places.append(f"{plural(alone, 'replica')} of one merged adapter each")
     text = f"{clean(item.service)} has {plural(item.adapters, 'adapter')} on {', '.join(places)}"
@@ -144,6 +145,13 @@ def _where_text(item: AdapterPlan) -> str:
         more = plural(item.added_replicas, "replica")
         text += f"; {more} more than the bound's programme has, since adapters are whole"
     return text
+
+
+def _room_text(host: AdapterHost) -> str:
+    """Return what a replica has room for adapters in."""
+    if host.isolation is Isolation.SHARED_BACKBONE:
+        return f"with {host.slots} processes on one copy of the weights"
+    return f"with {host.slots} slots"
 
 
 def preload_texts(plan: Plan) -> Iterator[str]:
@@ -192,8 +200,8 @@ def _names(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else "")
 
 
-def _by_slots(host: AdapterHost) -> tuple[int, str]:
-    return (-host.slots, host.option)
+def _by_slots(host: AdapterHost) -> tuple[int, int, str]:
+    return (host.isolation.strictness, -host.slots, host.option)
 
 
 def _cost_text(item: AdapterPlan) -> str:
@@ -204,10 +212,14 @@ def _cost_text(item: AdapterPlan) -> str:
     )
 
 
-def _flags_text(item: AdapterPlan) -> str:
-    hosts = sorted(item.hosts, key=_by_slots)
+def _flags_text(item: AdapterPlan, engines: Mapping[str, str]) -> str:
+    """Return how the engines with slots are started; `engines` by option."""
+    hosts = sorted((host for host in item.hosts if host.isolation is Isolation.SHARED_PROCESS), key=_by_slots)
     flags = list(dict.fromkeys(host.engine_flags for host in hosts if host.engine_flags))
-    if not flags:
-        return ""
-    more = f" (and {len(flags) - MAX_FLAGS} more)" if len(flags) > MAX_FLAGS else ""
-    return f"Start them with {', and '.join(clean(each) for each in flags[:MAX_FLAGS])}{more}, by their slots."
+    unknown = dict.fromkeys(engines[host.option] for host in hosts if not host.engine_flags and host.option in engines)
+    parts = [f"How to start {clean(engine)} with adapters is not known here." for engine in unknown if engine]
+    if flags:
+        more = f" (and {len(flags) - MAX_FLAGS} more)" if len(flags) > MAX_FLAGS else ""
+        shown = ", and ".join(clean(each) for each in flags[:MAX_FLAGS])
+        parts.insert(0, f"Start engines that have slots with {shown}{more}, by their slots.")
+    return " ".join(parts)

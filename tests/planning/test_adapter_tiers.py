@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import planner
 from planner.catalog.gpus import load_gpus
-from planner.domain.adapters import AdapterSlots, Isolation, Standby, Tenancy, Tenant
-from planner.domain.hardware import Market, Offer
+from planner.domain.adapters import Isolation, Standby, Tenancy, Tenant
+from planner.domain.hardware import EngineConfig, Market, Offer
 from planner.domain.plan import PreloadMethod
 from planner.domain.problem import FleetProblem, ServingOption
 from planner.domain.workload import Bucket, Demand
@@ -29,6 +29,7 @@ from planner.optimize import Assignment, SolverSettings, solve, verify_plan
 from planner.planning import adapter_tiers
 from planner.planning.adapter_tiers import OUT_FRACTION, with_tiers
 from planner.planning.adapters import SlotKind
+from planner.profilers.adapter_engines import SlotShape
 
 MB = 1e6
 GPU = load_gpus().get("A100-40GB")
@@ -36,10 +37,8 @@ SLOT_BYTES = 80 * MB
 KIND = SlotKind(
     isolation=Isolation.SHARED_PROCESS,
     adapters=4,
-    rank=32,
-    bytes_each=SLOT_BYTES,
+    shape=SlotShape(rank=32, modules=frozenset({"q_proj"}), bytes_each=SLOT_BYTES),
     engine="vllm",
-    modules=frozenset({"q_proj"}),
 )
 
 
@@ -69,7 +68,8 @@ def problem_of(rates, sizes, idle_sizes, *, slots, ram_bytes):
         offer=offer,
         gpus_per_replica=1,
         throughput_rps=np.full(len(tenants), 2.0),
-        slots=AdapterSlots(count=slots, bytes_each=SLOT_BYTES, isolation=Isolation.SHARED_PROCESS),
+        config=EngineConfig(engine=KIND.engine),
+        slots=KIND.slots(slots),
     )
     buckets = tuple(Bucket(row=i, column=0, group=i, rate_rps=rate) for i, rate in enumerate(rates))
     tenancy = Tenancy(
@@ -179,41 +179,64 @@ def test_an_engine_may_keep_no_more_than_memory_holds_of_the_largest():
 
 
 def test_the_check_finds_what_cannot_be():
-    problem = problem_of([1.5, 1.5], [20 * MB] * 2, [80 * MB, 80 * MB], slots=2, ram_bytes=0.5e9)
+    problem = problem_of([1.5, 1.5], [20 * MB] * 2, [80 * MB, 80 * MB], slots=3, ram_bytes=0.5e9)
     plan = solved(problem)
     (item,) = plan.adapters
     sizes = problem.tenancies[0].sizes_bytes
     first, second = item.placement
-    (own,), (other,) = ([held.adapter for held in replica.adapters] for replica in (first, second))
+    own, other = ([held.adapter for held in replica.adapters] for replica in (first, second))
+    assert len(own) == len(other) == 2  # one slot of each is left
 
     def with_item(**changes):
         return replace(plan, adapters=(replace(item, **changes),))
 
+    def with_host(**changes):
+        host = replace(item.hosts[0], **changes)
+        rows = tuple(replace(row, engine_flags=host.engine_flags) for row in plan.allocation)
+        return replace(plan, adapters=(replace(item, hosts=(host,)),), allocation=rows)
+
     def with_first(**changes):
         ready = {name: changes[name] for name in TIERS if name in changes}
         tiers = replace(first.tiers, **({"gpu": ("idle0",), "host": ()} | ready))
-        taken = sum(sizes.get(name, 0.0) for name in (own, *tiers.gpu, *tiers.host))
+        taken = sum(sizes.get(name, 0.0) for name in (*own, *tiers.gpu, *tiers.host))
         tiers = replace(tiers, **{"host_bytes": taken, **changes})
-        nothing = replace(second.tiers, gpu=(), host=(), host_bytes=sizes[other])
+        nothing = replace(second.tiers, gpu=(), host=(), host_bytes=sum(map(sizes.get, other)))
         preload = replace(item.preload, on_disk=tuple(sorted({"idle0", "idle1"} - {*tiers.gpu, *tiers.host})))
         placement = (replace(first, tiers=tiers), replace(second, tiers=nothing))
-        return with_item(placement=placement, preload=preload, hosts=(replace(item.hosts[0], held=4, engine_flags=""),))
+        changed = with_host(held=4, engine_flags=KIND.flags(3, held=4))
+        return replace(changed, adapters=(replace(changed.adapters[0], placement=placement, preload=preload),))
 
     verify_plan(problem, plan)
     verify_plan(problem, with_first())
     wrong = {
-        "3 adapters in slots": with_first(gpu=("idle0", "idle1")),
-        "2 adapters in slots and 1 in host memory": with_first(host=("idle0",)),  # twice
+        "4 adapters in slots": with_first(gpu=("idle0", "idle1")),
+        "3 adapters in slots and 1 in host memory": with_first(host=("idle0",)),  # twice
         "nobody ready, which it has no slot for": with_first(host=("nobody",)),
-        "take 100000000.0 bytes of host memory, and it says 1.0": with_first(host_bytes=1.0),
+        "take 120000000.0 bytes of host memory, and it says 1.0": with_first(host_bytes=1.0),
         "of 90000000.0": with_first(host_room_bytes=90 * MB),
         "and it has 500000000.0": with_first(host_room_bytes=1e9),
         "are said to be on disk only": with_item(preload=replace(item.preload, on_disk=("idle0",))),
-        "and room for 1": with_item(hosts=(replace(item.hosts[0], held=1),)),
-        "and starts with '--max-loras 7'": with_item(hosts=(replace(item.hosts[0], engine_flags="--max-loras 7"),)),
+        "and room for 2": with_item(hosts=(replace(item.hosts[0], held=2),)),
+        "made for the rank 32, and it says 16": with_host(rank=16),
+        "one starts with '', and its replicas with '--enable-lora": replace(
+            plan, allocation=tuple(replace(row, engine_flags="") for row in plan.allocation)
+        ),
         "saves more than its bound": with_item(preload=replace(item.preload, bound_s_per_s=0.0)),
     }
-    for words, each in wrong.items():
+    held = item.hosts[0].held
+    assert item.hosts[0].engine_flags == KIND.flags(3, held=held)
+    flags = {
+        "numbers swapped": f"--enable-lora --max-loras {held} --max-lora-rank 32 --max-cpu-loras 3",
+        "another rank": f"--enable-lora --max-loras 3 --max-lora-rank 64 --max-cpu-loras {held}",
+        "one fewer in host memory": f"--enable-lora --max-loras 3 --max-lora-rank 32 --max-cpu-loras {held - 1}",
+        "another engine's": f"--enable-lora --max-loras-per-batch 3 --max-lora-rank 32 --max-loaded-loras {held}",
+        "one missing": f"--enable-lora --max-loras 3 --max-cpu-loras {held}",
+        "one twice": f"{KIND.flags(3, held=held)} --max-loras 4",
+        "one without its number": f"--enable-lora --max-loras --max-lora-rank 32 --max-cpu-loras {held}",
+        "none": "",
+    }
+    cases = [*wrong.items(), *((f"starts with '{each}'", with_host(engine_flags=each)) for each in flags.values())]
+    for words, each in cases:
         with pytest.raises(SolverLiedError, match=words):
             verify_plan(problem, each)
 
@@ -275,6 +298,14 @@ def test_reports_name_a_few_and_say_how_they_were_chosen(mixed):
         assert "Chosen by an integer programme, nothing saves more." in text
     many = planned([adapter("a"), adapter("b"), *(adapter(f"i{number}", "0 req/s") for number in range(8))])
     assert "i0, i1, i2 and 5 more in host memory" in many.to_markdown()
+
+
+def test_an_idle_adapter_is_unfit_only_where_the_engine_has_no_room_for_its_modules():
+    each = [adapter("a"), adapter("b"), adapter("wide", "0 req/s", target_modules="all-linear")]
+    assert planned(each).plan.adapters[0].preload.unfit == ()
+    assert planned(each, engine={"name": "sglang"}).plan.adapters[0].preload.unfit == ("wide",)
+    each = [adapter(name, target_modules="q k v o gate up down") for name in "ab"] + each[2:]
+    assert planned(each, engine={"name": "sglang"}).plan.adapters[0].preload.unfit == ()
 
 
 def test_slots_need_host_memory_for_what_is_in_them(tmp_path):

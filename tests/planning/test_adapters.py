@@ -86,8 +86,7 @@ def test_adapters_share_replicas_unless_they_must_not(mixed):
 
 def test_slots_have_the_largest_rank_that_the_engine_knows(mixed):
     (host,) = (host for host in mixed.plan.adapters[0].hosts if host.isolation is Isolation.SHARED_PROCESS)
-    modules = ["q", "k", "v", "o"]
-    assert host.slot_bytes == 2 * adapter_params(load_model(MODEL), rank=32, target_modules=modules)
+    assert host.slot_bytes == 2 * adapter_params(load_model(MODEL), rank=32, target_modules=["all-linear"])
     assert host.engine_flags == "--enable-lora --max-loras 2 --max-lora-rank 32 --max-cpu-loras 3"
     rows = [row for row in mixed.plan.allocation if row.option == host.option]
     assert rows[0].engine_flags == host.engine_flags
@@ -150,6 +149,32 @@ def test_the_document_is_read_back_as_it_was_written(mixed):
 
 def planner_json(plan):
     return json.dumps(plan_to_document(plan), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def test_reports_tell_processes_from_slots_and_engines_whose_flags_are_not_known():
+    each = [adapter(name) for name in "ab"] + [adapter(name, isolation="shared-backbone") for name in "cd"]
+    text = planned({"each": each}, service={"engine": {"name": "vllm"}}).to_markdown()
+    assert "1 replica with 2 slots, 1 replica with 2 processes on one copy of the weights." in text
+    assert "Start engines that have slots with --enable-lora --max-loras 2 " in text
+    assert "is not known here" not in text
+    other = planned({"each": each[:2]}, service={"engine": {"name": "lmdeploy"}}).to_markdown()
+    assert "How to start lmdeploy with adapters is not known here." in other
+    assert "Start engines" not in other
+    apart = planned({"each": each[2:]}, service={"engine": {"name": "lmdeploy"}}).to_markdown()
+    assert "is not known here" not in apart  # no engine has slots
+
+
+def test_a_plan_says_whose_figure_the_time_of_adapters_is(mixed, tmp_path):
+    published = "a published figure (Punica, arXiv 2310.18547: 2 ms a token of 32 layers), not measured on it."
+    said = [text for text in mixed.plan.assumptions if "add to a step" in text]
+    assert said == [f"chat: the time that adapters add to a step of vllm is {published}"]
+    each = [adapter("a"), adapter("b")]
+    own = tmp_path / "own.csv"
+    own.write_text(
+        "parameter,scope,value,unit,source,reason\nadapter_overhead_s,vllm,0.0001,s,measured,mine\n", encoding="utf-8"
+    )
+    for known in ({"service": {"engine": {"name": "s-lora"}}}, {"profiles": {"parameters": str(own)}}):
+        assert not any(published in text for text in planned({"each": each}, **known).plan.assumptions)
 
 
 def test_reports_say_where_adapters_are_and_what_they_cost(mixed):

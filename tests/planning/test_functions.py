@@ -47,11 +47,11 @@ def adapters(rates, ranks=(), **changes):
     ]
 
 
-def case_of(rates, slos=("ttft p90 <= 2s",), ranks=(), **hosting):
+def case_of(rates, slos=("ttft p90 <= 2s",), ranks=(), modules=QKVO, **hosting):
     return function_case(
         load_model("llama-2-7b"),
         load_gpus().get("L40S"),
-        adapters(rates, ranks),
+        adapters(rates, ranks, target_modules=modules),
         sizes=Sizes(input_tokens=512, output_tokens=128),
         slos=[parse_slo(text) for text in slos],
         hosting=Hosting(**({"storage_bytes_per_s": 2e9, "loader": "serverlessllm"} | hosting)),
@@ -83,7 +83,8 @@ def test_a_pool_computes_and_stores_every_adapter_at_the_rank_of_its_slots():
     """vLLM pads to --max-lora-rank: a rank of 12 beside one of 4 costs what two of 16 do, and one of 4 does not."""
     mixed, padded, small = (case_of([0.1, 0.1], ranks=ranks) for ranks in ((4, 12), (16, 16), (4, 4)))
     assert mixed.pool_setting == replace(padded.pool_setting, start=mixed.pool_setting.start)
-    assert mixed.pool_setting.slot_bytes == padded.functions.adapter_bytes.max()
+    # A slot has room in every module of the model: of rank 16 those of Llama-2-7B take 80 MB, the adapters' four 34 MB.
+    assert mixed.pool_setting.slot_bytes == pytest.approx(79.95e6, rel=1e-3)
     assert small.pool_setting.decode.first_s < mixed.pool_setting.decode.first_s
     assert mixed.functions.adapter_bytes.tolist() == pytest.approx([33.55e6 / 4, 33.55e6 * 3 / 4], rel=0.01)
     slots = [
@@ -91,6 +92,14 @@ def test_a_pool_computes_and_stores_every_adapter_at_the_rank_of_its_slots():
         for case in (mixed, padded)
     ]
     assert slots[0] == slots[1]
+
+
+def test_modules_that_an_adapter_does_not_change_are_read_as_zeros():
+    """vLLM's products are of every module of the model, so adapters of two modules take as long as those of seven."""
+    two, seven = (case_of([0.1, 0.1], modules=modules) for modules in (("q_proj", "v_proj"), ("all-linear",)))
+    assert two.pool_setting.decode == seven.pool_setting.decode
+    assert two.pool_setting.slot_bytes == seven.pool_setting.slot_bytes
+    assert two.functions.adapter_bytes.max() < seven.functions.adapter_bytes.max() / 4
 
 
 def test_what_cannot_be_compared_is_refused():

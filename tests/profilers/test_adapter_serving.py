@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.domain.adapters import Isolation
+from planner.catalog.models import load_model
+from planner.domain.adapters import Adapter, Isolation, known_modules
 from planner.errors import DataMissingError
 from planner.files.bundled import bundled
 from planner.profilers.adapter_batching import (
@@ -20,7 +21,7 @@ from planner.profilers.adapter_batching import (
     margin_s,
     rate_while_sharing_rps,
 )
-from planner.profilers.adapter_engines import computed_rank
+from planner.profilers.adapter_engines import computed_rank, slot_shape
 from planner.profilers.adapter_packing import AdapterMemory, most_adapters
 from planner.profilers.first_token import COLD, WARM, Warmth, backbone_load_s, first_token, published_load_times
 from planner.profilers.serverless_figures import beyond_published, figures
@@ -52,10 +53,48 @@ def test_the_rank_that_an_engine_computes(engine, ranks, rates, expected):
     assert computed_rank(engine, ranks, rates) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("engine", "modules", "slot_mb"),
+    [
+        ("vllm", "q_proj v_proj", 80),  # all seven, whatever the adapters change
+        ("sglang", "q_proj v_proj", 16.8),
+        ("s-lora", "q_proj v_proj", 16.8),
+        ("an-engine", "q_proj v_proj", 80),  # not known: as if it had room in all
+        ("sglang", "all-linear", 80),
+        (None, "q_proj v_proj", 16.8),  # a process for one adapter
+    ],
+)
+def test_the_modules_that_an_engine_sets_memory_aside_for(engine, modules, slot_mb):
+    """Llama-2-7B, rank 16: 16 (4096 + 4096) in q, k, v and o each, 16 (4096 + 11008) in the other three, 32 layers."""
+    model = load_model("llama-2-7b")
+    adapter = Adapter(name="a", rank=16, target_modules=tuple(modules.split()), rate_rps=1.0)
+    assert slot_shape(model, [adapter], engine=engine).bytes_each == pytest.approx(slot_mb * 1e6, rel=2e-3)
+
+
+def test_which_adapters_a_slot_has_room_for():
+    model = load_model("llama-2-7b")
+
+    def of(*modules, rank=16):
+        return Adapter(name="a", rank=rank, target_modules=modules, rate_rps=1.0)
+
+    narrow, wide = (slot_shape(model, [of("q_proj")], engine=engine) for engine in ("sglang", "vllm"))
+    # all-linear is the seven by another name, on either side.
+    spelt = slot_shape(model, [of(*known_modules(model))], engine="sglang")
+    assert spelt.fits(model, of("all-linear"))
+    assert slot_shape(model, [of("all-linear")], engine="sglang").fits(model, of("up_proj"))
+    assert not narrow.fits(model, of("up_proj"))
+    assert not narrow.fits(model, of("all-linear"))
+    # vLLM's slots for adapters of q alone have room in every module, and not for a larger rank.
+    assert wide.fits(model, of("up_proj"))
+    assert wide.fits(model, of("all-linear"))
+    assert not wide.fits(model, of("q_proj", rank=32))
+
+
 def test_every_engines_way_with_ranks_has_a_source():
     text = bundled("profiles", "adapter_engines.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     assert {row["computes"] for row in rows} == {"slot", "own"}
+    assert {row["slot_modules"] for row in rows} == {"model", "adapters"}
     assert all(row["source"].startswith("https://") and row["notes"] for row in rows)
 
 
