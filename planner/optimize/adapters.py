@@ -146,13 +146,14 @@ def solve_with_adapters(
     else:
         first, best, seconds = _with_kin(problem, clock, assignment, is_rough=is_rough)
     result = first.result
-    if best is None and (result.fleet is None or result.termination is Termination.INFEASIBLE):
+    if best is None and (result.termination is Termination.INFEASIBLE or (result.fleet is None and clock.is_over)):
         return empty_plan(result, settings)
-    if best is None:
+    if best is None and result.termination is not Termination.INTERRUPTED:
         ended = Termination.TIME_LIMIT if clock.is_over else Termination.OTHER_LIMIT
         nothing = replace(result, fleet=None, seconds=seconds, termination=ended)
-        cost = 0.0 if result.fleet is None else result.fleet.cost_usd_per_hour
-        return replace(empty_plan(nothing, settings), warnings=(_not_placed(cost),))
+        return replace(empty_plan(nothing, settings), warnings=(_not_placed(first),))
+    if best is None:
+        return empty_plan(replace(result, fleet=None, seconds=seconds), settings)
     plan = replace(
         proven(problem, best.chosen, best.plan, first),
         solver=replace(best.plan.solver, seconds=seconds),
@@ -228,7 +229,8 @@ def _with_sizes(
     seconds += proof.seconds
     bound = proof.total_usd_per_hour
     if best is None:
-        termination = Termination.INFEASIBLE if math.isinf(bound) else Termination.TIME_LIMIT
+        stopped = Termination.INTERRUPTED if proof.is_interrupted else Termination.TIME_LIMIT
+        termination = Termination.INFEASIBLE if math.isinf(bound) else stopped
         return GroupSearch(result=replace(result, bound_usd_per_hour=bound, termination=termination)), None, seconds
     proved = replace(result, bound_usd_per_hour=clean_bound(bound, best.chosen), termination=Termination.OPTIMAL)
     return GroupSearch(result=proved), best, seconds
@@ -406,12 +408,14 @@ def _again(clock: Clock) -> SolverSettings:
     return replace(clock.asked, time_limit_s=limit_s)
 
 
-def _not_placed(cost_usd_per_hour: float) -> Warning_:
+def _not_placed(first: GroupSearch) -> Warning_:
+    fleet, bound = first.result.fleet, first.total_bound or 0.0
+    cost = bound if fleet is None else fleet.cost_usd_per_hour
+    fits = "Parts of adapters" if fleet is None else "Groups of adapters"
     return Warning_(
         code=NOT_PLACED,
-        message=f"Groups of adapters fit the limits at {cost_usd_per_hour:.2f} USD/h, and no place was found in them "
-        "for every whole adapter.",
-        observed=cost_usd_per_hour,
+        message=f"{fits} fit the limits at {cost:.2f} USD/h, and no place was found in them for every whole adapter.",
+        observed=cost,
     )
 
 
