@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -34,6 +35,7 @@ from planner.profilers.adapters import AdapterRoom
 from planner.profilers.capacity import estimate_buckets
 from planner.profilers.efficiency import default_params
 from planner.profilers.roofline import kv_bytes_per_gpu, replica_memory
+from planner.report.adapters import adapter_texts
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 TODAY = "2026-11-29"
@@ -162,6 +164,14 @@ def test_reports_tell_processes_from_slots_and_engines_whose_flags_are_not_known
     assert "Start engines" not in other
     apart = planned({"each": each[2:]}, service={"engine": {"name": "lmdeploy"}}).to_markdown()
     assert "is not known here" not in apart  # no engine has slots
+
+
+def test_replicas_with_the_same_room_are_counted_together(mixed):
+    (item,) = mixed.plan.adapters
+    shared = next(host for host in item.hosts if host.isolation is Isolation.SHARED_PROCESS)
+    hosts = (*item.hosts, replace(shared, option="of another offer", replicas=2))
+    (text,) = adapter_texts(replace(mixed.plan, adapters=(replace(item, hosts=hosts),)))
+    assert "on 3 replicas with 2 slots, 1 replica of one merged adapter each" in text
 
 
 def test_a_plan_says_whose_figure_the_time_of_adapters_is(mixed, tmp_path):
