@@ -94,6 +94,13 @@ def test_slots_have_the_largest_rank_that_the_engine_knows(mixed):
     assert rows[0].engine_flags == host.engine_flags
 
 
+def test_a_slot_takes_more_where_tensor_parallelism_copies_half_of_it():
+    problem = question_of({"each": [adapter("a"), adapter("b")]}, service={"parallelism": {"tp": [1, 2]}}).problem
+    slots = {option.gpus_per_replica: option.slots for option in problem.options if option.slots.count == 2}
+    assert 1.3 < slots[2].bytes_each / slots[1].bytes_each < 1.6
+    assert slots[2].isolation is slots[1].isolation
+
+
 def question_of(adapters, **given):
     asked = read_request(request(adapters, **given))
     return read_question(asked, base_dir=REPO, today=date.fromisoformat(TODAY), strict=False, current=None)
