@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from planner.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
-    from planner.domain.model import ModelArchitecture
+    from planner.domain.model import ModelArchitecture, Projection
     from planner.domain.slo import Slo
 
 BYTES_PER_PARAMETER = 2.0
@@ -272,6 +272,34 @@ def adapter_params(model: ModelArchitecture, *, rank: float, target_modules: Ite
             for group in model.layers
             for projection in group.projections
             if projection.module in chosen
+        )
+    )
+
+
+SPLIT_BY_INPUTS = frozenset({"o_proj", "down_proj"})
+"""Modules whose weights tensor parallelism splits by inputs; those of the others but `NOT_SPLIT` by outputs."""
+NOT_SPLIT = frozenset({"q_a_proj", "kv_a_proj_with_mqa"})
+"""Modules that every GPU has whole."""
+
+
+def copied_params(model: ModelArchitecture, *, rank: float, modules: Collection[str]) -> float:
+    """Return the parameters of an adapter that every GPU has where engines split only half of them by default.
+
+    Of a module that is split by outputs these are the rank x inputs that come before it is, of one that is split by
+    inputs the rank x outputs that come after.
+    """
+
+    def copied(projection: Projection) -> int:
+        before = 0 if projection.module in SPLIT_BY_INPUTS else projection.inputs
+        after = projection.outputs if projection.module in SPLIT_BY_INPUTS | NOT_SPLIT else 0
+        return before + after
+
+    return float(
+        sum(
+            group.count * projection.count * rank * copied(projection)
+            for group in model.layers
+            for projection in group.projections
+            if projection.module in modules
         )
     )
 

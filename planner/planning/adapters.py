@@ -85,11 +85,11 @@ class SlotKind:
         doubled = [2**power for power in range(1, max(self.adapters - 1, 1).bit_length())]
         return tuple(dict.fromkeys([*(count for count in doubled if count < self.adapters), self.adapters]))
 
-    def slots(self, count: int) -> AdapterSlots:
+    def slots(self, count: int, *, tensor_parallel: int = 1) -> AdapterSlots:
         """Return `count` slots per replica."""
         return AdapterSlots(
             count=count,
-            bytes_each=self.shape.bytes_each,
+            bytes_each=self.shape.bytes_over(tensor_parallel),
             isolation=self.isolation,
             rank=self.shape.rank,
             engine_flags=self.flags(count, held=count),
@@ -375,6 +375,8 @@ def hostings(
     slos: Sequence[Slo],
     profile_of: Callable[..., OptionProfile],
     beside_of: Callable[[NDArray[np.float64]], ReplicaBytes],
+    *,
+    tensor_parallel: int,
 ) -> Iterator[Hosting]:
     """Yield one adapter per replica, and every number of slots that leaves room to serve anybody.
 
@@ -393,7 +395,7 @@ def hostings(
         return
     for kind in adapters.kinds:
         for count in kind.counts:
-            slots = kind.slots(count)
+            slots = kind.slots(count, tensor_parallel=tensor_parallel)
             with_room = partial(profile_of, room=room_of(slots))
             found = _hosting(adapters, slots, slos, with_room, isolation=kind.isolation, beside_of=beside_of)
             if not found.throughput_rps.any():
@@ -514,10 +516,12 @@ def adapter_assumptions(
         )
     for kind in adapters.kinds:
         size = format_bytes(kind.shape.bytes_each)
+        more = format_bytes(kind.shape.copied_bytes)
+        copied = f" and {more} more for every further GPU of tensor parallelism" if kind.shape.copied_bytes else ""
         if kind.isolation is Isolation.SHARED_PROCESS:
             yield (
-                f"{name}: a replica with slots keeps {size} for each, reads in every step those that its batch is for, "
-                "as if all were asked for alike, and never loads an adapter while it serves."
+                f"{name}: a replica with slots keeps {size} for each{copied}, reads in every step those that its batch"
+                " is for, as if all were asked for alike, and never loads an adapter while it serves."
             )
         else:
             yield (

@@ -177,7 +177,8 @@ class Prepared:
                 key = (offer.gpu, config, is_away)
                 if key not in found:
                     profiles, beside = partial(profile_of, offer, config), partial(beside_of, offer.gpu, config)
-                    found[key] = tuple(hostings(adapters, slos, profiles, beside))
+                    tensor_parallel = config.tensor_parallel
+                    found[key] = tuple(hostings(adapters, slos, profiles, beside, tensor_parallel=tensor_parallel))
                 for hosting in found[key]:
                     if not has_host_room(adapters, hosting.slots, offer, config.gpus_per_replica):
                         continue

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from planner.domain.adapters import BYTES_PER_PARAMETER, adapter_params, changed_modules, known_modules
+from planner.domain.adapters import BYTES_PER_PARAMETER, adapter_params, changed_modules, copied_params, known_modules
 from planner.errors import InputError
 from planner.files.bundled import bundled
 from planner.profilers.efficiency import engine_family
@@ -34,6 +34,8 @@ class AdapterEngine:
     has_all_modules: bool
     """Slots have room in every module of the model, and those that an adapter does not change are zeros; else in the
     modules that the adapters change."""
+    splits_half: bool
+    """Of a slot tensor parallelism splits one matrix of each module's two, and every GPU has the other; else both."""
     flags: str
     """With {slots}, {rank} and {held} for the numbers."""
 
@@ -47,6 +49,7 @@ def load_adapter_engines() -> Mapping[str, AdapterEngine]:
             ranks=tuple(int(rank) for rank in row["ranks"].split()),
             is_padded=row["computes"] == "slot",
             has_all_modules=row["slot_modules"] == "model",
+            splits_half=row["slot_split"] == "half",
             flags=row["flags"],
         )
         for row in csv.DictReader(text.splitlines())
@@ -84,7 +87,13 @@ class SlotShape:
     modules: frozenset[str]
     """Each by its own name."""
     bytes_each: float
-    """Over all GPUs of a replica."""
+    """On a replica without tensor parallelism."""
+    copied_bytes: float = 0.0
+    """The part of it that tensor parallelism copies to every GPU."""
+
+    def bytes_over(self, tensor_parallel: int) -> float:
+        """Return the memory of a slot over all GPUs of a replica."""
+        return self.bytes_each + (tensor_parallel - 1) * self.copied_bytes
 
     def fits(self, model: ModelArchitecture, adapter: Adapter) -> bool:
         """Return whether a slot has room for `adapter`, whoever it may share with."""
@@ -118,11 +127,14 @@ def slot_shape(model: ModelArchitecture, adapters: Collection[Adapter], *, engin
     """
     rank = max(adapter.rank for adapter in adapters)
     changed = {module for adapter in adapters for module in adapter.target_modules}
-    modules = changed_modules(model, changed)
+    modules, copied = changed_modules(model, changed), 0.0
     if engine is not None:
         rank, modules = slot_rank(engine, rank), slot_modules(engine, model, changed)
+        known = load_adapter_engines().get(engine_family(engine))
+        if known is None or known.splits_half:
+            copied = BYTES_PER_PARAMETER * copied_params(model, rank=rank, modules=modules)
     size = BYTES_PER_PARAMETER * adapter_params(model, rank=rank, target_modules=modules)
-    return SlotShape(rank=rank, modules=modules, bytes_each=size)
+    return SlotShape(rank=rank, modules=modules, bytes_each=size, copied_bytes=copied)
 
 
 def computed_rank(engine: str, ranks: Sequence[float], rates: Sequence[float] = ()) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import astuple, dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -132,7 +133,10 @@ SAME = 5e-3
 def _where_text(item: AdapterPlan) -> str:
     shared = [host for host in item.hosts if host.isolation is not Isolation.DEDICATED]
     alone = sum(host.replicas for host in item.hosts if host.isolation is Isolation.DEDICATED)
-    places = [f"{plural(host.replicas, 'replica')} {_room_text(host)}" for host in sorted(shared, key=_by_slots)]
+    alike: Counter[str] = Counter()
+    for host in sorted(shared, key=_by_slots):
+        alike[_room_text(host)] += host.replicas
+    places = [f"{plural(replicas, 'replica')} {room}" for room, replicas in alike.items()]
     if alone:
         places.append(f"{plural(alone, 'replica')} of one merged adapter each")
     text = f"{clean(item.service)} has {plural(item.adapters, 'adapter')} on {', '.join(places)}"

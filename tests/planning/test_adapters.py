@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -34,6 +35,7 @@ from planner.profilers.adapters import AdapterRoom
 from planner.profilers.capacity import estimate_buckets
 from planner.profilers.efficiency import default_params
 from planner.profilers.roofline import kv_bytes_per_gpu, replica_memory
+from planner.report.adapters import adapter_texts
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 TODAY = "2026-11-29"
@@ -90,6 +92,13 @@ def test_slots_have_the_largest_rank_that_the_engine_knows(mixed):
     assert host.engine_flags == "--enable-lora --max-loras 2 --max-lora-rank 32 --max-cpu-loras 3"
     rows = [row for row in mixed.plan.allocation if row.option == host.option]
     assert rows[0].engine_flags == host.engine_flags
+
+
+def test_a_slot_takes_more_where_tensor_parallelism_copies_half_of_it():
+    problem = question_of({"each": [adapter("a"), adapter("b")]}, service={"parallelism": {"tp": [1, 2]}}).problem
+    slots = {option.gpus_per_replica: option.slots for option in problem.options if option.slots.count == 2}
+    assert 1.3 < slots[2].bytes_each / slots[1].bytes_each < 1.6
+    assert slots[2].isolation is slots[1].isolation
 
 
 def question_of(adapters, **given):
@@ -162,6 +171,14 @@ def test_reports_tell_processes_from_slots_and_engines_whose_flags_are_not_known
     assert "Start engines" not in other
     apart = planned({"each": each[2:]}, service={"engine": {"name": "lmdeploy"}}).to_markdown()
     assert "is not known here" not in apart  # no engine has slots
+
+
+def test_replicas_with_the_same_room_are_counted_together(mixed):
+    (item,) = mixed.plan.adapters
+    shared = next(host for host in item.hosts if host.isolation is Isolation.SHARED_PROCESS)
+    hosts = (*item.hosts, replace(shared, option="of another offer", replicas=2))
+    (text,) = adapter_texts(replace(mixed.plan, adapters=(replace(item, hosts=hosts),)))
+    assert "on 3 replicas with 2 slots, 1 replica of one merged adapter each" in text
 
 
 def test_a_plan_says_whose_figure_the_time_of_adapters_is(mixed, tmp_path):

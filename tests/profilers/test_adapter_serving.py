@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.catalog.models import load_model
-from planner.domain.adapters import Adapter, Isolation, known_modules
+from planner.domain.adapters import Adapter, Isolation, adapter_params, copied_params, known_modules
 from planner.errors import DataMissingError
 from planner.files.bundled import bundled
 from planner.profilers.adapter_batching import (
@@ -71,6 +71,23 @@ def test_the_modules_that_an_engine_sets_memory_aside_for(engine, modules, slot_
     assert slot_shape(model, [adapter], engine=engine).bytes_each == pytest.approx(slot_mb * 1e6, rel=2e-3)
 
 
+def test_tensor_parallelism_splits_half_of_a_slot():
+    """Of Llama-2-7B, rank 16, every GPU has the first matrices of q, k, v, gate and up, the second of o and down."""
+    model = load_model("llama-2-7b")
+    adapter = Adapter(name="a", rank=16, target_modules=("all-linear",), rate_rps=1.0)
+    copied = 2 * 32 * 16 * (5 * 4096 + 2 * 4096)
+    shapes = {engine: slot_shape(model, [adapter], engine=engine) for engine in ("vllm", "sglang", "s-lora", None)}
+    for engine, shape in shapes.items():
+        more = 0 if engine in {"s-lora", None} else copied
+        assert shape.bytes_over(1) == shape.bytes_each
+        assert shape.bytes_over(4) == pytest.approx(shape.bytes_each + 3 * more)
+    latent = load_model("deepseek-ai/DeepSeek-V2-Lite")
+    (group, *_) = (each for each in latent.layers if each.projections)
+    (whole,) = (each for each in group.projections if each.module == "kv_a_proj_with_mqa")
+    first = adapter_params(latent, rank=1, target_modules=[whole.module])
+    assert copied_params(latent, rank=1, modules={whole.module}) == first  # every GPU has the module whole
+
+
 def test_which_adapters_a_slot_has_room_for():
     model = load_model("llama-2-7b")
 
@@ -95,6 +112,7 @@ def test_every_engines_way_with_ranks_has_a_source():
     rows = list(csv.DictReader(text.splitlines()))
     assert {row["computes"] for row in rows} == {"slot", "own"}
     assert {row["slot_modules"] for row in rows} == {"model", "adapters"}
+    assert {row["slot_split"] for row in rows} == {"half", "all"}
     assert all(row["source"].startswith("https://") and row["notes"] for row in rows)
 
 
