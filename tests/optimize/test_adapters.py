@@ -204,7 +204,7 @@ def test_a_limit_that_leaves_no_room_for_whole_adapters_leaves_no_plan():
     assert split.cost_usd_per_hour is None
     assert [warning.code for warning in split.warnings] == ["W413"]
     assert split.solver.termination == "other-limit"  # more time would not help
-    assert headline(split).startswith("no place was found for every adapter within the limits")
+    assert headline(split).startswith("No place was found for every adapter within the limits")
 
 
 def test_the_check_finds_a_placement_that_does_not_hold():
