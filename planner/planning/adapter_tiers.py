@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from planner.domain.adapters import Isolation
@@ -19,6 +20,7 @@ from planner.optimize.naming import option_keys
 from planner.optimize.plan_check import verify_plan
 from planner.optimize.preload import Artifact, Place, Tier, best_preload, greedy_preload
 from planner.optimize.settings import SolverSettings
+from planner.planning.adapter_spot import away_fractions, spot_warnings
 from planner.profilers.adapter_hosts import (
     GIGA,
     HOST_BYTES_PER_GPU,
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
     from planner.planning.adapters import SlotKind
 
 OUT_FRACTION = 0.01
-"""Of the time that a replica is taken to be lost, in which its adapters are asked of the others; assumed."""
+"""Of the time that a replica is taken to be lost, in which its adapters are asked of the others; assumed. Of spot it is
+the time that it is away, where that is known to be more."""
 MOST_PAIRS = 1_000
 """Adapters times places, spare slots and host memories, up to which the integer programme is solved."""
 WAIT_DIGITS = 6
@@ -50,12 +53,22 @@ WAIT_DIGITS = 6
 SETTINGS = SolverSettings(time_limit_s=1.0, relative_gap=1e-6)
 
 
-def with_tiers(problem: FleetProblem, plan: Plan, *, kinds: Mapping[str, Sequence[SlotKind]], gpus: GpuCatalog) -> Plan:
+def with_tiers(
+    problem: FleetProblem,
+    plan: Plan,
+    *,
+    kinds: Mapping[str, Sequence[SlotKind]],
+    gpus: GpuCatalog,
+    availability: Mapping[str, float] = MappingProxyType({}),
+) -> Plan:
     """Return `plan` with what every replica with slots has ready, and engines that are started for it.
+
+    Adapters that only spot holds are warned of.
 
     Parameters
     ----------
     kinds : the slots of each service with adapters.
+    availability : by offer, the part of the time that a replica there runs; 1 where it is not known.
 
     Raises
     ------
@@ -66,8 +79,11 @@ def with_tiers(problem: FleetProblem, plan: Plan, *, kinds: Mapping[str, Sequenc
     names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
     options = {(option.service, names[id(option)]): option for option in problem.options}
     tenancies = {tenancy.service: tenancy for tenancy in problem.tenancies}
+    away = {item.service: away_fractions(plan, item, availability) for item in plan.adapters}
     items = tuple(
-        _Service(problem, item, tenancies[item.service], options, gpus).filled(kinds.get(item.service, ()))
+        _Service(problem, item, tenancies[item.service], options, gpus, away=away[item.service]).filled(
+            kinds.get(item.service, ())
+        )
         for item in plan.adapters
     )
     flags = {
@@ -82,26 +98,36 @@ def with_tiers(problem: FleetProblem, plan: Plan, *, kinds: Mapping[str, Sequenc
         else row
         for row in plan.allocation
     )
-    assumptions = (text for item in items for text in _assumptions(item, options))
-    found = replace(plan, adapters=items, allocation=allocation, assumptions=(*plan.assumptions, *assumptions))
+    assumptions = (text for item in items for text in _assumptions(item, options, away[item.service]))
+    found = replace(
+        plan,
+        adapters=items,
+        allocation=allocation,
+        assumptions=(*plan.assumptions, *assumptions),
+        warnings=(*plan.warnings, *spot_warnings(plan, availability)),
+    )
     verify_plan(problem, found)
     return found
 
 
-def _assumptions(item: AdapterPlan, options: Mapping[tuple[str, str], ServingOption]) -> Iterator[str]:
+def _assumptions(
+    item: AdapterPlan, options: Mapping[tuple[str, str], ServingOption], away: Mapping[str, float]
+) -> Iterator[str]:
     """Yield what is taken for granted of what replicas have ready."""
     hosts = [host for host in item.hosts if host.isolation is not Isolation.DEDICATED]
     if not hosts:
         return
     offers = {options[item.service, host.option].offer for host in hosts}
     unknown = ", ".join(sorted(offer.name for offer in offers if offer.ram_bytes is None))
+    most_away = max(away.values(), default=0.0)
+    on_spot = f" (one that only spot has while that is away, up to {most_away:.2%})" if most_away > 0 else ""
     memory = f" ({HOST_BYTES_PER_GPU / GIGA:g} GB per GPU where it is not known: {unknown})" if unknown else ""
     yield (
         f"{item.service}: adapters take at most {HOST_FRACTION:.0%} of a replica's part of the host memory{memory}, and"
         " every machine's disk has all of them. What is ready beside those that a replica serves is chosen for requests"
-        f" that no plan expects: each replica's adapters are asked of others {OUT_FRACTION:.0%} of the time, and one"
-        " without requests, of which nothing is known, as if it were the rarest of them. Times to load are published"
-        " figures and data sheets', not measured here (profiles/lora/serverless.csv)."
+        f" that no plan expects: each replica's adapters are asked of others {OUT_FRACTION:.0%} of the time{on_spot},"
+        " and one without requests, of which nothing is known, as if it were the rarest of them. Times to load are"
+        " published figures and data sheets', not measured here (profiles/lora/serverless.csv)."
     )
 
 
@@ -143,8 +169,10 @@ class _Service:
         tenancy: Tenancy,
         options: Mapping[tuple[str, str], ServingOption],
         gpus: GpuCatalog,
+        *,
+        away: Mapping[str, float],
     ) -> None:
-        self.item, self.tenancy, self.gpus = item, tenancy, gpus
+        self.item, self.tenancy, self.gpus, self.away = item, tenancy, gpus, away
         self.options = {key: option for (service, key), option in options.items() if service == item.service}
         self.sizes = tenancy.sizes_bytes
         demand = next(demand for demand in problem.demands if demand.service == item.service)
@@ -236,7 +264,11 @@ class _Service:
         for number, replica in enumerate(self.item.placement):
             for held in replica.adapters:
                 at[held.adapter].append(number)
-        asked = [(each.name, OUT_FRACTION * each.rate_rps) for each in self.tenancy.tenants if len(at[each.name]) == 1]
+        asked = [
+            (each.name, max(OUT_FRACTION, self.away.get(each.name, 0.0)) * each.rate_rps)
+            for each in self.tenancy.tenants
+            if len(at[each.name]) == 1
+        ]
         least = OUT_FRACTION * min(each.rate_rps for each in self.tenancy.tenants)
         idle = ((each.name, least) for each in self.tenancy.standby)
         for index, (name, rate) in enumerate((*asked, *idle)):

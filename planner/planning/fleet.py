@@ -201,6 +201,7 @@ def fleet_question(
             with_tiers,
             kinds={each.request.name: each.adapters.kinds for each in services if each.adapters is not None},
             gpus=gpus,
+            availability=prepared.availability,
         ),
         compared=_comparison(prepared, request, base_dir),
     )

@@ -59,6 +59,14 @@ def ways(result, index=0):
     return {other.way: other for other in result.plan.adapters[index].alternatives}
 
 
+def printed(plan):
+    stream = io.StringIO()
+    console = Console(file=stream, width=160)
+    for part in plan_renderables(plan, today=TODAY):
+        console.print(part)
+    return stream.getvalue()
+
+
 def offer_called(name):
     return next(offer for offer in load_pay_per_use() if offer.name == name)
 
@@ -133,6 +141,9 @@ def test_costs_are_of_the_whole_plan_with_all_services_served_that_way(tmp_path)
     alone = [ways(planned(each, base_dir=tmp_path))[AdapterWay.SERVERLESS].cost_usd_per_hour for each in (chat, code)]
     for index in (0, 1):
         assert ways(both, index)[AdapterWay.SERVERLESS].cost_usd_per_hour == pytest.approx(sum(alone))
+    for text in (printed(both.plan), both.to_markdown(), both.to_html(), both._repr_html_()):
+        for name in ("chat", "code"):
+            assert f"adapters of {name} (USD/h of the whole plan, all adapters served so)" in text
 
 
 def rated(name, rate, **given):
@@ -197,12 +208,9 @@ def test_at_a_peak_all_ways_have_as_many_requests_as_the_plan_is_for(tmp_path):
 
 def test_all_forms_show_the_table_and_say_what_is_replayed(tmp_path):
     found = planned(service("chat", [every(tmp_path, "a", 20.0), every(tmp_path, "b", 20.0)]), base_dir=tmp_path)
-    stream = io.StringIO()
-    console = Console(file=stream, width=160)
-    for part in plan_renderables(found.plan, today=TODAY):
-        console.print(part)
-    for text in (stream.getvalue(), found.to_markdown(), found.to_html(), found._repr_html_()):
+    for text in (printed(found.plan), found.to_markdown(), found.to_html(), found._repr_html_()):
         assert "Ways to serve the adapters of chat" in text
+        assert "of the whole plan" not in text
         for words in ("replicas for each adapter", "one pool of equal replicas", "hold, 100% within; 60 replayed"):
             assert words in text
     assert not any(warning.code == "W415" for warning in found.plan.warnings)

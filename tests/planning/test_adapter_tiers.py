@@ -292,6 +292,48 @@ def test_slots_need_host_memory_for_what_is_in_them(tmp_path):
     assert math.ceil(40 / 16) == len(found["small"].adapters[0].placement)
 
 
+SPOT = {
+    "providers": ["gcp"], "regions": ["us-central1"], "gpus": {"include": ["A100-40GB"]}, "markets": ["spot"],
+    "spot_recovery": "72h", "spot_interruptions": {"gcp": "100%"},
+}  # fmt: skip
+
+
+def test_what_only_spot_has_is_asked_of_others_as_long_as_that_is_away():
+    problem = problem_of([1.5, 1.5], [20 * MB] * 2, [], slots=2, ram_bytes=4e9)
+    (option,) = problem.options
+    offer = replace(option.offer, market=Market.SPOT)
+    problem = replace(problem, options=(replace(option, offer=offer),))
+    plan = solve(problem, settings=SolverSettings(relative_gap=0.0), assignment=Assignment.fractional())
+
+    def saved(availability):
+        found = with_tiers(problem, plan, kinds={"s": [KIND]}, gpus=load_gpus(), availability={"one": availability})
+        return found.adapters[0].preload.saved_s_per_s
+
+    assert saved(1.0) == pytest.approx(2 * OUT_FRACTION * 1.5 * 0.68)
+    assert saved(0.9) == pytest.approx(10 * saved(1.0))
+    assert saved(0.999) == saved(1.0)  # what is lost for other reasons is so on spot, too
+
+
+def test_adapters_that_only_spot_has_are_warned_of():
+    each = [adapter(f"a{number}", "3 req/s") for number in range(6)] + [adapter("idle", "0 req/s")]
+    found = planned(each, catalog=SPOT)
+    (item,) = found.plan.adapters
+    assert len(item.placement) > 1
+    (warning,) = (warning for warning in found.plan.warnings if warning.code == "W416")
+    assert warning.observed == 6
+    # 72 h of 720 h each time: a replica runs 1 / 1.1 of the time.
+    assert "up to 9.09% of the time" in warning.message
+    calm = planned(each, catalog={key: value for key, value in SPOT.items() if not key.startswith("spot_")})
+    (unknown,) = (warning for warning in calm.plan.warnings if warning.code == "W416")
+    assert "for how long is not known" in unknown.message
+
+    for text in (found.to_markdown(), found.to_html(), found._repr_html_()):
+        assert "No replay takes spot capacity away" in text
+    kept = planned(each, catalog=SPOT | {"markets": ["on-demand", "spot"]}, spot_share={"max": "0%"})
+    assert not any(warning.code == "W416" for warning in kept.plan.warnings)
+    assert "No replay takes spot" not in kept.to_markdown()
+
+
 def test_a_process_waits_as_a_container_with_its_libraries():
     each = [adapter(f"a{number}", "0.01 req/s") for number in range(3)]
     each += [adapter(f"i{number}", "0 req/s") for number in range(40)]
