@@ -18,7 +18,7 @@ from planner.domain.adapters import Isolation
 from planner.domain.plan import AdapterPreload, PreloadMethod, ReplicaTiers
 from planner.optimize.naming import option_keys
 from planner.optimize.plan_check import verify_plan
-from planner.optimize.preload import Artifact, Place, Tier, best_preload, greedy_preload
+from planner.optimize.preload import Artifact, Place, Shelves, Tier, best_preload, greedy_preload, relaxed_bound
 from planner.optimize.settings import SolverSettings
 from planner.planning.adapter_spot import away_fractions, spot_warnings
 from planner.profilers.adapter_hosts import (
@@ -284,7 +284,11 @@ class _Service:
             artifacts = [artifact for each in waiting for artifact in self._artifacts(each, each.spots)]
             return best_preload(artifacts, places, settings=SETTINGS), PreloadMethod.PROGRAMME
         artifacts = [artifact for each, spot in self._spread(waiting) for artifact in self._artifacts(each, [spot])]
-        return greedy_preload(artifacts, places), PreloadMethod.DENSITY
+        found = greedy_preload(artifacts, places)
+        # Another replica may save more of an adapter than the one that it was given.
+        free = [artifact for each in waiting for artifact in self._artifacts(each, each.spots)]
+        bound = max(found.saved_s_per_s, relaxed_bound(Shelves(free, places)))
+        return replace(found, bound_s_per_s=bound), PreloadMethod.DENSITY
 
     def _places(self, spot: _Spot) -> tuple[Place, Place]:
         """Return the slots of a replica that are left, and its host memory that is."""
@@ -309,26 +313,36 @@ class _Service:
         )
 
     def _artifacts(self, each: _Waiting, spots: Iterable[_Spot]) -> tuple[Artifact, Artifact]:
-        """Return an adapter in host memory, and in a slot beside that: what it saves there is what is left to save."""
+        """Return an adapter in host memory, and in a slot beside that, which saves all of what it waits on disk."""
         spots = list(spots)
         isolation, size = spots[0].slots.isolation, self.sizes[each.name]
-        gpu = min((spot.gpu for spot in spots), key=lambda gpu: (gpu.pcie_bytes_per_s, gpu.name))
-        host_s, disk_s = host_wait_s(isolation, gpu, size), disk_wait_s(isolation, gpu, size)
+        by_gpu = {spot.gpu.name: spot.gpu for spot in spots}
+        disk_s = {name: disk_wait_s(isolation, gpu, size) for name, gpu in by_gpu.items()}
+        less_s = {name: disk_s[name] - host_wait_s(isolation, gpu, size) for name, gpu in by_gpu.items()}
+
+        def at(tier: Tier, saved_s: Mapping[str, float]) -> dict[str, float]:
+            return {f"{tier} {spot.number}": saved_s[spot.gpu.name] for spot in spots}
+
+        in_host, in_slot = at(Tier.HOST, less_s), at(Tier.GPU, disk_s)
         return (
             Artifact(
                 name=each.label,
                 size_bytes=size + bytes_beside(isolation),
                 rate_rps=each.rate_rps,
-                saved_s={Tier.HOST: disk_s - host_s},
-                places=frozenset(f"{Tier.HOST} {spot.number}" for spot in spots),
+                saved_s={Tier.HOST: max(in_host.values())},
+                saved_at_s=in_host,
+                places=frozenset(in_host),
+                credit=each.label,
             ),
             Artifact(
                 name=f"{IN_SLOT}{each.label}",
                 size_bytes=max(spot.slots.bytes_each for spot in spots),
                 rate_rps=each.rate_rps,
-                saved_s={Tier.GPU: host_s},
+                saved_s={Tier.GPU: max(in_slot.values())},
+                saved_at_s=in_slot,
                 requires=(each.label,),
-                places=frozenset(f"{Tier.GPU} {spot.number}" for spot in spots),
+                places=frozenset(in_slot),
+                credit=each.label,
             ),
         )
 

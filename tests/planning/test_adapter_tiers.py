@@ -43,8 +43,11 @@ KIND = SlotKind(
 )
 
 
-def problem_of(rates, sizes, idle_sizes, *, slots, ram_bytes):
-    """Return adapters on A100s that serve 2 req/s each with `slots` slots, and adapters that nobody asks for."""
+def problem_of(rates, sizes, idle_sizes, *, slots, ram_bytes, gpus=(GPU.name,)):
+    """Return adapters on GPUs that serve 2 req/s each with `slots` slots, and adapters that nobody asks for.
+
+    gpus : A100s; where there are several kinds, one of each.
+    """
     tenants = [
         Tenant(name=f"a{i}", rate_rps=rate, memory_bytes=size, group=i)
         for i, (rate, size) in enumerate(zip(rates, sizes, strict=True))
@@ -53,29 +56,32 @@ def problem_of(rates, sizes, idle_sizes, *, slots, ram_bytes):
         Standby(name=f"idle{i}", memory_bytes=size, isolation=Isolation.SHARED_PROCESS)
         for i, size in enumerate(idle_sizes)
     ]
-    offer = Offer(
-        name="one",
-        provider="p",
-        instance_type="one",
-        region="r",
-        market=Market.ON_DEMAND,
-        gpu=GPU.name,
-        gpus_per_instance=1,
-        price_usd_per_hour=1.0,
-        ram_bytes=ram_bytes,
-    )
-    option = ServingOption(
-        service="s",
-        offer=offer,
-        gpus_per_replica=1,
-        throughput_rps=np.full(len(tenants), 2.0),
-        slots=AdapterSlots(count=slots, bytes_each=SLOT_BYTES, isolation=Isolation.SHARED_PROCESS),
+    options = tuple(
+        ServingOption(
+            service="s",
+            offer=Offer(
+                name="one" if gpu == GPU.name else gpu,
+                provider="p",
+                instance_type="one",
+                region="r",
+                market=Market.ON_DEMAND,
+                gpu=gpu,
+                gpus_per_instance=1,
+                price_usd_per_hour=1.0,
+                ram_bytes=ram_bytes,
+                available=None if len(gpus) == 1 else 1,
+            ),
+            gpus_per_replica=1,
+            throughput_rps=np.full(len(tenants), 2.0),
+            slots=AdapterSlots(count=slots, bytes_each=SLOT_BYTES, isolation=Isolation.SHARED_PROCESS),
+        )
+        for gpu in gpus
     )
     buckets = tuple(Bucket(row=i, column=0, group=i, rate_rps=rate) for i, rate in enumerate(rates))
     tenancy = Tenancy(
         service="s", tenants=tuple(tenants), idle=tuple(each.name for each in standby), standby=tuple(standby)
     )
-    return FleetProblem(demands=(Demand(service="s", buckets=buckets),), options=(option,), tenancies=(tenancy,))
+    return FleetProblem(demands=(Demand(service="s", buckets=buckets),), options=options, tenancies=(tenancy,))
 
 
 def solved(problem):
@@ -87,7 +93,9 @@ def most_saved(problem, plan):
     """Return the most seconds per second that anything ready can save, by trying every place for every adapter."""
     (item,), (tenancy,) = plan.adapters, problem.tenancies
     sizes = tenancy.sizes_bytes
-    (option,) = problem.options
+    option, *_ = problem.options
+    by_name = {each.offer.name: load_gpus().get(each.offer.gpu) for each in problem.options}
+    gpus = [by_name[replica.option] for replica in item.placement]
     half, whole = option.offer.ram_bytes / 2, option.offer.ram_bytes
     held = [[each.adapter for each in replica.adapters] for replica in item.placement]
     beside_engine = max(half, whole - 1.5e9)
@@ -117,7 +125,7 @@ def most_saved(problem, plan):
             used[number] += sizes[name]
             counts[number] += 1
             slots[number] += is_in_slot
-            copy_s = sizes[name] / GPU.pcie_bytes_per_s
+            copy_s = sizes[name] / gpus[number].pcie_bytes_per_s
             saved += rates.get(name, least) * (0.68 if is_in_slot else 0.68 - copy_s)
         fits = all(
             total <= max(half, sum(sizes[n] for n in names)) * (1 + 1e-9)
@@ -153,6 +161,47 @@ def test_what_is_ready_is_the_best_of_all_choices(rates, data, slots, ram_bytes)
         quick = solved(problem).adapters[0].preload
     assert quick.method is PreloadMethod.DENSITY
     assert quick.saved_s_per_s <= best * (1 + 1e-9) <= quick.bound_s_per_s * (1 + 1e-6)
+
+
+@given(
+    st.lists(st.sampled_from([0.3, 0.6, 0.9]), min_size=3, max_size=3),
+    st.data(),
+    st.sampled_from([0.3e9, 0.5e9, 4e9]),
+    st.sampled_from([0.15e9, 2e9]),
+)
+@settings(max_examples=20)
+def test_what_is_ready_is_the_best_where_replicas_copy_at_different_speeds(rates, data, ram_bytes, slow_bytes_per_s):
+    # The slower the bus, the more a slot saves beside host memory: most of what is saved for the largest ones.
+    sizes = data.draw(st.lists(SIZES, min_size=len(rates), max_size=len(rates)))
+    idle = data.draw(st.lists(SIZES, min_size=1, max_size=3))
+    specs = load_gpus()
+    problem = problem_of(
+        rates, sizes, idle, slots=2, ram_bytes=max(ram_bytes, 4 * SLOT_BYTES), gpus=(GPU.name, "H100-80GB")
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(SPEEDS, GPU.name, slow_bytes_per_s)
+        patched.setattr(type(specs), "get", slowed(type(specs).get))
+        plan = solved(problem)
+        best = most_saved(problem, plan)
+        patched.setattr(adapter_tiers, "MOST_PAIRS", -1)
+        quick = solved(problem).adapters[0].preload
+    preload = plan.adapters[0].preload
+    assert preload.saved_s_per_s == pytest.approx(best, rel=1e-5, abs=1e-12)
+    assert best <= preload.bound_s_per_s * (1 + 1e-6)
+    assert quick.saved_s_per_s <= best * (1 + 1e-9) <= quick.bound_s_per_s * (1 + 1e-6)
+
+
+SPEEDS: dict[str, float] = {}
+
+
+def slowed(get):
+    """Return a look-up of GPUs whose bus has the speed in `SPEEDS`, where one is there."""
+
+    def found(catalog, name):
+        gpu = get(catalog, name)
+        return replace(gpu, pcie_bytes_per_s=SPEEDS[gpu.name]) if gpu.name in SPEEDS else gpu
+
+    return found
 
 
 def test_a_spare_slot_goes_to_who_saves_most_and_memory_to_the_others():
