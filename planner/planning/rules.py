@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from planner.domain.hardware import Offer
+    from planner.domain.plan import AdapterPlan
     from planner.domain.problem import Rule
     from planner.files.request import PlanRequest
     from planner.files.request.constraints import Constraints
@@ -157,8 +158,8 @@ def _shares(form: MaxShare, service: str | None) -> Iterator[Rule]:
             yield ShareCap(name=f"share of one {name}", facet=facet, bound=bound, service=service)
 
 
-def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, str]:
-    """Return the fleet in the plan.json at `path` with the price of leaving it, and the file's sha256.
+def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, tuple[AdapterPlan, ...], str]:
+    """Return the fleet in the plan.json at `path` with the price of leaving it, its adapters, and the file's sha256.
 
     Raises
     ------
@@ -204,4 +205,4 @@ def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, str]
         stop_usd=form.stop if form else 0.0,
         horizon_hours=form.horizon / SECONDS_PER_HOUR if form else 1.0,
     )
-    return change, hashlib.sha256(path.read_bytes()).hexdigest()
+    return change, plan.adapters, hashlib.sha256(path.read_bytes()).hexdigest()
