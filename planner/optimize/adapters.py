@@ -24,6 +24,7 @@ from planner.domain.plan import (
 )
 from planner.domain.provenance import Warning_
 from planner.errors import InputError, SolverLiedError
+from planner.optimize.adapter_kept import where_they_are
 from planner.optimize.adapter_search import (
     GroupSearch,
     is_better,
@@ -115,12 +116,27 @@ def solve_with_adapters(problem: FleetProblem, settings: SolverSettings, assignm
         nothing = replace(result, fleet=None, seconds=seconds, termination=Termination.TIME_LIMIT)
         cost = 0.0 if result.fleet is None else result.fleet.cost_usd_per_hour
         return replace(empty_plan(nothing, settings), warnings=(_not_placed(cost),))
+    best = _where_they_are(problem, best, first, settings)
     plan = replace(
         best.plan, solver=replace(best.plan.solver, seconds=seconds), assumptions=tuple(_assumptions(problem))
     )
     if plan.status is PlanStatus.OPTIMAL and not best.is_within:
         plan = replace(plan, status=PlanStatus.FEASIBLE)
     return plan
+
+
+def _where_they_are(
+    problem: FleetProblem, best: _Candidate, first: GroupSearch, settings: SolverSettings
+) -> _Candidate:
+    """Return `best` with its adapters where they are today, where its fleet is today's and that is as good."""
+    placed = where_they_are(problem, best.fleet, best.placed)
+    if placed is None:
+        return best
+    try:
+        kept = _candidate(problem, best.fleet, first, placed, settings)
+    except SolverLiedError:
+        return best  # today's places do not serve what is asked now
+    return best if kept is None or is_better(problem, best.values, than=kept.values) else kept
 
 
 MOVED = (

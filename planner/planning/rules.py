@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from planner.domain.adapters import AdapterSlots
@@ -179,6 +180,11 @@ def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, tupl
         for host in item.hosts
     }
     merged = merged_replicas(plan.adapters)
+    holds: dict[tuple[str, str], list[dict[str, tuple[float, ...]]]] = defaultdict(list)
+    for item in plan.adapters:
+        for replica in item.placement:
+            held = {each.adapter: each.by_size_rps or (each.rate_rps,) for each in replica.adapters}
+            holds[item.service, replica.option].append(held)
     running = tuple(
         Running(
             service=row.service,
@@ -194,6 +200,7 @@ def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, tupl
             power_cap_w=row.power_cap_w,
             slots=slots.get((row.service, row.option)),
             merged=merged.get((row.service, row.option), {}),
+            holds=tuple(holds.get((row.service, row.option), ())),
         )
         for row in plan.allocation
         if row.replicas > 0

@@ -15,10 +15,10 @@ TODAY = date(2026, 11, 29)
 RATES = [3.1, 2.7, 2.2, 1.3, 0.9, 0.6]
 
 
-def request():
+def request(rates=RATES):
     each = [
         {"name": f"a{number}", "rank": 16, "target_modules": "q v", "rate": f"{rate} req/s"}
-        for number, rate in enumerate(RATES)
+        for number, rate in enumerate(rates)
     ]
     service = {
         "name": "chat",
@@ -67,3 +67,33 @@ def test_adapters_that_are_elsewhere_than_today_are_named_and_no_others(tmp_path
     document = parse_document(found.to_json().encode(), name="plan.json")
     assert set(plan_from_document(document).adapters[0].moved) == swapped
     assert moved([]).adapters[0].moved == ()  # nobody was anywhere
+
+
+def test_who_is_somewhere_stays_there_as_long_as_it_serves(tmp_path):
+    first = planner.plan(request(), today=TODAY, verify=False)
+    (item,) = first.plan.adapters
+    path = tmp_path / "today.json"
+
+    def after(placement, rates=RATES):
+        today = replace(first, plan=replace(first.plan, adapters=(replace(item, placement=tuple(placement)),)))
+        path.write_text(today.to_json(), encoding="utf-8")
+        return planner.plan(request(rates), today=TODAY, verify=False, current=path)
+
+    def places(found):
+        return sorted(sorted(held(replica)) for replica in found.plan.adapters[0].placement)
+
+    # Of one place that costs the same and another the search finds one, whatever is there today: the least asked for
+    # of the fullest replica go to the emptiest.
+    full, *_, empty = sorted(item.placement, key=lambda each: -each.utilization)
+    least = min(full.adapters, key=lambda each: each.rate_rps)
+    other = [replica for replica in item.placement if replica not in (full, empty)]
+    rest = tuple(each for each in full.adapters if each is not least)
+    today = [*other, replace(full, adapters=rest), replace(empty, adapters=(*empty.adapters, least))]
+    kept = after(today)
+    assert places(kept) == sorted(sorted(held(replica)) for replica in today) != places(first)
+    assert kept.plan.adapters[0].moved == ()
+    assert kept.plan.cost_usd_per_hour == first.plan.cost_usd_per_hour
+    # A little more of one, and they stay; where they do not fit any more they move.
+    assert places(after(today, [RATES[0] * 1.02, *RATES[1:]])) == places(kept)
+    more = after(today, [*RATES[:3], 0.2, 0.2, 0.2])
+    assert more.plan.cost_usd_per_hour <= first.plan.cost_usd_per_hour
