@@ -515,6 +515,8 @@ class AdapterPlan:
     alternatives: tuple[AdapterAlternative, ...] = ()
     preload: AdapterPreload | None = None
     """None = nobody chose what is ready beside what is served."""
+    moved: tuple[str, ...] | None = None
+    """Adapters that are on other replicas than in the plan that runs today; None = that is not known, or has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

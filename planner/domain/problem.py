@@ -268,6 +268,8 @@ class Running:
     """Room for adapters that they were started with; None for a service without adapters."""
     merged: Mapping[str, int] = field(default_factory=dict)
     """Of replicas with an adapter in their weights: how many there are of each adapter."""
+    holds: tuple[Mapping[str, tuple[float, ...]], ...] = ()
+    """For each replica with room for adapters the req/s of each that it serves, by size where sizes go apart."""
 
     def is_of(self, option: ServingOption) -> bool:
         """Return whether these are replicas of `option`."""

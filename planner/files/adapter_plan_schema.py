@@ -162,6 +162,11 @@ class AdapterPlanDocument(Part):
     preload: AdapterPreloadDocument | None = Field(
         None, description="How what is ready beside it was chosen; null = it was not."
     )
+    moved: list[str] | None = Field(
+        None,
+        description="Adapters that are on other replicas than in the plan that runs today (`--current`): replicas that"
+        " stay load them. null = no such plan, or it has no adapters of the service.",
+    )
 
     def to_adapter_plan(self) -> AdapterPlan:
         """Return the domain's form."""
@@ -172,5 +177,6 @@ class AdapterPlanDocument(Part):
             "shares": tuple(AdapterShare(**dict(item)) for item in self.shares),
             "alternatives": tuple(AdapterAlternative(**dict(item)) for item in self.alternatives),
             "preload": None if self.preload is None else self.preload.to_preload(),
+            "moved": None if self.moved is None else tuple(self.moved),
         }
         return AdapterPlan(**(dict(self) | parts))

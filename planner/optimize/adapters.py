@@ -18,6 +18,7 @@ from planner.domain.provenance import Warning_
 from planner.errors import InputError, SolverLiedError
 from planner.optimize.adapter_bound import Proof, Whole
 from planner.optimize.adapter_check import check_adapters
+from planner.optimize.adapter_kept import where_they_are
 from planner.optimize.adapter_plans import adapter_plans
 from planner.optimize.adapter_search import (
     GroupSearch,
@@ -154,6 +155,7 @@ def solve_with_adapters(
         return replace(empty_plan(nothing, settings), warnings=(_not_placed(first),))
     if best is None:
         return empty_plan(replace(result, fleet=None, seconds=seconds), settings)
+    best = _where_they_are(problem, best, first, settings)
     plan = replace(
         proven(problem, best.chosen, best.plan, first),
         solver=replace(best.plan.solver, seconds=seconds),
@@ -170,6 +172,20 @@ def _is_of_rent(problem: FleetProblem) -> bool:
     is_priced = problem.change is not None and problem.change.is_priced
     has_caps = any(isinstance(rule, ShareCap) for rule in problem.rules)
     return not (problem.goal or problem.energy or problem.egress or is_priced or has_caps)
+
+
+def _where_they_are(
+    problem: FleetProblem, best: _Candidate, first: GroupSearch, settings: SolverSettings
+) -> _Candidate:
+    """Return `best` with its adapters where they are today, where its fleet is today's and that is as good."""
+    placed = where_they_are(problem, best.fleet, best.placed)
+    if placed is None:
+        return best
+    try:
+        kept = _candidate(problem, best.fleet, first, placed, settings)
+    except SolverLiedError:
+        return best  # today's places do not serve what is asked now
+    return best if kept is None or is_better(problem, best.values, than=kept.values) else kept
 
 
 MOVED = (

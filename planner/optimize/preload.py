@@ -1,7 +1,7 @@
 """What to load before anybody asks: libraries, weights, adapters and kernels, on GPUs, in host memory and on disks.
 
 A knapsack with precedence. Artifact a held at place p saves its requests v_ap = rate_a x (seconds saved there), once,
-however many copies there are:
+however many copies there are (artifacts of one credit, as an adapter in host memory and in a slot, once together):
 
     maximise   sum v_ap z_ap
     subject to z_ap <= y_ap,   sum_p z_ap <= 1,   sum_a size_a y_ap <= capacity_p,   sum_a y_ap <= most_p,
@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,15 @@ class Artifact:
     """Artifacts without which it is of no use."""
     places: frozenset[str] | None = None
     """Names of the places where it may be; None = all of its tiers."""
+    saved_at_s: Mapping[str, float] = field(default_factory=dict)
+    """What is saved at a place by its name, where that is not what its tier saves; never more than that."""
+    credit: str = ""
+    """Artifacts of the same credit save once together, where that is most; empty: by itself."""
+
+    @property
+    def credited(self) -> str:
+        """What it counts for."""
+        return self.credit or self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +131,8 @@ class Shelves:
             msg = "artifacts and places need names of their own"
             raise ValueError(msg)
         for artifact in artifacts:
-            numbers = (artifact.size_bytes, artifact.rate_rps, *artifact.saved_s.values())
+            seconds = (*artifact.saved_s.values(), *artifact.saved_at_s.values())
+            numbers = (artifact.size_bytes, artifact.rate_rps, *seconds)
             if not all(0 <= number < np.inf for number in numbers):
                 msg = f"{artifact.name} has a size, rate or time that is negative or not finite"
                 raise ValueError(msg)
@@ -141,13 +151,15 @@ class Shelves:
     def value(self, artifact: str, place: str) -> float:
         """Return the seconds saved in each second by an artifact at a place."""
         kept = self.artifacts[artifact]
-        return kept.rate_rps * kept.saved_s[self.places[place].tier]
+        saved_s = kept.saved_at_s.get(place)
+        return kept.rate_rps * (kept.saved_s[self.places[place].tier] if saved_s is None else saved_s)
 
     def worth(self, held: Iterable[tuple[str, str]]) -> float:
-        """Return what is saved with `held`, each artifact counted where it saves most."""
+        """Return what is saved with `held`, each credit counted where it saves most."""
         best: dict[str, float] = {}
         for artifact, place in held:
-            best[artifact] = max(best.get(artifact, 0.0), self.value(artifact, place))
+            credit = self.artifacts[artifact].credited
+            best[credit] = max(best.get(credit, 0.0), self.value(artifact, place))
         return math.fsum(best.values())  # the same whatever the order of a set
 
     def used_bytes(self, held: Iterable[tuple[str, str]]) -> dict[str, float]:
@@ -229,7 +241,7 @@ def greedy_preload(artifacts: Sequence[Artifact], places: Sequence[Place]) -> Pr
     shelves = Shelves(artifacts, places)
     held: set[tuple[str, str]] = set()
     free = {name: (place.capacity_bytes * (1 + SLACK), place.most) for name, place in shelves.places.items()}
-    best = dict.fromkeys(shelves.artifacts, 0.0)
+    best = {artifact.credited: 0.0 for artifact in shelves.artifacts.values()}
     queue: list[tuple[float, str, str]] = []
 
     def push(artifact: str) -> None:
@@ -251,7 +263,8 @@ def greedy_preload(artifacts: Sequence[Artifact], places: Sequence[Place]) -> Pr
         for name, where in step.loads:
             held.add((name, where))
             free[where] = (free[where][0] - shelves.artifacts[name].size_bytes, free[where][1] - 1)
-            best[name] = max(best[name], shelves.value(name, where))
+            credit = shelves.artifacts[name].credited
+            best[credit] = max(best[credit], shelves.value(name, where))
         for name in _affected(shelves, [name for name, _ in step.loads]):
             push(name)
     worth = shelves.worth(held)
@@ -263,19 +276,36 @@ def relaxed_bound(shelves: Shelves) -> float:
 
     Of each tier the smaller of two relaxations of its knapsack: by value per byte as far as all its places' bytes go,
     and the most valuable artifacts as far as all their counts go; all tiers are added up, and at least everything once.
+    Of an artifact that requires others of its credit counts what it may save beyond the best of these.
     """
-    bound = 0.0
+    bound, most_of = 0.0, _increments(shelves)
     for tier in Tier:
         places = [place for place in shelves.places.values() if place.tier is tier]
         names = {place.name for place in places}
         able = [each for name, each in shelves.artifacts.items() if names.intersection(shelves.homes[name])]
-        values = np.array([each.rate_rps * each.saved_s[tier] for each in able])
+        values = np.array([most_of[each.name, tier] for each in able])
         sizes = np.array([each.size_bytes for each in able])
         room = sum(place.capacity_bytes for place in places) * (1 + SLACK)
         count = sum(place.most for place in places)
         most = float(np.sort(values)[::-1][: int(min(count, len(values)))].sum())
         bound += min(_fractional(values, sizes, room), most)
     return min(bound, shelves.worth((name, home) for name, homes in shelves.homes.items() for home in homes))
+
+
+def _increments(shelves: Shelves) -> dict[tuple[str, Tier], float]:
+    """Return the most that artifacts save by tier beyond what those of their credit do that they cannot be without."""
+    found = {}
+    for artifact in shelves.artifacts.values():
+        below = [shelves.artifacts[name] for name in artifact.requires]
+        # Where it is held they are, and count for this much at least.
+        before = [
+            other.rate_rps * min(other.saved_s.values(), default=0.0)
+            for other in below
+            if other.credited == artifact.credited
+        ]
+        for tier, saved_s in artifact.saved_s.items():
+            found[artifact.name, tier] = max(0.0, artifact.rate_rps * saved_s - max(before, default=0.0))
+    return found
 
 
 def _fractional(values: FloatArray, sizes: FloatArray, room: float) -> float:
@@ -323,7 +353,8 @@ def _step(
             stack.append((name, max(choices, key=lambda where: left[where])))
     gains: dict[str, float] = {}
     for name, where in loads:
-        gains[name] = max(gains.get(name, 0.0), shelves.value(name, where) - best[name])
+        credit = shelves.artifacts[name].credited
+        gains[credit] = max(gains.get(credit, 0.0), shelves.value(name, where) - best[credit])
     gain = math.fsum(gains.values())
     size = sum(shelves.artifacts[name].size_bytes for name, _ in loads)
     if gain <= 0:
@@ -365,7 +396,8 @@ def best_preload(
     milp = _programme(shelves, pairs, values / scale)
     is_held = np.array([pair in greedy.held for pair in pairs], dtype=np.float64)
     raw = run(
-        replace(milp, start=np.concatenate([is_held, _credit(pairs, values, is_held)])), settings or SolverSettings()
+        replace(milp, start=np.concatenate([is_held, _credit(shelves, pairs, values, is_held)])),
+        settings or SolverSettings(),
     )
     most = relaxed_bound(shelves)
     bound = most if raw.bound is None else min(-raw.bound * scale, most)
@@ -382,7 +414,7 @@ def best_preload(
 def _programme(shelves: Shelves, pairs: Sequence[tuple[str, str]], values: FloatArray) -> Milp:
     """Return the programme of the module's docstring; sizes are parts of each place's capacity."""
     builder = MilpBuilder()
-    names = {name: index for index, name in enumerate(shelves.artifacts)}
+    counted = {name: index for index, name in enumerate(_credits(shelves))}
     places = {name: index for index, name in enumerate(shelves.places)}
     y = builder.add_columns("held", len(pairs), upper=1.0, is_integer=True, label=lambda i: " at ".join(pairs[i]))
     z = builder.add_columns("credited", len(pairs), upper=1.0, cost=-values, label=lambda i: " at ".join(pairs[i]))
@@ -394,8 +426,8 @@ def _programme(shelves: Shelves, pairs: Sequence[tuple[str, str]], values: Float
         values=np.repeat([1.0, -1.0], len(pairs)),
         upper=np.zeros(len(pairs)),
     )
-    of_artifact = np.array([names[artifact] for artifact, _ in pairs])
-    builder.add_rows("credited_once", rows=of_artifact, columns=z, values=1.0, upper=np.ones(len(names)))
+    of_credit = np.array([counted[shelves.artifacts[artifact].credited] for artifact, _ in pairs])
+    builder.add_rows("credited_once", rows=of_credit, columns=z, values=1.0, upper=np.ones(len(counted)))
     at_place = np.array([places[place] for _, place in pairs])
     sizes = np.array([shelves.artifacts[artifact].size_bytes for artifact, _ in pairs])
     capacities = np.array([shelves.places[place].capacity_bytes for place in places])
@@ -421,13 +453,17 @@ def _programme(shelves: Shelves, pairs: Sequence[tuple[str, str]], values: Float
     return builder.freeze()
 
 
-def _credit(pairs: Sequence[tuple[str, str]], values: FloatArray, is_held: FloatArray) -> FloatArray:
-    """Return 1 where each held artifact saves most, else 0, shape (pairs,)."""
+def _credits(shelves: Shelves) -> list[str]:
+    return list(dict.fromkeys(artifact.credited for artifact in shelves.artifacts.values()))
+
+
+def _credit(shelves: Shelves, pairs: Sequence[tuple[str, str]], values: FloatArray, is_held: FloatArray) -> FloatArray:
+    """Return 1 where each credit's held artifacts save most, else 0, shape (pairs,)."""
     best: dict[str, int] = {}
     for i in np.flatnonzero(is_held).tolist():
-        artifact = pairs[i][0]
-        if artifact not in best or values[i] > values[best[artifact]]:
-            best[artifact] = i
+        name = shelves.artifacts[pairs[i][0]].credited
+        if name not in best or values[i] > values[best[name]]:
+            best[name] = i
     credit = np.zeros(len(pairs))
     credit[list(best.values())] = 1.0
     return credit
@@ -437,7 +473,7 @@ def _without_idle(shelves: Shelves, held: set[tuple[str, str]]) -> Held:
     """Return `held` without copies that save nothing and that nothing requires."""
     pairs = sorted(held)
     values = np.array([shelves.value(*pair) for pair in pairs])
-    credit = _credit(pairs, values, np.ones(len(pairs)))
+    credit = _credit(shelves, pairs, values, np.ones(len(pairs)))
     spare = [pair for pair, value, part in zip(pairs, values, credit, strict=True) if value == 0 or part == 0]
     kept, is_done = set(held), False
     while not is_done:

@@ -53,7 +53,8 @@ def compared(
     """Return `plan` with itself first among the ways to serve its adapters, and those last that are given back.
 
     The costs are of the whole plan, all services with adapters served that way at once. Fleets and containers are
-    replayed on the same requests; what cannot be is planned at mean rates.
+    replayed on the same requests, at the rates that the plan is for; what cannot be is planned at mean rates. What
+    containers cost is told at mean rates: a peak does not last.
 
     Parameters
     ----------
@@ -68,12 +69,12 @@ def compared(
     outcomes: dict[str, PlainOutcome | str] = {}
     for service, each in plain.items():
         try:
-            asked[service] = each.requests()
-            outcomes[service] = each.play(asked[service])
+            asked[service] = each.requests(times=each.times())
+            outcomes[service] = _paid_at_mean_rates(each, each.play(asked[service]), asked[service])
         except InputError as error:
             outcomes[service] = error.message.rstrip(".")
     fared = {}
-    if len(asked) == len(plain):
+    if asked:
         fared[AdapterWay.PLAN] = _fared(question, question.problem, plan, asked)
         for other in others:
             if other.problem is not None and other.plan is not None:
@@ -88,15 +89,23 @@ def compared(
     )
 
 
+def _paid_at_mean_rates(plain: PlainServerless, found: PlainOutcome, asked: Requests) -> PlainOutcome:
+    """Return what plain serverless comes to with its cost at mean rates, where the requests are those of a peak."""
+    if asked.times == 1:
+        return found
+    return replace(found, cost_usd_per_hour=plain.play(plain.requests()).cost_usd_per_hour)
+
+
 def _warnings(fared: Mapping[str, Fared], asked: Mapping[str, Requests]) -> Iterator[Warning_]:
     """Yield for each service that the plan itself misses an objective of, on the requests that all ways are given."""
     for service, found in fared.items():
         if not found.is_met:
             made_up = "made-up requests" if asked[service].are_made_up else "requests of its adapters' traces"
+            rates = "mean rates" if asked[service].times == 1 else "the rates of a peak"
             yield Warning_(
                 code=MISSED,
                 message=f"{service} misses an objective in a replay of {found.requests:,} {made_up}"
-                f" ({found.attainment:.0%} are within the bounds): the plan is for mean rates. --verify plans until a"
+                f" ({found.attainment:.0%} are within the bounds): the plan is for {rates}. --verify plans until a"
                 " replay holds, and constraints.headroom leaves room for bursts.",
                 observed=found.attainment,
             )
@@ -228,15 +237,30 @@ def _scaled(plan: Plan, way: AdapterWay, service: str, found: Mapping[str, Scale
     )
 
 
+def _of_requests(plain: PlainServerless, asked: Requests) -> Iterator[str]:
+    """Yield what requests all ways are given, where they are not just those of the traces."""
+    service, times = plain.service.request.name, asked.times
+    if asked.are_made_up:
+        how = "in sessions as in a production trace" if plain.is_asked else "at random"
+        traced = any(adapter.trace is not None for adapter in plain.asked())
+        yield (
+            f"{service}: ways to serve its adapters are compared on made-up requests, {how} at the adapters' rates"
+            f"{', beside those of the traces, over and over' if traced else ''};"
+            " those in the second half of the time count."
+        )
+    if times != 1:
+        learnt = ", and ways that are kept as was learnt have requests at mean rates" if plain.is_asked else ""
+        yield (
+            f"{service}: the ways' requests come {times:.3g} times as often as on average, as the plan is for a peak;"
+            f" containers are paid at mean rates{learnt}."
+        )
+
+
 def _assumptions(plain: PlainServerless, found: PlainOutcome | str, asked: Mapping[str, Requests]) -> Iterator[str]:
     """Yield what the replays take for granted."""
     service = plain.service.request.name
-    if service in asked and asked[service].are_made_up:
-        how = "in sessions as in a production trace" if plain.is_asked else "at random"
-        yield (
-            f"{service}: ways to serve its adapters are compared on made-up requests, {how} at the adapters' rates;"
-            " those in the second half of the time count."
-        )
+    if service in asked:
+        yield from _of_requests(plain, asked[service])
     if isinstance(found, str):
         return
     day = dated(found.offer.as_of)

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from planner.domain.adapters import Isolation
 from planner.domain.plan import AdapterPreload, PreloadMethod, ReplicaTiers
 from planner.optimize.naming import option_keys
 from planner.optimize.plan_check import verify_plan
-from planner.optimize.preload import Artifact, Place, Tier, best_preload, greedy_preload
+from planner.optimize.preload import Artifact, Place, Shelves, Tier, best_preload, greedy_preload, relaxed_bound
 from planner.optimize.settings import SolverSettings
+from planner.planning.adapter_spot import away_fractions, spot_warnings
 from planner.profilers.adapter_hosts import (
     GIGA,
     HOST_BYTES_PER_GPU,
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
     from planner.planning.adapters import SlotKind
 
 OUT_FRACTION = 0.01
-"""Of the time that a replica is taken to be lost, in which its adapters are asked of the others; assumed."""
+"""Of the time that a replica is taken to be lost, in which its adapters are asked of the others; assumed. Of spot it is
+the time that it is away, where that is known to be more."""
 MOST_PAIRS = 1_000
 """Adapters times places, spare slots and host memories, up to which the integer programme is solved."""
 WAIT_DIGITS = 6
@@ -50,12 +53,22 @@ WAIT_DIGITS = 6
 SETTINGS = SolverSettings(time_limit_s=1.0, relative_gap=1e-6)
 
 
-def with_tiers(problem: FleetProblem, plan: Plan, *, kinds: Mapping[str, Sequence[SlotKind]], gpus: GpuCatalog) -> Plan:
+def with_tiers(
+    problem: FleetProblem,
+    plan: Plan,
+    *,
+    kinds: Mapping[str, Sequence[SlotKind]],
+    gpus: GpuCatalog,
+    availability: Mapping[str, float] = MappingProxyType({}),
+) -> Plan:
     """Return `plan` with what every replica with slots has ready, and engines that are started for it.
+
+    Adapters that only spot holds are warned of.
 
     Parameters
     ----------
     kinds : the slots of each service with adapters.
+    availability : by offer, the part of the time that a replica there runs; 1 where it is not known.
 
     Raises
     ------
@@ -66,8 +79,11 @@ def with_tiers(problem: FleetProblem, plan: Plan, *, kinds: Mapping[str, Sequenc
     names = dict(zip(map(id, problem.options), option_keys(problem.options), strict=True))
     options = {(option.service, names[id(option)]): option for option in problem.options}
     tenancies = {tenancy.service: tenancy for tenancy in problem.tenancies}
+    away = {item.service: away_fractions(plan, item, availability) for item in plan.adapters}
     items = tuple(
-        _Service(problem, item, tenancies[item.service], options, gpus).filled(kinds.get(item.service, ()))
+        _Service(problem, item, tenancies[item.service], options, gpus, away=away[item.service]).filled(
+            kinds.get(item.service, ())
+        )
         for item in plan.adapters
     )
     flags = {
@@ -82,26 +98,36 @@ def with_tiers(problem: FleetProblem, plan: Plan, *, kinds: Mapping[str, Sequenc
         else row
         for row in plan.allocation
     )
-    assumptions = (text for item in items for text in _assumptions(item, options))
-    found = replace(plan, adapters=items, allocation=allocation, assumptions=(*plan.assumptions, *assumptions))
+    assumptions = (text for item in items for text in _assumptions(item, options, away[item.service]))
+    found = replace(
+        plan,
+        adapters=items,
+        allocation=allocation,
+        assumptions=(*plan.assumptions, *assumptions),
+        warnings=(*plan.warnings, *spot_warnings(plan, availability)),
+    )
     verify_plan(problem, found)
     return found
 
 
-def _assumptions(item: AdapterPlan, options: Mapping[tuple[str, str], ServingOption]) -> Iterator[str]:
+def _assumptions(
+    item: AdapterPlan, options: Mapping[tuple[str, str], ServingOption], away: Mapping[str, float]
+) -> Iterator[str]:
     """Yield what is taken for granted of what replicas have ready."""
     hosts = [host for host in item.hosts if host.isolation is not Isolation.DEDICATED]
     if not hosts:
         return
     offers = {options[item.service, host.option].offer for host in hosts}
     unknown = ", ".join(sorted(offer.name for offer in offers if offer.ram_bytes is None))
+    most_away = max(away.values(), default=0.0)
+    on_spot = f" (one that only spot has while that is away, up to {most_away:.2%})" if most_away > 0 else ""
     memory = f" ({HOST_BYTES_PER_GPU / GIGA:g} GB per GPU where it is not known: {unknown})" if unknown else ""
     yield (
         f"{item.service}: adapters take at most {HOST_FRACTION:.0%} of a replica's part of the host memory{memory}, and"
         " every machine's disk has all of them. What is ready beside those that a replica serves is chosen for requests"
-        f" that no plan expects: each replica's adapters are asked of others {OUT_FRACTION:.0%} of the time, and one"
-        " without requests, of which nothing is known, as if it were the rarest of them. Times to load are published"
-        " figures and data sheets', not measured here (profiles/lora/serverless.csv)."
+        f" that no plan expects: each replica's adapters are asked of others {OUT_FRACTION:.0%} of the time{on_spot},"
+        " and one without requests, of which nothing is known, as if it were the rarest of them. Times to load are"
+        " published figures and data sheets', not measured here (profiles/lora/serverless.csv)."
     )
 
 
@@ -143,8 +169,10 @@ class _Service:
         tenancy: Tenancy,
         options: Mapping[tuple[str, str], ServingOption],
         gpus: GpuCatalog,
+        *,
+        away: Mapping[str, float],
     ) -> None:
-        self.item, self.tenancy, self.gpus = item, tenancy, gpus
+        self.item, self.tenancy, self.gpus, self.away = item, tenancy, gpus, away
         self.options = {key: option for (service, key), option in options.items() if service == item.service}
         self.sizes = tenancy.sizes_bytes
         demand = next(demand for demand in problem.demands if demand.service == item.service)
@@ -236,7 +264,11 @@ class _Service:
         for number, replica in enumerate(self.item.placement):
             for held in replica.adapters:
                 at[held.adapter].append(number)
-        asked = [(each.name, OUT_FRACTION * each.rate_rps) for each in self.tenancy.tenants if len(at[each.name]) == 1]
+        asked = [
+            (each.name, max(OUT_FRACTION, self.away.get(each.name, 0.0)) * each.rate_rps)
+            for each in self.tenancy.tenants
+            if len(at[each.name]) == 1
+        ]
         least = OUT_FRACTION * min(each.rate_rps for each in self.tenancy.tenants)
         idle = ((each.name, least) for each in self.tenancy.standby)
         for index, (name, rate) in enumerate((*asked, *idle)):
@@ -252,7 +284,11 @@ class _Service:
             artifacts = [artifact for each in waiting for artifact in self._artifacts(each, each.spots)]
             return best_preload(artifacts, places, settings=SETTINGS), PreloadMethod.PROGRAMME
         artifacts = [artifact for each, spot in self._spread(waiting) for artifact in self._artifacts(each, [spot])]
-        return greedy_preload(artifacts, places), PreloadMethod.DENSITY
+        found = greedy_preload(artifacts, places)
+        # Another replica may save more of an adapter than the one that it was given.
+        free = [artifact for each in waiting for artifact in self._artifacts(each, each.spots)]
+        bound = max(found.saved_s_per_s, relaxed_bound(Shelves(free, places)))
+        return replace(found, bound_s_per_s=bound), PreloadMethod.DENSITY
 
     def _places(self, spot: _Spot) -> tuple[Place, Place]:
         """Return the slots of a replica that are left, and its host memory that is."""
@@ -277,26 +313,36 @@ class _Service:
         )
 
     def _artifacts(self, each: _Waiting, spots: Iterable[_Spot]) -> tuple[Artifact, Artifact]:
-        """Return an adapter in host memory, and in a slot beside that: what it saves there is what is left to save."""
+        """Return an adapter in host memory, and in a slot beside that, which saves all of what it waits on disk."""
         spots = list(spots)
         isolation, size = spots[0].slots.isolation, self.sizes[each.name]
-        gpu = min((spot.gpu for spot in spots), key=lambda gpu: (gpu.pcie_bytes_per_s, gpu.name))
-        host_s, disk_s = host_wait_s(isolation, gpu, size), disk_wait_s(isolation, gpu, size)
+        by_gpu = {spot.gpu.name: spot.gpu for spot in spots}
+        disk_s = {name: disk_wait_s(isolation, gpu, size) for name, gpu in by_gpu.items()}
+        less_s = {name: disk_s[name] - host_wait_s(isolation, gpu, size) for name, gpu in by_gpu.items()}
+
+        def at(tier: Tier, saved_s: Mapping[str, float]) -> dict[str, float]:
+            return {f"{tier} {spot.number}": saved_s[spot.gpu.name] for spot in spots}
+
+        in_host, in_slot = at(Tier.HOST, less_s), at(Tier.GPU, disk_s)
         return (
             Artifact(
                 name=each.label,
                 size_bytes=size + bytes_beside(isolation),
                 rate_rps=each.rate_rps,
-                saved_s={Tier.HOST: disk_s - host_s},
-                places=frozenset(f"{Tier.HOST} {spot.number}" for spot in spots),
+                saved_s={Tier.HOST: max(in_host.values())},
+                saved_at_s=in_host,
+                places=frozenset(in_host),
+                credit=each.label,
             ),
             Artifact(
                 name=f"{IN_SLOT}{each.label}",
                 size_bytes=max(spot.slots.bytes_each for spot in spots),
                 rate_rps=each.rate_rps,
-                saved_s={Tier.GPU: host_s},
+                saved_s={Tier.GPU: max(in_slot.values())},
+                saved_at_s=in_slot,
                 requires=(each.label,),
-                places=frozenset(f"{Tier.GPU} {spot.number}" for spot in spots),
+                places=frozenset(in_slot),
+                credit=each.label,
             ),
         )
 

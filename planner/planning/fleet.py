@@ -19,6 +19,7 @@ from planner.domain.problem import (
 from planner.errors import InputError
 from planner.files.bundled import bundled_sha256
 from planner.files.request.constraints import LARGEST_INSTANCES
+from planner.planning.adapter_moves import with_moves
 from planner.planning.adapter_tiers import with_tiers
 from planner.planning.adapters import (
     adapter_assumptions,
@@ -65,8 +66,8 @@ if TYPE_CHECKING:
     from datetime import date
 
     from planner.domain.hardware import GpuSpec, Offer
-    from planner.domain.plan import Plan
-    from planner.domain.problem import ChangeCost, Rule
+    from planner.domain.plan import AdapterPlan, Plan
+    from planner.domain.problem import ChangeCost, FleetProblem, Rule
     from planner.files.request import PlanRequest
     from planner.files.request.objective import Objective
     from planner.optimize import OtherWay
@@ -158,8 +159,9 @@ def fleet_question(
     for prospect in prepared.prospects:
         files |= prospect.files
     running = _running(request, current, base_dir=base_dir)
+    adapters_today: tuple[AdapterPlan, ...] = ()
     if running is not None:
-        name, change, digest = running
+        name, change, adapters_today, digest = running
         files[name] = digest
         prepared = replace(prepared, change=change)
     slos = {service.name: tuple(service.slo) for service in request.services}
@@ -197,13 +199,16 @@ def fleet_question(
         disaggregation=disaggregation_ways_out(prepared, slos),
         scaling=_scaling(prepared, request, base_dir, prices),
         scaling_warnings=prices.warnings,
-        preloaded=partial(
-            with_tiers,
-            kinds={each.request.name: each.adapters.kinds for each in services if each.adapters is not None},
-            gpus=gpus,
-        ),
+        preloaded=partial(_with_replicas_told, prepared=prepared, today=adapters_today),
         compared=_comparison(prepared, request, base_dir),
     )
+
+
+def _with_replicas_told(problem: FleetProblem, plan: Plan, *, prepared: Prepared, today: Sequence[AdapterPlan]) -> Plan:
+    """Return `plan` with what its replicas with adapters have ready, and which adapters are elsewhere today."""
+    kinds = {each.request.name: each.adapters.kinds for each in prepared.services if each.adapters is not None}
+    found = with_tiers(problem, plan, kinds=kinds, gpus=prepared.gpus, availability=prepared.availability)
+    return with_moves(problem, found, today)
 
 
 def _comparison(
@@ -303,8 +308,10 @@ def _rules(request: PlanRequest, gpus: GpuCatalog, offers: Sequence[Offer]) -> t
     return (*rules, *energy_rules(request.constraints))
 
 
-def _running(request: PlanRequest, current: Path | None, *, base_dir: Path) -> tuple[str, ChangeCost, str] | None:
-    """Return the name of the plan that runs today, its fleet and its sha256; None where none is given."""
+def _running(
+    request: PlanRequest, current: Path | None, *, base_dir: Path
+) -> tuple[str, ChangeCost, tuple[AdapterPlan, ...], str] | None:
+    """Return the name of the plan that runs today, its fleet, adapters and sha256; None where none is given."""
     if current is None and request.current is None:
         if request.constraints.change_cost is not None:
             raise InputError(
@@ -314,8 +321,8 @@ def _running(request: PlanRequest, current: Path | None, *, base_dir: Path) -> t
             )
         return None
     path = current or base_dir / str(request.current)
-    change, digest = todays_fleet(path, request.constraints)
-    return str(current or request.current), change, digest
+    change, adapters, digest = todays_fleet(path, request.constraints)
+    return str(current or request.current), change, adapters, digest
 
 
 def _measured(request: PlanRequest, own: Sequence[MeasuredPoint]) -> MeasuredStore:

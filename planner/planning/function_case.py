@@ -110,19 +110,14 @@ def function_case(
 ) -> FunctionCase:
     """Return the sizes and times of `adapters` on one GPU each.
 
-    Batch times are the estimator's for vLLM of today; load times are measured or published ones
+    A merged adapter weighs nothing beside its weights, which are its own. Batch times are the estimator's for vLLM of
+    today; load times are measured or published ones
     (profiles/startup.csv, profiles/lora/serverless.csv).
 
     Raises
     ------
-    InputError: if the model does not fit the GPU, an adapter is merged or has a trace, or one has no objective.
+    InputError: if the model does not fit the GPU, or an adapter has no objective.
     """
-    for adapter in adapters:
-        if adapter.is_merged:
-            raise InputError(
-                f"Adapter {adapter.name!r} is merged, and shares nothing: there is no other way to serve it.",
-                hint="Leave it out.",
-            )
     native = model.native_precision if model.native_precision in BYTES_PER_PARAMETER else "bf16"
     config = replace(ENGINE, precision=precision or native)
     if reason := misfit(model, gpu, config, params):

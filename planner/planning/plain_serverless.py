@@ -23,7 +23,7 @@ from planner.optimize.keep_alive import HUAWEI_KEEP_ALIVE_S
 from planner.planning.function_case import Hosting, Sizes, function_case
 from planner.planning.function_plans import Half
 from planner.planning.function_serverless import learn_serverless
-from planner.planning.function_traffic import function_traffic
+from planner.planning.function_traffic import function_traffic, mean_rates_rps
 from planner.planning.function_ways import HOUR_S, Prices
 from planner.profilers.startup import load_startup
 from planner.simulate.functions.setting import process_bytes
@@ -91,6 +91,9 @@ class Requests:
     first_judged: int
     """Number of the first request that counts, in the second half of the time; those before fill what serves."""
     are_made_up: bool
+    """At least those of adapters without a trace."""
+    times: float = 1.0
+    """As many as on average."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,28 +112,39 @@ class PlainServerless:
     is_asked: bool = False
     """The request says what `choice` says."""
 
-    def requests(self) -> Requests:
+    def times(self) -> float:
+        """Return how many times as often as on average the plan has its adapters asked for: at a peak more than once.
+
+        1 where that is not known, or nothing is planned.
+        """
+        mean_rps = self._mean_rps()
+        adapters = self.service.adapters
+        if adapters is None or self.service.request.workload.peak is None or mean_rps <= 0:
+            return 1.0
+        return math.fsum(tenant.rate_rps for tenant in adapters.tenancy.tenants) / mean_rps
+
+    def requests(self, *, times: float = 1.0) -> Requests:
         """Return the requests of the adapters: made up at their rates, or out of their traces.
 
         Made-up ones come at random, as `gpuplan simulate` draws them; where the request compares the service for scale
         to zero in sessions as in a production trace, as that comparison has them.
 
+        times : as often as on average.
+
         Raises
         ------
-        InputError: if some adapters have a trace and some a rate, a trace has no times, or there are too few requests.
+        InputError: if a trace has no times, or there are too few requests.
         """
-        choice = self.service.request.adapters
-        listed: Sequence[Adapter] = () if choice is None else choice.listed()
-        if choice is not None and choice.file is not None:
-            listed = read_adapters(self.base_dir / choice.file, isolation=choice.isolation)
-        asked = [adapter for adapter in listed if adapter.trace is not None or adapter.rate_rps]
-        total_rps = math.fsum(adapter.rate_rps or 0.0 for adapter in asked)
+        asked = self.asked()
+        are_made_up = any(adapter.trace is None for adapter in asked)
+        total_rps = times * self._mean_rps()
         adapters, traffic = function_traffic(
             asked,
             gaps=default_gaps() if self.is_asked else Weibull.of_mean(1.0, shape=POISSON_SHAPE),
-            duration_s=min(DAY_S, MOST_REQUESTS / total_rps) if total_rps > 0 else None,
+            duration_s=min(DAY_S, MOST_REQUESTS / total_rps) if are_made_up and total_rps > 0 else None,
             rng=np.random.default_rng(SEED),
             base_dir=self.base_dir,
+            times=times,
         )
         count = min(len(traffic.arrival_s), MOST_REQUESTS)
         end_s = traffic.duration_s if count == len(traffic.arrival_s) else float(traffic.arrival_s[count])
@@ -143,7 +157,22 @@ class PlainServerless:
             adapter=traffic.adapter[:count],
             end_s=end_s,
             first_judged=at,
-            are_made_up=total_rps > 0,
+            are_made_up=are_made_up,
+            times=times,
+        )
+
+    def asked(self) -> list[Adapter]:
+        """Return the adapters with requests."""
+        choice = self.service.request.adapters
+        listed: Sequence[Adapter] = () if choice is None else choice.listed()
+        if choice is not None and choice.file is not None:
+            listed = read_adapters(self.base_dir / choice.file, isolation=choice.isolation)
+        return [adapter for adapter in listed if adapter.trace is not None or adapter.rate_rps]
+
+    def _mean_rps(self) -> float:
+        """Return how often all adapters together are asked for on average."""
+        return math.fsum(
+            mean_rates_rps(self.asked(), {} if self.service.adapters is None else self.service.adapters.traces)
         )
 
     def play(self, requests: Requests) -> PlainOutcome:
@@ -181,8 +210,6 @@ class PlainServerless:
                 precision=self.service.configs[0].precision,
             )
         except InputError:
-            if any(adapter.is_merged for adapter in adapters):
-                raise
             return None
         needed = process_bytes(case.setting, float(case.functions.adapter_bytes.max()), Isolation.DEDICATED)
         return case if needed <= case.setting.gpu_bytes else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from planner.domain.adapters import AdapterSlots
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from planner.domain.hardware import Offer
+    from planner.domain.plan import AdapterPlan
     from planner.domain.problem import Rule
     from planner.files.request import PlanRequest
     from planner.files.request.constraints import Constraints
@@ -157,8 +159,8 @@ def _shares(form: MaxShare, service: str | None) -> Iterator[Rule]:
             yield ShareCap(name=f"share of one {name}", facet=facet, bound=bound, service=service)
 
 
-def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, str]:
-    """Return the fleet in the plan.json at `path` with the price of leaving it, and the file's sha256.
+def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, tuple[AdapterPlan, ...], str]:
+    """Return the fleet in the plan.json at `path` with the price of leaving it, its adapters, and the file's sha256.
 
     Raises
     ------
@@ -178,6 +180,11 @@ def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, str]
         for host in item.hosts
     }
     merged = merged_replicas(plan.adapters)
+    holds: dict[tuple[str, str], list[dict[str, tuple[float, ...]]]] = defaultdict(list)
+    for item in plan.adapters:
+        for replica in item.placement:
+            held = {each.adapter: each.by_size_rps or (each.rate_rps,) for each in replica.adapters}
+            holds[item.service, replica.option].append(held)
     running = tuple(
         Running(
             service=row.service,
@@ -193,6 +200,7 @@ def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, str]
             power_cap_w=row.power_cap_w,
             slots=slots.get((row.service, row.option)),
             merged=merged.get((row.service, row.option), {}),
+            holds=tuple(holds.get((row.service, row.option), ())),
         )
         for row in plan.allocation
         if row.replicas > 0
@@ -204,4 +212,4 @@ def todays_fleet(path: Path, constraints: Constraints) -> tuple[ChangeCost, str]
         stop_usd=form.stop if form else 0.0,
         horizon_hours=form.horizon / SECONDS_PER_HOUR if form else 1.0,
     )
-    return change, hashlib.sha256(path.read_bytes()).hexdigest()
+    return change, plan.adapters, hashlib.sha256(path.read_bytes()).hexdigest()

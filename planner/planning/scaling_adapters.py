@@ -15,7 +15,7 @@ from planner.errors import InputError
 from planner.files.adapters_csv import read_adapters
 from planner.optimize.keep_alive import COMMON_KEEP_ALIVE_S
 from planner.planning.function_case import Hosting, Sizes, function_case
-from planner.planning.function_traffic import function_traffic
+from planner.planning.function_traffic import function_traffic, mean_rates_rps
 from planner.planning.function_ways import Prices, Way
 from planner.planning.functions import compare_ways
 from planner.planning.located import at
@@ -185,7 +185,9 @@ class AdapterAsk:
         InputError: if there are too many of them in too short a time for keeping to show.
         """
         listed = self._adapters()
-        total_rps = math.fsum(adapter.rate_rps or 0.0 for adapter in listed)
+        traces = {} if self.service.adapters is None else self.service.adapters.traces
+        are_made_up = any(adapter.trace is None for adapter in listed)
+        total_rps = math.fsum(mean_rates_rps(listed, traces)) if are_made_up else 0.0
         duration_s = None
         if total_rps > 0:
             duration_s = min(DAY_S, max(LEAST_S, MOST_REQUESTS / total_rps), MOST_BUSY_REQUESTS / total_rps)

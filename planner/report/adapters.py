@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from planner.domain.adapters import Isolation
+from planner.domain.hardware import Market
 from planner.domain.plan import AdapterWay, PreloadMethod
 from planner.report.wording import clean, percent, plural, usd
 from planner.units import format_duration
@@ -48,6 +49,8 @@ class WaysView:
 
     title: str
     lines: tuple[WayLine, ...]
+    note: str = ""
+    """What the figures do not show."""
 
     @property
     def rows(self) -> tuple[tuple[str, ...], ...]:
@@ -63,14 +66,31 @@ def ways_views(plan: Plan) -> tuple[WaysView, ...]:
     if plan.cost_usd_per_hour is None:
         return ()
     cost = plan.cost_usd_per_hour
+    spot = {row.service for row in plan.allocation if row.market == Market.SPOT}
     return tuple(
         WaysView(
-            title=f"Ways to serve the adapters of {clean(item.service)}",
+            title=f"Ways to serve the adapters of {clean(item.service)}{_whose_cost(plan)}",
             lines=tuple(_way_line(other, cost) for other in item.alternatives),
+            note=SPOT_STAYS if item.service in spot else "",
         )
         for item in plan.adapters
         if item.alternatives
     )
+
+
+def _whose_cost(plan: Plan) -> str:
+    """Return whose costs a table of ways shows, where the plan has more than the service that it is of."""
+    services = {row.service for row in plan.allocation} | {choice.service for choice in plan.given_back}
+    if len(services) < TWO:
+        return ""
+    alike = ", all adapters served so" if len(plan.adapters) > 1 else ""
+    return f" (USD/h of the whole plan{alike})"
+
+
+TWO = 2
+SPOT_STAYS = (
+    "No replay takes spot capacity away: while a spot replica is gone, none serves the adapters that only it has."
+)
 
 
 def _way_line(other: AdapterAlternative, cost: float) -> WayLine:

@@ -181,12 +181,26 @@ def summarize(plan: Plan, *, today: date) -> PlanSummary:
         notes=notes(plan, today=today),
         warnings=tuple(Note(label=clean(warning.code), text=clean(warning.message)) for warning in plan.warnings),
         assumptions=tuple(clean(assumption) for assumption in plan.assumptions),
-        rollout=tuple(_rollout_text(plan, step) for step in plan.rollout),
+        rollout=tuple(_rollout_texts(plan)),
         robustness=robustness_view(plan),
         ways=ways_views(plan),
         given_back=tuple(given_back_views(plan)),
         totals=tuple(totals(plan)),
     )
+
+
+def _rollout_texts(plan: Plan) -> Iterator[str]:
+    """Yield the steps of a rollout in words; adapters are loaded when what is new has started."""
+    starts = [step for step in plan.rollout if step.action is RolloutAction.START]
+    yield from (_rollout_text(plan, step) for step in starts)
+    for item in plan.adapters:
+        if item.moved:
+            yield (
+                f"{plural(len(item.moved), 'adapter')} of {clean(item.service)} are on other replicas than today: load"
+                " them there, and send their requests as this plan's placement says. What each costs is by the load of"
+                " the replicas that it is on now."
+            )
+    yield from (_rollout_text(plan, step) for step in plan.rollout[len(starts) :])
 
 
 def _rollout_text(plan: Plan, step: RolloutStep) -> str:

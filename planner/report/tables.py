@@ -191,6 +191,7 @@ def plan_markdown(plan: Plan, *, today: date) -> str:
         blocks += ["### One GPU type alone", _baseline_markdown(summary)]
     for view in summary.ways:
         blocks += [f"### {_md(view.title)}", _md_table(WAY_COLUMNS, view.rows, right=(1, 4, 5))]
+        blocks += [_md(view.note)] if view.note else []
     if summary.rollout:
         steps = [f"{index}. {_md(text)}" for index, text in enumerate(summary.rollout, start=1)]
         blocks += ["### Rollout", "\n".join(steps)]

@@ -71,6 +71,7 @@ def plan_renderables(plan: Plan, *, today: date, verbose: bool = False) -> list[
         parts += [Text("One GPU type alone", style="bold"), _baseline_table(summary)]
     for view in summary.ways:
         parts += [Text(view.title, style="bold"), _ways_table(view)]
+        parts += [Text(view.note, style="dim")] if view.note else []
     parts += _rollout(summary.rollout)
     parts += [_labelled(note, style="bold") for note in summary.notes]
     parts += [_labelled(warning, style="bold yellow") for warning in summary.warnings]

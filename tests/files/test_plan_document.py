@@ -283,6 +283,7 @@ def built(kind, **given_fields):
         "tuple[int, int] | None": st.none() | st.tuples(counts, counts),
         "tuple[float, ...]": st.lists(figures, max_size=3).map(tuple),
         "tuple[str, ...]": st.lists(names, max_size=3).map(tuple),
+        "tuple[str, ...] | None": st.none() | st.lists(names, max_size=3).map(tuple),
     }
     others = {field.name: by_type[field.type] for field in dataclasses.fields(kind) if field.name not in given_fields}
     return st.builds(kind, **others, **given_fields)

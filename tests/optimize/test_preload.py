@@ -89,8 +89,9 @@ def best_by_enumeration(artifacts, places):
                 continue
             worth = {}
             for artifact, place in chosen:
-                value = artifact.rate_rps * artifact.saved_s[tier_of[place]]
-                worth[artifact.name] = max(worth.get(artifact.name, 0.0), value)
+                value = artifact.rate_rps * artifact.saved_at_s.get(place, artifact.saved_s[tier_of[place]])
+                counts_as = artifact.credit or artifact.name
+                worth[counts_as] = max(worth.get(counts_as, 0.0), value)
             best = max(best, sum(worth.values()))
     return best
 
@@ -105,14 +106,18 @@ def shelves(draw):
     somewhere = st.frozensets(st.sampled_from([f"p{i}" for i in range(len(kinds))]), min_size=1)
     for i in range(draw(st.integers(1, 4))):
         requires = draw(st.sets(st.sampled_from([a.name for a in artifacts]), max_size=2)) if artifacts else set()
+        saved_s = draw(tiers)
+        less = {f"p{j}": saved_s[tier] / draw(st.integers(1, 3)) for j, tier in enumerate(kinds) if tier in saved_s}
         artifacts.append(
             Artifact(
                 name=f"a{i}",
                 size_bytes=float(draw(st.integers(0, 6))),
                 rate_rps=float(draw(st.integers(0, 5))),
-                saved_s=draw(tiers),
+                saved_s=saved_s,
                 requires=tuple(sorted(requires)),
                 places=draw(st.none() | somewhere),
+                saved_at_s=draw(st.sampled_from([{}, less])),
+                credit=draw(st.sampled_from(["", "", "together"])),
             )
         )
     places = [

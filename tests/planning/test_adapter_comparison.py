@@ -59,6 +59,14 @@ def ways(result, index=0):
     return {other.way: other for other in result.plan.adapters[index].alternatives}
 
 
+def printed(plan):
+    stream = io.StringIO()
+    console = Console(file=stream, width=160)
+    for part in plan_renderables(plan, today=TODAY):
+        console.print(part)
+    return stream.getvalue()
+
+
 def offer_called(name):
     return next(offer for offer in load_pay_per_use() if offer.name == name)
 
@@ -133,22 +141,76 @@ def test_costs_are_of_the_whole_plan_with_all_services_served_that_way(tmp_path)
     alone = [ways(planned(each, base_dir=tmp_path))[AdapterWay.SERVERLESS].cost_usd_per_hour for each in (chat, code)]
     for index in (0, 1):
         assert ways(both, index)[AdapterWay.SERVERLESS].cost_usd_per_hour == pytest.approx(sum(alone))
-    merged = [{"name": "m", "rank": 8, "target_modules": "q", "rate": "1 req/s", "merged": True}]
-    other = planned(chat, service("code", merged), base_dir=tmp_path)
-    for index in (0, 1):
-        plain = ways(other, index)[AdapterWay.SERVERLESS]
-        assert plain.cost_usd_per_hour is None
-        assert plain.reason.startswith("code: Adapter 'm' is merged")
+    for text in (printed(both.plan), both.to_markdown(), both.to_html(), both._repr_html_()):
+        for name in ("chat", "code"):
+            assert f"adapters of {name} (USD/h of the whole plan, all adapters served so)" in text
+
+
+def rated(name, rate, **given):
+    return {"name": name, "rank": 16, "target_modules": "q v", "rate": rate} | given
+
+
+def test_an_adapter_in_weights_of_its_own_is_what_plain_serverless_serves(tmp_path):
+    asked = every(tmp_path, "a", 20.0)
+    beside, merged = (ways(planned(service("chat", [asked | changes]), base_dir=tmp_path))[AdapterWay.SERVERLESS]
+                      for changes in ({"isolation": "dedicated"}, {"merged": True}))  # fmt: skip
+    assert merged.is_met
+    assert merged.offer == beside.offer
+    assert merged.cost_usd_per_hour == pytest.approx(beside.cost_usd_per_hour)
+
+
+def test_a_service_without_requests_to_judge_by_leaves_the_others_theirs(tmp_path):
+    # One request in five years: a day has none.
+    found = planned(
+        service("chat", [every(tmp_path, "a", 20.0), every(tmp_path, "b", 20.0)]),
+        service("rare", [rated("c", "0.00002 req/h")]),
+        base_dir=tmp_path,
+    )
+    chat, rare = ways(found), ways(found, 1)
+    assert chat[AdapterWay.PLAN].requests == chat[AdapterWay.DEDICATED].requests == 60
+    assert rare[AdapterWay.PLAN].is_met is None
+    assert chat[AdapterWay.SERVERLESS].reason == "rare: There are too few requests to judge by"
+
+
+def test_traces_are_played_over_and_over_beside_rates(tmp_path):
+    found = planned(service("chat", [every(tmp_path, "a", 20.0), rated("b", "0.15 req/s")]), base_dir=tmp_path)
+    # 0.05 and 0.15 req/s: 4,000 requests in 20,000 s, and the trace is 1,180 s long.
+    for way in ways(found).values():
+        assert way.is_met
+        assert way.requests == pytest.approx(2000, rel=0.05)
+    assert any("beside those of the traces, over and over" in text for text in found.plan.assumptions)
+
+
+def test_at_a_peak_all_ways_have_as_many_requests_as_the_plan_is_for(tmp_path):
+    times = np.concatenate([np.arange(0, 3000, 10.0), 3000 + np.arange(0, 600, 1.25)])
+    rows = "".join(f"{at},800,200\n" for at in times)
+    (tmp_path / "w.csv").write_text(f"arrival_s,input_tokens,output_tokens\n{rows}", encoding="utf-8")
+    asked = [every(tmp_path, "a", 2.0, count=200), every(tmp_path, "b", 2.0, count=200)]
+    calm, busy = (
+        planned(service("chat", asked, workload={"trace": "w.csv"} | peak), base_dir=tmp_path)
+        for peak in ({}, {"peak": "max of 1m"})
+    )
+    factor = busy.plan.rate_rps / calm.plan.rate_rps
+    assert 3 < factor < 5
+    mean, peak = ways(calm), ways(busy)
+    assert peak[AdapterWay.SERVERLESS].requests == mean[AdapterWay.SERVERLESS].requests
+    # The same 400 requests in a quarter of the time: more of them in a step.
+    assert peak[AdapterWay.PLAN].ttft_p50_s > 1.01 * mean[AdapterWay.PLAN].ttft_p50_s
+    assert any(f"come {factor:.3g} times as often as on average" in text for text in busy.plan.assumptions)
+    rates = [rated("a", "0.005 req/s"), rated("b", "0.005 req/s")]
+    found = planned(service("chat", rates, workload={"trace": "w.csv", "peak": "max of 1m"}), base_dir=tmp_path)
+    plain = ways(found)[AdapterWay.SERVERLESS]
+    flat = ways(planned(service("chat", rates, workload={"trace": "w.csv"}), base_dir=tmp_path))[AdapterWay.SERVERLESS]
+    assert plain.cost_usd_per_hour == pytest.approx(flat.cost_usd_per_hour)  # a peak does not last
+    assert plain.requests > 3 * flat.requests
+    assert plain.attainment > flat.attainment  # asked for within the minute that containers are kept
 
 
 def test_all_forms_show_the_table_and_say_what_is_replayed(tmp_path):
     found = planned(service("chat", [every(tmp_path, "a", 20.0), every(tmp_path, "b", 20.0)]), base_dir=tmp_path)
-    stream = io.StringIO()
-    console = Console(file=stream, width=160)
-    for part in plan_renderables(found.plan, today=TODAY):
-        console.print(part)
-    for text in (stream.getvalue(), found.to_markdown(), found.to_html(), found._repr_html_()):
+    for text in (printed(found.plan), found.to_markdown(), found.to_html(), found._repr_html_()):
         assert "Ways to serve the adapters of chat" in text
+        assert "of the whole plan" not in text
         for words in ("replicas for each adapter", "one pool of equal replicas", "hold, 100% within; 60 replayed"):
             assert words in text
     assert not any(warning.code == "W415" for warning in found.plan.warnings)

@@ -42,8 +42,11 @@ KIND = SlotKind(
 )
 
 
-def problem_of(rates, sizes, idle_sizes, *, slots, ram_bytes):
-    """Return adapters on A100s that serve 2 req/s each with `slots` slots, and adapters that nobody asks for."""
+def problem_of(rates, sizes, idle_sizes, *, slots, ram_bytes, gpus=(GPU.name,)):
+    """Return adapters on GPUs that serve 2 req/s each with `slots` slots, and adapters that nobody asks for.
+
+    gpus : A100s; where there are several kinds, one of each.
+    """
     tenants = [
         Tenant(name=f"a{i}", rate_rps=rate, memory_bytes=size, group=i)
         for i, (rate, size) in enumerate(zip(rates, sizes, strict=True))
@@ -52,30 +55,33 @@ def problem_of(rates, sizes, idle_sizes, *, slots, ram_bytes):
         Standby(name=f"idle{i}", memory_bytes=size, isolation=Isolation.SHARED_PROCESS)
         for i, size in enumerate(idle_sizes)
     ]
-    offer = Offer(
-        name="one",
-        provider="p",
-        instance_type="one",
-        region="r",
-        market=Market.ON_DEMAND,
-        gpu=GPU.name,
-        gpus_per_instance=1,
-        price_usd_per_hour=1.0,
-        ram_bytes=ram_bytes,
-    )
-    option = ServingOption(
-        service="s",
-        offer=offer,
-        gpus_per_replica=1,
-        throughput_rps=np.full(len(tenants), 2.0),
-        config=EngineConfig(engine=KIND.engine),
-        slots=KIND.slots(slots),
+    options = tuple(
+        ServingOption(
+            service="s",
+            offer=Offer(
+                name="one" if gpu == GPU.name else gpu,
+                provider="p",
+                instance_type="one",
+                region="r",
+                market=Market.ON_DEMAND,
+                gpu=gpu,
+                gpus_per_instance=1,
+                price_usd_per_hour=1.0,
+                ram_bytes=ram_bytes,
+                available=None if len(gpus) == 1 else 1,
+            ),
+            gpus_per_replica=1,
+            throughput_rps=np.full(len(tenants), 2.0),
+            config=EngineConfig(engine=KIND.engine),
+            slots=KIND.slots(slots),
+        )
+        for gpu in gpus
     )
     buckets = tuple(Bucket(row=i, column=0, group=i, rate_rps=rate) for i, rate in enumerate(rates))
     tenancy = Tenancy(
         service="s", tenants=tuple(tenants), idle=tuple(each.name for each in standby), standby=tuple(standby)
     )
-    return FleetProblem(demands=(Demand(service="s", buckets=buckets),), options=(option,), tenancies=(tenancy,))
+    return FleetProblem(demands=(Demand(service="s", buckets=buckets),), options=options, tenancies=(tenancy,))
 
 
 def solved(problem):
@@ -87,7 +93,9 @@ def most_saved(problem, plan):
     """Return the most seconds per second that anything ready can save, by trying every place for every adapter."""
     (item,), (tenancy,) = plan.adapters, problem.tenancies
     sizes = tenancy.sizes_bytes
-    (option,) = problem.options
+    option, *_ = problem.options
+    by_name = {each.offer.name: load_gpus().get(each.offer.gpu) for each in problem.options}
+    gpus = [by_name[replica.option] for replica in item.placement]
     half, whole = option.offer.ram_bytes / 2, option.offer.ram_bytes
     held = [[each.adapter for each in replica.adapters] for replica in item.placement]
     beside_engine = max(half, whole - 1.5e9)
@@ -117,7 +125,7 @@ def most_saved(problem, plan):
             used[number] += sizes[name]
             counts[number] += 1
             slots[number] += is_in_slot
-            copy_s = sizes[name] / GPU.pcie_bytes_per_s
+            copy_s = sizes[name] / gpus[number].pcie_bytes_per_s
             saved += rates.get(name, least) * (0.68 if is_in_slot else 0.68 - copy_s)
         fits = all(
             total <= max(half, sum(sizes[n] for n in names)) * (1 + 1e-9)
@@ -155,6 +163,47 @@ def test_what_is_ready_is_the_best_of_all_choices(rates, data, slots, ram_bytes)
     assert quick.saved_s_per_s <= best * (1 + 1e-9) <= quick.bound_s_per_s * (1 + 1e-6)
 
 
+@given(
+    st.lists(st.sampled_from([0.3, 0.6, 0.9]), min_size=3, max_size=3),
+    st.data(),
+    st.sampled_from([0.3e9, 0.5e9, 4e9]),
+    st.sampled_from([0.15e9, 2e9]),
+)
+@settings(max_examples=20)
+def test_what_is_ready_is_the_best_where_replicas_copy_at_different_speeds(rates, data, ram_bytes, slow_bytes_per_s):
+    # The slower the bus, the more a slot saves beside host memory: most of what is saved for the largest ones.
+    sizes = data.draw(st.lists(SIZES, min_size=len(rates), max_size=len(rates)))
+    idle = data.draw(st.lists(SIZES, min_size=1, max_size=3))
+    specs = load_gpus()
+    problem = problem_of(
+        rates, sizes, idle, slots=2, ram_bytes=max(ram_bytes, 4 * SLOT_BYTES), gpus=(GPU.name, "H100-80GB")
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(SPEEDS, GPU.name, slow_bytes_per_s)
+        patched.setattr(type(specs), "get", slowed(type(specs).get))
+        plan = solved(problem)
+        best = most_saved(problem, plan)
+        patched.setattr(adapter_tiers, "MOST_PAIRS", -1)
+        quick = solved(problem).adapters[0].preload
+    preload = plan.adapters[0].preload
+    assert preload.saved_s_per_s == pytest.approx(best, rel=1e-5, abs=1e-12)
+    assert best <= preload.bound_s_per_s * (1 + 1e-6)
+    assert quick.saved_s_per_s <= best * (1 + 1e-9) <= quick.bound_s_per_s * (1 + 1e-6)
+
+
+SPEEDS: dict[str, float] = {}
+
+
+def slowed(get):
+    """Return a look-up of GPUs whose bus has the speed in `SPEEDS`, where one is there."""
+
+    def found(catalog, name):
+        gpu = get(catalog, name)
+        return replace(gpu, pcie_bytes_per_s=SPEEDS[gpu.name]) if gpu.name in SPEEDS else gpu
+
+    return found
+
+
 def test_a_spare_slot_goes_to_who_saves_most_and_memory_to_the_others():
     # One replica has both adapters and room for one more: a large idle one saves the longer copy in a slot.
     problem = problem_of([0.5, 0.5], [20 * MB] * 2, [20 * MB, 80 * MB, 40 * MB], slots=3, ram_bytes=0.5e9)
@@ -179,7 +228,7 @@ def test_an_engine_may_keep_no_more_than_memory_holds_of_the_largest():
 
 
 def test_the_check_finds_what_cannot_be():
-    problem = problem_of([1.5, 1.5], [20 * MB] * 2, [80 * MB, 80 * MB], slots=3, ram_bytes=0.5e9)
+    problem = problem_of([1.5, 1.5], [20 * MB] * 2, [80 * MB] * 3, slots=3, ram_bytes=0.8e9)
     plan = solved(problem)
     (item,) = plan.adapters
     sizes = problem.tenancies[0].sizes_bytes
@@ -201,7 +250,7 @@ def test_the_check_finds_what_cannot_be():
         taken = sum(sizes.get(name, 0.0) for name in (*own, *tiers.gpu, *tiers.host))
         tiers = replace(tiers, **{"host_bytes": taken, **changes})
         nothing = replace(second.tiers, gpu=(), host=(), host_bytes=sum(map(sizes.get, other)))
-        preload = replace(item.preload, on_disk=tuple(sorted({"idle0", "idle1"} - {*tiers.gpu, *tiers.host})))
+        preload = replace(item.preload, on_disk=tuple(sorted({"idle0", "idle1", "idle2"} - {*tiers.gpu, *tiers.host})))
         placement = (replace(first, tiers=tiers), replace(second, tiers=nothing))
         changed = with_host(held=4, engine_flags=KIND.flags(3, held=4))
         return replace(changed, adapters=(replace(changed.adapters[0], placement=placement, preload=preload),))
@@ -214,7 +263,7 @@ def test_the_check_finds_what_cannot_be():
         "nobody ready, which it has no slot for": with_first(host=("nobody",)),
         "take 120000000.0 bytes of host memory, and it says 1.0": with_first(host_bytes=1.0),
         "of 90000000.0": with_first(host_room_bytes=90 * MB),
-        "and it has 500000000.0": with_first(host_room_bytes=1e9),
+        "and it has 800000000.0": with_first(host_room_bytes=1e9),
         "are said to be on disk only": with_item(preload=replace(item.preload, on_disk=("idle0",))),
         "and room for 2": with_item(hosts=(replace(item.hosts[0], held=2),)),
         "made for the rank 32, and it says 16": with_host(rank=16),
@@ -321,6 +370,49 @@ def test_slots_need_host_memory_for_what_is_in_them(tmp_path):
     # Half of 1 GiB holds 19 adapters of 27 MB: two slots of a replica hold no more.
     assert {host.slots for host in found["small"].adapters[0].hosts} == {16}
     assert math.ceil(40 / 16) == len(found["small"].adapters[0].placement)
+
+
+SPOT = {
+    "providers": ["gcp"], "regions": ["us-central1"], "gpus": {"include": ["A100-40GB"]}, "markets": ["spot"],
+    "spot_recovery": "72h", "spot_interruptions": {"gcp": "100%"},
+}  # fmt: skip
+
+
+def test_what_only_spot_has_is_asked_of_others_as_long_as_that_is_away():
+    problem = problem_of([0.5] * 5, [20 * MB] * 5, [], slots=3, ram_bytes=4e9)  # two replicas, each adapter on one
+    (option,) = problem.options
+    offer = replace(option.offer, market=Market.SPOT)
+    problem = replace(problem, options=(replace(option, offer=offer),))
+    plan = solve(problem, settings=SolverSettings(relative_gap=0.0), assignment=Assignment.fractional())
+
+    def saved(availability):
+        found = with_tiers(problem, plan, kinds={"s": [KIND]}, gpus=load_gpus(), availability={"one": availability})
+        return found.adapters[0].preload.saved_s_per_s
+
+    assert [replica.adapters for replica in plan.adapters[0].placement if len(replica.adapters) in {2, 3}]
+    assert 0.75 * 5 * OUT_FRACTION * 0.5 * 0.68 < saved(1.0) <= 5 * OUT_FRACTION * 0.5 * 0.68
+    assert saved(0.9) == pytest.approx(10 * saved(1.0))
+    assert saved(0.999) == saved(1.0)  # what is lost for other reasons is so on spot, too
+
+
+def test_adapters_that_only_spot_has_are_warned_of():
+    each = [adapter(f"a{number}", "3 req/s") for number in range(6)] + [adapter("idle", "0 req/s")]
+    found = planned(each, catalog=SPOT)
+    (item,) = found.plan.adapters
+    assert len(item.placement) > 1
+    (warning,) = (warning for warning in found.plan.warnings if warning.code == "W416")
+    assert warning.observed == 6
+    # 72 h of 720 h each time: a replica runs 1 / 1.1 of the time.
+    assert "up to 9.09% of the time" in warning.message
+    calm = planned(each, catalog={key: value for key, value in SPOT.items() if not key.startswith("spot_")})
+    (unknown,) = (warning for warning in calm.plan.warnings if warning.code == "W416")
+    assert "for how long is not known" in unknown.message
+
+    for text in (found.to_markdown(), found.to_html(), found._repr_html_()):
+        assert "No replay takes spot capacity away" in text
+    kept = planned(each, catalog=SPOT | {"markets": ["on-demand", "spot"]}, spot_share={"max": "0%"})
+    assert not any(warning.code == "W416" for warning in kept.plan.warnings)
+    assert "No replay takes spot" not in kept.to_markdown()
 
 
 def test_a_process_waits_as_a_container_with_its_libraries():

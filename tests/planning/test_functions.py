@@ -110,12 +110,30 @@ def test_what_cannot_be_compared_is_refused():
         "params": default_params(),
     }
     model, gpu = load_model("llama-2-7b"), load_gpus().get("L40S")
-    with pytest.raises(InputError, match="merged"):
-        function_case(model, gpu, adapters([1.0], is_merged=True, isolation=Isolation.DEDICATED), **known)
     with pytest.raises(InputError, match="'a0' has no objective"):
         function_case(model, gpu, adapters([1.0]), **(known | {"slos": []}))
     with pytest.raises(InputError, match="cannot be served on one L4"):
         function_case(load_model("llama-2-70b"), load_gpus().get("L4"), adapters([1.0]), **known)
+
+
+def test_an_adapter_in_its_weights_shares_nothing_and_weighs_nothing():
+    beside = case_of([0.02, 0.02])
+    merged = function_case(
+        load_model("llama-2-7b"),
+        load_gpus().get("L40S"),
+        adapters([0.02, 0.02], is_merged=True, isolation=Isolation.DEDICATED),
+        sizes=Sizes(input_tokens=512, output_tokens=128),
+        slos=[parse_slo("ttft p90 <= 2s")],
+        hosting=Hosting(storage_bytes_per_s=2e9, loader="serverlessllm"),
+        params=default_params(),
+    )
+    assert merged.functions.adapter_bytes.tolist() == [0.0, 0.0]
+    traffic, prices = requests([0.02, 0.02], 6.0), Prices(usd_per_gpu_hour=1.86)
+    found, other = compare_ways(traffic, merged, prices), compare_ways(traffic, beside, prices)
+    assert [way.way for way in found.ways] == [Way.DEDICATED, Way.SERVERLESS, Way.KEPT]
+    assert [text for text in found.cautions if "asks for isolation dedicated" in text] == [*found.cautions[:2]]
+    assert len(other.ways) == 5
+    assert found.ways[1].cost_usd == pytest.approx(other.ways[2].cost_usd)
 
 
 def records(ttft_s, e2e_s, function):
@@ -459,12 +477,17 @@ def test_adapters_with_traces_are_played_as_they_are(gpuplan, tmp_path):
     assert short.json["hours"] == pytest.approx(0.5)
 
 
-def test_traces_and_rates_do_not_mix(gpuplan, tmp_path):
+def test_a_trace_is_played_over_and_over_beside_rates(gpuplan, tmp_path):
+    rows = "".join(f"{20 * number},512,128\n" for number in range(46))  # 15 minutes, and the time is 4 hours
+    (tmp_path / "a.csv").write_text(f"arrival_s,input_tokens,output_tokens\n{rows}", encoding="utf-8")
     path = tmp_path / "adapters.csv"
-    path.write_text("name,rank,target_modules,trace,rate\na,16,q v,a.csv,\nb,16,q v,,1 req/s\n", encoding="utf-8")
-    ran = gpuplan("adapters", "compare", path, *OPTIONS)
-    assert ran.code == 2
-    assert "'a' has a trace and 'b' a rate" in ran.err
+    path.write_text("name,rank,target_modules,trace,rate\na,16,q v,a.csv,\nb,16,q v,,40 req/h\n", encoding="utf-8")
+    ran = gpuplan("adapters", "compare", path, *OPTIONS, "--json")
+    assert ran.code == 0
+    assert ran.json["hours"] == pytest.approx(4.0)
+    by_name = {entry["adapter"]: entry["requests"] for entry in ran.json["keep_alive"]}
+    assert by_name["a"] == pytest.approx(46 / 900 * 7200, abs=2)  # in the second half
+    assert 30 < by_name["b"] < 150
 
 
 # --- what adapters may share -----------------------------------------------------------------------------------------
