@@ -183,8 +183,9 @@ def _offer_notes(prices: Prices) -> tuple[str, ...]:
     if prices.offer is None:
         return ()
     dated = "without a date" if prices.offer.as_of is None else f"as of {prices.offer.as_of.isoformat()}"
+    more = "" if prices.offer.is_all_in else ", and more that is not known"
     notes = f"; {prices.offer.notes}" if prices.offer.notes else ""
-    return (f"{prices.offer.name}: {prices.offer.usd_per_gpu_s:g} USD/s {dated}{notes}",)
+    return (f"{prices.offer.name}: {prices.offer.usd_per_container_s:g} USD/s{more} {dated}{notes}",)
 
 
 def _gaps(arrivals: str) -> HyperExponential | Weibull:

@@ -49,6 +49,7 @@ from planner.planning.prepared import Prepared
 from planner.planning.question import AdapterSource, Question, ReplaySource
 from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
+from planner.planning.scaling_clouds import cloud_warnings
 from planner.planning.scaling_prices import PriceAges
 from planner.planning.scaling_request import check_scaling_request, scaling_assumptions
 from planner.planning.services import PreparedService, prepare_service
@@ -196,7 +197,7 @@ def fleet_question(
         problem_with_all_bounds=partial(problem_with_all_bounds, prepared, slos),
         disaggregation=disaggregation_ways_out(prepared, slos),
         scaling=_scaling(prepared, request, base_dir, prices),
-        scaling_warnings=prices.warnings,
+        scaling_warnings=lambda choices: (*prices.warnings(choices), *cloud_warnings(choices)),
         preloaded=partial(
             with_tiers,
             kinds={each.request.name: each.adapters.kinds for each in services if each.adapters is not None},

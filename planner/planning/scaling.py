@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ from planner.optimize.keep_alive import COMMON_KEEP_ALIVE_S
 from planner.planning.function_case import Sizes
 from planner.planning.located import inside
 from planner.planning.scaling_adapters import AdapterAsk
+from planner.planning.scaling_clouds import CloudDoubts
 from planner.planning.scaling_replica import (
     Candidate,
     Outcome,
@@ -104,6 +106,7 @@ def scaling_asks(
         with inside(f"services[{index}].scale_to_zero"):
             check_loader(choice.loader)
             by_use = wanted_pay_per_use(request, choice, gpus=gpus, base_dir=base_dir)
+            clouds = CloudDoubts.of_request(request, choice)
             prices.check(by_use)
             halves = trace_halves(service, choice.recorded) if service.adapters is None else None
         if halves is None:
@@ -113,6 +116,7 @@ def scaling_asks(
                         service=service,
                         choice=choice,
                         by_use=by_use,
+                        clouds=clouds,
                         rented=rented,
                         gpus=gpus,
                         params=params,
@@ -126,6 +130,7 @@ def scaling_asks(
                 choice=choice,
                 halves=halves,
                 by_use=by_use,
+                clouds=clouds,
                 rented=rented,
                 gpus=gpus,
                 params=params,
@@ -257,6 +262,7 @@ class _Ask:
     choice: ScaleToZero
     halves: Halves
     by_use: tuple[PayPerUse, ...]
+    clouds: CloudDoubts
     rented: tuple[Offer, ...]
     gpus: GpuCatalog
     params: EstimatorParams
@@ -301,8 +307,9 @@ class _Ask:
         if not self.halves.is_too_busy:
             kinds = self._kinds()
             candidates = [*self._by_use(kinds), *self._rented(kinds)]
-        for way in (ScalingWay.SCALE_TO_ZERO, ScalingWay.PAY_PER_USE):
-            for tried in self._tried([candidate for candidate in candidates if candidate.way is way]):
+        groups = product((ScalingWay.SCALE_TO_ZERO, ScalingWay.PAY_PER_USE), (False, True))
+        for group in groups:  # what is barred takes no place from what may be chosen
+            for tried in self._tried([each for each in candidates if (each.way, each.is_barred) == group]):
                 outcome = play(
                     tried.candidate,
                     second,
@@ -349,7 +356,13 @@ class _Ask:
         for kind in kinds:
             for offer in self.by_use:
                 if offer.gpu == kind.gpu:
-                    yield Candidate(way=ScalingWay.PAY_PER_USE, kind=kind, billing=offer)
+                    yield Candidate(
+                        way=ScalingWay.PAY_PER_USE,
+                        kind=kind,
+                        billing=offer,
+                        doubts=self.clouds.of(offer),
+                        is_barred=self.clouds.bars(offer),
+                    )
 
     def _rented(self, kinds: Iterable[ReplicaKind]) -> Iterator[Candidate]:
         """Yield the cheapest instance for each kind, paid as its cloud counts from when it is asked for."""

@@ -48,9 +48,11 @@ if TYPE_CHECKING:
     from planner.domain.hardware import GpuSpec, Offer
     from planner.domain.pay_per_use import PayPerUse
     from planner.domain.plan import Plan
+    from planner.domain.scaling import Doubt
     from planner.files.request.scaling import ScaleToZero
     from planner.planning.function_case import FunctionCase
     from planner.planning.function_ways import Comparison, WayOutcome
+    from planner.planning.scaling_clouds import CloudDoubts
     from planner.planning.services import PreparedService
     from planner.profilers.efficiency import EstimatorParams
     from planner.workload.adapter_traffic import AdapterTraffic
@@ -81,6 +83,9 @@ class _Sold:
     as_of: date | None
     precision: str
     """Of the weights."""
+    doubts: tuple[Doubt, ...] = ()
+    is_barred: bool = False
+    """It is compared, and never chosen."""
     billing: str = ""
     """How it is billed, in words, where that is not in its price."""
 
@@ -92,6 +97,7 @@ class AdapterAsk:
     service: PreparedService
     choice: ScaleToZero
     by_use: tuple[PayPerUse, ...]
+    clouds: CloudDoubts
     rented: tuple[Offer, ...]
     gpus: GpuCatalog
     params: EstimatorParams
@@ -209,7 +215,7 @@ class AdapterAsk:
         return adapters, traffic
 
     def _prices(self) -> Iterator[_Sold]:
-        """Yield the cheapest GPU to rent, and the cheapest pay-per-use offer.
+        """Yield the cheapest GPU to rent, and the cheapest pay-per-use offer that may be chosen, if there is one.
 
         Both are the cheapest by their price alone of those that the weights fit on. Who rents a machine of several GPUs
         pays all of them, and can give back only all. What is always on beside a pay-per-use offer is rented at the
@@ -232,10 +238,11 @@ class AdapterAsk:
                     )
                     break
         each_gpu = [(offer.price_usd_per_hour / offer.gpus_per_instance, offer.gpu) for offer in self.rented]
-        for sold in sorted(self.by_use, key=lambda each: (each.usd_per_gpu_s, each.name)):
+        by_price = sorted(self.by_use, key=lambda each: (self.clouds.bars(each), each.usd_per_container_s, each.name))
+        for sold in by_price:
             if self._fits(sold.gpu):
                 mine = (price for price, gpu in each_gpu if gpu == sold.gpu)
-                own = min(mine, default=sold.usd_per_gpu_s * HOUR_S)
+                own = min(mine, default=sold.usd_per_container_s * HOUR_S)
                 prices = Prices(usd_per_gpu_hour=own, offer=sold, usd_per_miss=missed)
                 yield _Sold(
                     gpu=self.gpus.get(sold.gpu),
@@ -244,6 +251,8 @@ class AdapterAsk:
                     provision_s=0.0,
                     as_of=sold.as_of,
                     precision=self.service.configs[0].precision,
+                    doubts=self.clouds.of(sold),
+                    is_barred=self.clouds.bars(sold),
                 )
                 return
 
@@ -316,6 +325,8 @@ def _told(outcome: WayOutcome, found: Comparison, sold: _Sold, names: Sequence[s
         keep_alive_by_adapter_s=_each(outcome, names),
         most_replicas=outcome.most_gpus,
         precision=sold.precision,
+        doubts=sold.doubts,
+        is_barred=sold.is_barred,
     )
 
 

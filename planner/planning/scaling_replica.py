@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from planner.domain.hardware import GpuSpec
     from planner.domain.model import ModelArchitecture
     from planner.domain.pay_per_use import PayPerUse
+    from planner.domain.scaling import Doubt
     from planner.domain.slo import Slo
     from planner.files.request.scaling import ScaleToZero
     from planner.profilers.efficiency import EstimatorParams
@@ -216,6 +217,9 @@ class Candidate:
     billing: PayPerUse
     """Of a GPU; a replica pays `kind.n_gpus` of them."""
     provision_s: float = 0.0
+    doubts: tuple[Doubt, ...] = ()
+    is_barred: bool = False
+    """It is compared, and never chosen."""
 
     def is_of(self, way: ScaledService) -> bool:
         """Return whether a way in a plan is of this candidate."""
@@ -229,7 +233,7 @@ class Candidate:
     @property
     def usd_per_idle_s(self) -> float:
         """What a replica that waits costs."""
-        return self.billing.usd_per_gpu_s * self.kind.n_gpus if self.billing.bills_idle else 0.0
+        return self.billing.usd_per_container_s * self.kind.n_gpus if self.billing.bills_idle else 0.0
 
     @property
     def usd_per_start(self) -> float:
@@ -241,7 +245,7 @@ class Candidate:
         free_s = 0.0 if self.billing.bills_container_start else start.container_s.p50
         held_s = self.kind.start_s + self.provision_s - free_s + self.kind.alone_s
         billed_s = float(self.billing.billed_s(held_s)) if self.billing.bills_idle else held_s
-        return self.billing.usd_per_gpu_s * self.kind.n_gpus * (billed_s - self.kind.alone_s)
+        return self.billing.usd_per_container_s * self.kind.n_gpus * (billed_s - self.kind.alone_s)
 
     def misses_when_cold(self, slos: Sequence[Slo]) -> bool:
         """Return whether a request that waits for a start of median length is beyond a bound."""
@@ -256,7 +260,7 @@ class Candidate:
     @property
     def usd_per_request(self) -> float:
         """What a request costs by itself on a replica that starts for it: candidates are sorted by it."""
-        price = self.billing.usd_per_gpu_s * self.kind.n_gpus
+        price = self.billing.usd_per_container_s * self.kind.n_gpus
         return self.usd_per_start + price * self.kind.alone_s + self.billing.usd_per_request
 
 
@@ -457,6 +461,8 @@ def told(
         pipeline_parallel=outcome.candidate.kind.config.pipeline_parallel,
         learnt_usd_per_hour=learnt_usd,
         is_safe=None if tried is None else tried.is_safe,
+        doubts=outcome.candidate.doubts,
+        is_barred=outcome.candidate.is_barred,
     )
 
 

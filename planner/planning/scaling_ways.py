@@ -74,9 +74,11 @@ def vetoed(ways: Sequence[ScaledService]) -> tuple[int, ...]:
 def preferred(ways: Sequence[ScaledService]) -> list[int]:
     """Return the positions of the ways that are safe and cheaper than the first one where they were learnt, best first.
 
+    Ways that are only compared are none of them.
+
     Nothing of the judged half is looked at.
     """
-    costs = [(way.learnt_usd_per_hour, index) for index, way in enumerate(ways) if way.is_safe]
+    costs = [(way.learnt_usd_per_hour, index) for index, way in enumerate(ways) if way.is_safe and not way.is_barred]
     known = sorted((usd, index) for usd, index in costs if usd is not None)
     return [index for usd, index in known if usd < ways[0].total_usd_per_hour]
 

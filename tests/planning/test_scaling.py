@@ -598,6 +598,61 @@ def test_clouds_are_those_of_the_providers_unless_they_are_named(repo, tmp_path)
     assert offers(clouds=[]) == set()
 
 
+def cloud_of(repo, tmp_path, columns="", values="", **change):
+    """What is said of a cloud that costs next to nothing."""
+    own = tmp_path / "own.csv"
+    own.write_text(f"provider,gpu,usd_per_gpu_s,as_of{columns}\nacme,L4,0.00001,2026-11-01{values}\n", "utf-8")
+    catalog = {"providers": ["gcp"], "gpus": {"include": ["L4"]}} | change.pop("catalog", {})
+    request = asked(scale={"files": [str(own)], "clouds": None, "mode": "decide"} | change.pop("scale", {}), **change)
+    request["catalog"] = catalog
+    found = plan(request, base_dir=repo / "examples", verify=False, today=date(2026, 11, 20)).plan
+    (choice,) = found.scale_to_zero
+    return choice, {each.code: each.message for each in found.warnings}
+
+
+@pytest.mark.parametrize(
+    ("unsure", "named", "code", "doubt"),
+    [
+        ({"catalog": {"regions": ["us-central1"]}}, {"code": None}, "W208", "region"),
+        ({"columns": ",all_in", "values": ",no"}, {"code": "W207"}, "W207", "price"),
+    ],
+)
+def test_a_cloud_of_which_too_little_is_known_is_chosen_only_if_it_is_named(unsure, named, code, doubt, repo, tmp_path):
+    sure, warned = cloud_of(repo, tmp_path)
+    assert sure.way.offer == "acme/L4"
+    assert not warned.keys() & {"W207", "W208"}
+    choice, warned = cloud_of(repo, tmp_path, **unsure)
+    assert not choice.way.offer.startswith("acme")
+    assert "acme/L4" in warned[code]
+    assert "Name the cloud in scale_to_zero.clouds" in warned[code]
+    barred = {way.offer: (list(way.doubts), way.is_barred) for way in choice.ways}
+    assert barred["acme/L4"] == ([doubt], True)
+    choice, warned = cloud_of(repo, tmp_path, scale={"clouds": ["acme"]}, **unsure)
+    assert choice.way.offer == "acme/L4"
+    assert {each for each in warned if each in {"W207", "W208"}} == {named["code"]} - {None}
+
+
+def test_a_cloud_that_may_not_be_chosen_takes_no_place_from_one_that_may(repo, tmp_path):
+    choice, _ = cloud_of(repo, tmp_path, columns=",all_in", values=",no", catalog={"providers": ["gcp", "runpod"]})
+    by_offer = {way.offer: way.is_barred for way in choice.ways}
+    assert by_offer["acme/L4"]
+    assert by_offer["runpod/L4"] is False
+    assert choice.way.offer == "runpod/L4"
+
+
+def test_a_cloud_for_adapters_is_chosen_only_if_its_region_may_be(repo, tmp_path):
+    adapters = {
+        "workload": {"constant": {"input_tokens": 512, "output_tokens": 128}},
+        "adapters": {"file": "tenants.csv"},
+        "slo": ("ttft p50 <= 60s",),
+    }
+    free, _ = cloud_of(repo, tmp_path, **adapters)
+    assert free.way.offer == "acme/L4"
+    bound, warned = cloud_of(repo, tmp_path, **adapters, catalog={"regions": ["us-central1"]})
+    assert bound.way.offer == ""
+    assert "W208" in warned
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -38,6 +38,7 @@ class ScaleToZero(Strict):
     clouds: list[str] | None = Field(
         default=None,
         description="Only these serverless clouds; default: those of `catalog.providers` and of your `files`, or all of"
-        " `gpuplan catalog pay-per-use` where no provider is named.",
+        " `gpuplan catalog pay-per-use` where no provider is named. Where `catalog.regions` is set, or CPU and memory"
+        " may be billed on top, only clouds that are named here are chosen.",
     )
     files: list[str] = Field(default=[], description="Your own pay-per-use offers, as CSV.")
