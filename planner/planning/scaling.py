@@ -45,6 +45,8 @@ from planner.planning.scaling_ways import (
     always_on,
     billing_note,
     chosen,
+    engine_note,
+    machine_s,
     recorded_end_s,
     vetoed,
 )
@@ -366,7 +368,8 @@ class _Ask:
 
     def _rented(self, kinds: Iterable[ReplicaKind]) -> Iterator[Candidate]:
         """Yield the cheapest instance for each kind, paid as its cloud counts from when it is asked for."""
-        if self.choice.provision is None:
+        provision_s = machine_s(self.choice)
+        if provision_s is None:
             return
         for kind in kinds:
             able = [o for o in self.rented if o.gpu == kind.gpu and o.gpus_per_instance >= kind.n_gpus]
@@ -384,7 +387,7 @@ class _Ask:
                 as_of=offer.as_of,
                 source=offer.source,
             )
-            yield Candidate(way=ScalingWay.SCALE_TO_ZERO, kind=kind, billing=billing, provision_s=self.choice.provision)
+            yield Candidate(way=ScalingWay.SCALE_TO_ZERO, kind=kind, billing=billing, provision_s=provision_s)
 
     def _tried(self, candidates: Sequence[Candidate]) -> list[Outcome]:
         """Return every rule on the first half, what was learnt first, for the candidate that fares best there."""
@@ -414,6 +417,7 @@ class _Ask:
                 if self.choice.provision is None
                 else "No machine that is rented serves a request within the objectives."
             )
+        yield engine_note(self.service.configs[0].engine)
         yield from (billing_note(offer) for offer in self.rented if offer.name in shown)
         undated = {each.provider for each in self.by_use if each.as_of is None and each.name in shown}
         if undated:

@@ -30,11 +30,13 @@ from planner.planning.scaling_ways import (
     billing_note,
     chosen,
     dated,
+    engine_note,
+    machine_s,
     recorded_end_s,
     vetoed,
 )
 from planner.profilers.roofline import misfit
-from planner.simulate.functions.setting import process_bytes
+from planner.simulate.functions.setting import NOTHING, process_bytes
 from planner.units import format_duration
 from planner.workload.popularity import default_gaps
 
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from planner.planning.scaling_clouds import CloudDoubts
     from planner.planning.services import PreparedService
     from planner.profilers.efficiency import EstimatorParams
+    from planner.profilers.startup import Quantiles
     from planner.workload.adapter_traffic import AdapterTraffic
 
 MOST_REQUESTS = 4_000
@@ -78,8 +81,8 @@ class _Sold:
     gpu: GpuSpec
     offer: str
     prices: Prices
-    provision_s: float
-    """Until a machine is there."""
+    provision_s: Quantiles
+    """Until a machine is there with its image."""
     as_of: date | None
     precision: str
     """Of the weights."""
@@ -222,7 +225,8 @@ class AdapterAsk:
         price of the plan's cheapest GPU of the kind.
         """
         missed = self.choice.missed
-        if self.choice.provision is not None:
+        provision_s = machine_s(self.choice)
+        if provision_s is not None:
             for offer in sorted(self.rented, key=lambda each: (each.price_usd_per_hour, each.name)):
                 if self._fits(offer.gpu):
                     rule = billing_rule(offer) or BY_THE_SECOND
@@ -231,7 +235,7 @@ class AdapterAsk:
                         gpu=self.gpus.get(offer.gpu),
                         offer=offer.name,
                         prices=prices,
-                        provision_s=self.choice.provision,
+                        provision_s=provision_s,
                         as_of=offer.as_of,
                         precision=self.service.configs[0].precision,
                         billing=billing_note(offer),
@@ -248,7 +252,7 @@ class AdapterAsk:
                     gpu=self.gpus.get(sold.gpu),
                     offer=sold.name,
                     prices=prices,
-                    provision_s=0.0,
+                    provision_s=NOTHING,
                     as_of=sold.as_of,
                     precision=self.service.configs[0].precision,
                     doubts=self.clouds.of(sold),
@@ -261,11 +265,11 @@ class AdapterAsk:
         model, config = self.service.model, replace(self.service.configs[0], tensor_parallel=1, pipeline_parallel=1)
         if misfit(model, self.gpus.get(gpu), config, self.params):
             return False
-        case = self._case(self.gpus.get(gpu), self._adapters(), 0.0)
+        case = self._case(self.gpus.get(gpu), self._adapters(), NOTHING)
         largest = float(case.functions.adapter_bytes.max())
         return process_bytes(case.setting, largest, Isolation.DEDICATED) <= case.setting.gpu_bytes
 
-    def _case(self, gpu: GpuSpec, adapters: tuple[Adapter, ...], provision_s: float) -> FunctionCase:
+    def _case(self, gpu: GpuSpec, adapters: tuple[Adapter, ...], provision_s: Quantiles) -> FunctionCase:
         request, sizes = self.service.request, self._sizes()
         return function_case(
             self.service.model,
@@ -276,7 +280,8 @@ class AdapterAsk:
             hosting=Hosting(
                 storage_bytes_per_s=self.choice.storage,
                 loader=self.choice.loader,
-                provision_s=provision_s,
+                provision_s=provision_s.p50,
+                provision_p99_s=provision_s.p99,
                 captures_graphs=self.choice.graphs,
             ),
             params=self.params,
@@ -293,6 +298,8 @@ class AdapterAsk:
         )
 
     def _notes(self) -> Iterator[str]:
+        if note := engine_note(self.service.configs[0].engine):
+            yield note
         if self.choice.provision is None:
             yield NO_PROVISION
         if any(adapter.trace is None for adapter in self._adapters()):

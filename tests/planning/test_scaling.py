@@ -69,9 +69,11 @@ def kind(*, start=SURE, most_batch=8):
     return ReplicaKind(gpu="L4", n_gpus=2, setting=setting, most_batch=most_batch, mean_output_tokens=11.0)
 
 
-def candidate(*, way=ScalingWay.PAY_PER_USE, provision_s=0.0, start=SURE, **billing):
+def candidate(*, way=ScalingWay.PAY_PER_USE, provision_s=0.0, tail_s=None, start=SURE, **billing):
     sold = PayPerUse(**({"name": "a/L4", "provider": "a", "gpu": "L4", "usd_per_gpu_s": 1e-3} | billing))
-    return Candidate(way=way, kind=kind(start=start), billing=sold, provision_s=provision_s)
+    return Candidate(
+        way=way, kind=kind(start=start), billing=sold, provision_s=Quantiles(provision_s, tail_s or provision_s)
+    )
 
 
 def requests(times, *, end_s=None, output_tokens=11.0):
@@ -133,6 +135,44 @@ def test_rented_machines_are_waited_for_and_paid_meanwhile():
     outcome = play(rented, TIMER, slos("ttft p50 <= 90s"), rule="never", keep_alive_s=0.0, missed_usd=0.0)
     assert outcome.replay.records.ttft_s == pytest.approx([60.0 + START_S + FIRST_S] * 100)
     assert outcome.cost_usd == pytest.approx(100 * 2 * 1e-3 * (60.0 + START_S + FIRST_S + LATER_S))
+
+
+def test_the_wait_for_a_machine_has_the_tail_that_is_stated():
+    often = requests(1000.0 * np.arange(400))
+    sure, unsure = (
+        play(
+            candidate(way=ScalingWay.SCALE_TO_ZERO, provision_s=60.0, tail_s=tail_s), often, slos("ttft p50 <= 90s"),
+            rule="never", keep_alive_s=0.0, missed_usd=0.0,
+        ).replay.records.ttft_s
+        for tail_s in (None, 180.0)
+    )  # fmt: skip
+    assert sure == pytest.approx(np.full(400, 60.0 + START_S + FIRST_S))
+    assert np.quantile(unsure, 0.5) == pytest.approx(60.0 + START_S + FIRST_S, rel=0.1)
+    assert np.quantile(unsure, 0.99) > 140.0 + START_S
+
+
+def test_a_rented_machine_waits_for_its_image_and_a_container_does_not(repo):
+    def p99(**scale):
+        request = asked(scale={"provision": "60s", "clouds": ["runpod"], "graphs": False} | scale)
+        (choice,) = plan(request, base_dir=repo / "examples", verify=False).plan.scale_to_zero
+        return {way.way: way.ttft_p99_s for way in choice.ways if way.rule == "60 s"}
+
+    plain, pulled, late = p99(), p99(image="10 GB"), p99(provision={"p50": "60s", "p99": "600s"})
+    assert pulled[ScalingWay.SCALE_TO_ZERO] > plain[ScalingWay.SCALE_TO_ZERO] + 45.0  # at 0.2 GB/s, and 0.1 in the tail
+    assert late[ScalingWay.SCALE_TO_ZERO] > plain[ScalingWay.SCALE_TO_ZERO] + 100.0
+    assert pulled[ScalingWay.PAY_PER_USE] == late[ScalingWay.PAY_PER_USE] == plain[ScalingWay.PAY_PER_USE]
+
+
+def test_a_rented_machine_for_adapters_waits_for_its_image(repo):
+    def p50(**scale):
+        request = asked(
+            workload={"constant": {"input_tokens": 512, "output_tokens": 128}}, adapters={"file": "tenants.csv"},
+            slo=("ttft p50 <= 60s",), scale={"provision": "60s", "clouds": [], "graphs": False} | scale,
+        )  # fmt: skip
+        (choice,) = plan(request, base_dir=repo / "examples", verify=False).plan.scale_to_zero
+        return max(way.ttft_p99_s for way in choice.ways[1:])
+
+    assert p50(image="10 GB") > p50() + 45.0
 
 
 def test_a_burst_waits_for_one_start_and_then_gets_more_replicas():
@@ -662,6 +702,10 @@ def test_a_cloud_for_adapters_is_chosen_only_if_its_region_may_be(repo, tmp_path
         ({"scale": {"storage": 2}}, "rate of data"),
         ({"scale": {"missed": "-1 USD"}}, "not be negative"),
         ({"scale": {"keep": "60s"}}, "keep"),
+        ({"scale": {"provision": {"p50": "60s", "p99": "30s"}}}, "less than the median"),
+        ({"scale": {"image": "-1 GB"}}, "more than zero"),
+        ({"scale": {"image": 12}}, "has no unit"),
+        ({"scale": {"provision": 60}}, "scale_to_zero.provision: 60 has no unit"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(change, words, repo, tmp_path, gpuplan):
@@ -774,3 +818,13 @@ def test_a_replica_is_of_a_kind_that_serves_a_request_alone():
     assert found("L4", precision="fp16", max_num_seqs=4).most_batch == 4
     assert found(slo="tpot p50 <= 5ms") is None  # an L4 reads 300 GB/s: 45 ms a token
     assert found(slo="tpot p50 <= 80ms").most_batch < one.most_batch <= 256
+
+
+def test_another_engine_is_said_to_start_like_the_measured_one(repo):
+    notes = {}
+    for engine in ("vllm", "sglang"):
+        request = asked(scale={"clouds": ["modal"]}, engine={"name": engine})
+        (choice,) = plan(request, base_dir=repo / "examples", verify=False).plan.scale_to_zero
+        notes[engine] = " ".join(choice.notes)
+    assert "Starts are those of vllm: how long sglang takes" in notes["sglang"]
+    assert "Starts are" not in notes["vllm"]
