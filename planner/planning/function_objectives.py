@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from planner.simulate.steps import Floats
 
 CONFIDENCE = 0.8
-"""With which a way has to hold on as many requests more than it was tried on, to be chosen."""
+"""With which a way has to hold on as many requests more than it was tried on, to be chosen.
+
+The choice of the shortest time that does costs some of it: benchmarks/keep_alive_safety.py.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
