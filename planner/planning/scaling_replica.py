@@ -25,7 +25,7 @@ from planner.optimize.preload import Tier
 from planner.planning.estimate import estimate_questions
 from planner.planning.estimate_points import Question
 from planner.planning.function_case import POOL_BATCH, Sizes, batch_times
-from planner.planning.function_objectives import CONFIDENCE
+from planner.planning.function_objectives import CONFIDENCE, values_s
 from planner.planning.scaling_ways import CLOUDS, HOUR_S, LEARNT, SEED, dated
 from planner.profilers.adapter_batching import BatchLatency, batch_cap
 from planner.profilers.roofline import misfit, replica_memory
@@ -362,21 +362,10 @@ def _prefill_factor(requests: Requests, kind: ReplicaKind) -> Floats | None:
     return np.asarray(alone_s / kind.setting.prefill.first_s, dtype=np.float64)
 
 
-def _values_s(replay: FunctionReplay, requests: Requests, metric: Metric) -> Floats:
-    """Return what a metric is for every request that has it."""
-    records = replay.records
-    if metric is Metric.TTFT:
-        return records.ttft_s
-    if metric is Metric.E2E:
-        return records.e2e_s
-    later = requests.output_tokens - 1.0
-    return np.asarray(np.divide(records.e2e_s - records.ttft_s, later, out=np.zeros_like(later), where=later > 0))
-
-
 def _within(replay: FunctionReplay, requests: Requests, slos: Sequence[Slo]) -> np.ndarray:
     found = np.ones(len(requests.arrival_s), dtype=np.bool_)
     for slo in slos:
-        found &= _values_s(replay, requests, slo.metric) <= slo.bound_s
+        found &= values_s(replay.records, slo.metric, requests.output_tokens) <= slo.bound_s
     return found
 
 
@@ -385,7 +374,7 @@ def _holds(replay: FunctionReplay, requests: Requests, slo: Slo, *, confidence: 
 
     By batch means, since requests that follow one another share starts and queues.
     """
-    values = _values_s(replay, requests, slo.metric)
+    values = values_s(replay.records, slo.metric, requests.output_tokens)
     if slo.metric is Metric.TPOT:
         values = values[requests.output_tokens > 1]
     if not len(values):
