@@ -389,6 +389,7 @@ def test_it_is_read_back_and_checked_against_its_request(mixed, repo, tmp_path):
         (claims(fleet_usd_per_hour=0.1), "its fleet costs"),
         (ways(cost_usd_per_hour=0.001), "what it gives back costs"),
         (ways(is_met=False), "does not hold its objectives"),
+        (ways(is_barred=True), "which is only compared"),
         (keeps, "its fleet costs"),
         (unasked, "gives back legal, which its request does not ask for"),
         (lambda document: document["fleets_without"].pop(0), "what it compares"),
