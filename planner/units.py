@@ -51,6 +51,10 @@ _RATE_RPS = {
     "/h": 1 / 3600,
     "req/d": 1 / 86400,
 }
+_BYTES = {prefix + "B": factor for prefix, factor in _SI.items() if prefix not in {"K", "P"}} | {
+    "MiB": 2.0**20,
+    "GiB": 2.0**30,
+}
 _USD_PER_HOUR = {"USD/h": 1.0, "$/h": 1.0, "USD/month": 1 / HOURS_PER_MONTH, "$/month": 1 / HOURS_PER_MONTH}
 _USD = {"USD": 1.0, "$": 1.0}
 _POWER_W = {prefix + "W": factor for prefix, factor in _SI.items() if prefix not in {"K", "P"}}
@@ -237,6 +241,17 @@ def parse_bytes_per_s(text: object) -> float:
     (12500000000.0, 12500000000.0)
     """
     return _parse(text, _BIT_RATE | _BYTE_RATE, what="a rate of data", example="100 Gbit/s", bare_unit=None)
+
+
+def parse_bytes(text: object) -> float:
+    """Return a size in bytes.
+
+    Examples
+    --------
+    >>> parse_bytes("12 GB"), parse_bytes("1 GiB")
+    (12000000000.0, 1073741824.0)
+    """
+    return _parse(text, _BYTES, what="a size", example="12 GB", bare_unit=None)
 
 
 def parse_fraction(text: object) -> float:

@@ -26,7 +26,7 @@ def load_billing_rules() -> tuple[BillingRule, ...]:
             minimum_s=row.optional_number("minimum_s") or 0.0,
             step_s=row.optional_number("step_s") or 0.0,
             as_of=row.optional_date("as_of"),
-            source=row.text("source"),
+            source=f"{row.text('source')} ({row.text('source_url')})",
             notes=row.cells.get("notes", ""),
         )
         for row in rows

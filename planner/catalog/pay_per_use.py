@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 FILE = "pay_per_use.csv"
 REQUIRED_COLUMNS = ("provider", "gpu")
 OPTIONAL_COLUMNS = (
-    *("usd_per_gpu_s", "usd_per_request", "step_s", "minimum_s", "bills_idle", "bills_container_start", "keep_alive_s"),
+    *("usd_per_gpu_s", "usd_per_vcpu_s", "usd_per_gib_s", "vcpus", "gib", "all_in"),
+    *("usd_per_request", "step_s", "minimum_s", "bills_idle", "bills_container_start", "keep_alive_s"),
     *("as_of", "source", "notes"),
 )
 EXAMPLE = "provider,gpu,usd_per_gpu_s,step_s\nacme,L40S,0.0005,1"
@@ -138,7 +139,7 @@ def _offer(row: Row, gpus: GpuCatalog) -> PayPerUse:
         raise InputError(
             "The row has no price.", hint="Give usd_per_gpu_s, usd_per_request or both.", where=row.at("usd_per_gpu_s")
         )
-    bills_idle = _is_billed(row, "bills_idle")
+    bills_idle = _is_true(row, "bills_idle")
     keep_alive_s = row.optional_number("keep_alive_s")
     if not bills_idle and keep_alive_s is None:
         raise InputError(
@@ -151,11 +152,13 @@ def _offer(row: Row, gpus: GpuCatalog) -> PayPerUse:
         provider=provider,
         gpu=gpu.gpu,
         usd_per_gpu_s=by_second,
+        **_beside(row),
+        is_all_in=_is_true(row, "all_in"),
         usd_per_request=by_request,
         step_s=row.optional_number("step_s") or 0.0,
         minimum_s=row.optional_number("minimum_s") or 0.0,
         bills_idle=bills_idle,
-        bills_container_start=_is_billed(row, "bills_container_start"),
+        bills_container_start=_is_true(row, "bills_container_start"),
         keep_alive_s=keep_alive_s,
         as_of=row.optional_date("as_of"),
         source=row.cells.get("source", ""),
@@ -163,5 +166,22 @@ def _offer(row: Row, gpus: GpuCatalog) -> PayPerUse:
     )
 
 
-def _is_billed(row: Row, column: str) -> bool:
+def _beside(row: Row) -> dict[str, float]:
+    """Return what is billed beside a GPU: a price without an amount, or the other way round, is half of a fact."""
+    found: dict[str, float] = {}
+    for price, amount in (("usd_per_vcpu_s", "vcpus"), ("usd_per_gib_s", "gib")):
+        values = {column: row.optional_number(column) for column in (price, amount)}
+        missing = [column for column, value in values.items() if value is None]
+        if len(missing) == 1:
+            given = amount if missing == [price] else price
+            raise InputError(
+                f"{given} is given, and {missing[0]} is not.",
+                hint="Give both, or neither where it is in usd_per_gpu_s.",
+                where=row.at(missing[0]),
+            )
+        found |= {column: value or 0.0 for column, value in values.items()}
+    return found
+
+
+def _is_true(row: Row, column: str) -> bool:
     return TRUTH[row.choice(column, TRUTH)] if row.cells.get(column) else True

@@ -129,6 +129,16 @@ def _tiers(way: WayOutcome, n_adapters: int) -> dict[Tier, list[int]]:
     return {Tier.GPU: list(gpu), Tier.HOST: list(host), Tier.DISK: disk}
 
 
+def offer_notes(prices: Prices) -> tuple[str, ...]:
+    """Return what there is to say of the price of an offer."""
+    if prices.offer is None:
+        return ()
+    dated = "without a date" if prices.offer.as_of is None else f"as of {prices.offer.as_of.isoformat()}"
+    more = "" if prices.offer.is_all_in else ", and more that is not known"
+    notes = f"; {prices.offer.notes}" if prices.offer.notes else ""
+    return (f"{prices.offer.name}: {prices.offer.usd_per_container_s:g} USD/s{more} {dated}{notes}",)
+
+
 def ways_document(
     found: Comparison, case: FunctionCase, prices: Prices, names: Sequence[str], *, hours: float
 ) -> dict[str, Any]:
@@ -146,7 +156,7 @@ def ways_document(
         "cheapest": None if best is None else best.way.value,
         "ways": [_way(way, found, names) for way in found.ways],
         "keep_alive": list(_keep_alive(found.rules, names)),
-        "cautions": list(found.cautions),
+        "cautions": [*found.cautions, *offer_notes(prices)],
         "assumptions": list(case.assumptions),
     }
 

@@ -16,7 +16,6 @@ from planner.units import parse_duration_s, parse_usd, parse_usd_per_hour
 if TYPE_CHECKING:
     from planner.domain.distributions import HyperExponential, Weibull
     from planner.domain.pay_per_use import PayPerUse
-    from planner.planning.function_ways import Prices
 
 app = typer.Typer(add_completion=False)
 
@@ -95,7 +94,7 @@ def compare(
 
     from planner.catalog.gpus import load_gpus
     from planner.catalog.models import load_model
-    from planner.cli.adapter_ways import ready_lines, rules_table, ways_document, ways_lines, ways_table
+    from planner.cli.adapter_ways import offer_notes, ready_lines, rules_table, ways_document, ways_lines, ways_table
     from planner.files.adapters_csv import read_adapters
     from planner.files.slo import parse_slo
     from planner.planning.function_case import Hosting, Sizes, function_case
@@ -154,7 +153,7 @@ def compare(
         return
     lines = (*ways_lines(found, len(listed)), *ready_lines(found, names))
     console.print_result(ways_table(found), *lines, rules_table(found.rules))
-    for text in (*found.cautions, *_offer_notes(prices), *case.assumptions):
+    for text in (*found.cautions, *offer_notes(prices), *case.assumptions):
         console.note(text)
 
 
@@ -177,14 +176,6 @@ def _offer(name: str, files: list[Path], gpu: str, used_price: float | None) -> 
             hint=f"Use --gpu {found.gpu}, or another offer.",
         )
     return found
-
-
-def _offer_notes(prices: Prices) -> tuple[str, ...]:
-    if prices.offer is None:
-        return ()
-    dated = "without a date" if prices.offer.as_of is None else f"as of {prices.offer.as_of.isoformat()}"
-    notes = f"; {prices.offer.notes}" if prices.offer.notes else ""
-    return (f"{prices.offer.name}: {prices.offer.usd_per_gpu_s:g} USD/s {dated}{notes}",)
 
 
 def _gaps(arrivals: str) -> HyperExponential | Weibull:

@@ -207,7 +207,7 @@ def pay_per_use_command(
         raise DataMissingError(
             "No pay-per-use offer fits all filters together.", hint="See all: gpuplan catalog pay-per-use"
         )
-    offers.sort(key=lambda offer: (offer.usd_per_gpu_s, offer.name))
+    offers.sort(key=lambda offer: (offer.usd_per_container_s, offer.name))
     if as_json:
         document = {
             "schema_version": "1",
@@ -217,7 +217,11 @@ def pay_per_use_command(
         console.print_json(document)
         return
     console.print_result(_pay_table(offers))
-    console.note("--json has what is billed beside the GPU, and where each price is from.")
+    console.note(
+        "With the vCPUs and the memory that are billed beside a GPU; --json has them, and where prices are from."
+    )
+    if not all(offer.is_all_in for offer in offers):
+        console.note("+: CPU and memory may be billed on top; nothing that can be cited says it.")
 
 
 def _pay_per_use(files: Iterable[Path]) -> tuple[PayPerUse, ...]:
@@ -243,7 +247,8 @@ def _is_gpu_wanted(gpu: str, wanted: Sequence[str]) -> bool:
 def _pay_document(offer: PayPerUse) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return asdict(offer) | {"as_of": offer.as_of.isoformat() if offer.as_of else None}
+    priced = {"usd_per_container_s": offer.usd_per_container_s}
+    return asdict(offer) | priced | {"as_of": offer.as_of.isoformat() if offer.as_of else None}
 
 
 def _pay_table(offers: Iterable[PayPerUse], *, title: str | None = None) -> Table:
@@ -269,8 +274,8 @@ def _pay_table(offers: Iterable[PayPerUse], *, title: str | None = None) -> Tabl
         table.add_row(
             offer.gpu,
             offer.provider,
-            f"{offer.usd_per_gpu_s:.6f}",
-            f"{3600 * offer.usd_per_gpu_s:.2f}",
+            f"{offer.usd_per_container_s:.6f}{'' if offer.is_all_in else '+'}",
+            f"{3600 * offer.usd_per_container_s:.2f}",
             *(rules if is_wide else ()),
             "as set" if offer.keep_alive_s is None else format_duration(offer.keep_alive_s),
             offer.as_of.isoformat() if offer.as_of else "?",
@@ -343,7 +348,7 @@ def show_command(
     theirs = sorted((offer for offer in offers if offer.gpu == spec.name), key=SORTS["price-per-gpu"])
     by_use = sorted(
         (offer for offer in _pay_per_use(()) if offer.gpu == spec.name),
-        key=lambda offer: (offer.usd_per_gpu_s, offer.name),
+        key=lambda offer: (offer.usd_per_container_s, offer.name),
     )
     if as_json:
         document = {

@@ -60,6 +60,15 @@ class PayPerUse:
     provider: str
     gpu: str
     usd_per_gpu_s: float
+    usd_per_vcpu_s: float = 0.0
+    usd_per_gib_s: float = 0.0
+    """Of memory."""
+    vcpus: float = 0.0
+    """That are billed with each GPU; 0 where they are in its price."""
+    gib: float = 0.0
+    """Memory that is billed with each GPU."""
+    is_all_in: bool = True
+    """Whether all is known that a container is billed for by the second, disks aside."""
     usd_per_request: float = 0.0
     step_s: float = 0.0
     """Time is rounded up to whole steps; 0 = not rounded."""
@@ -77,7 +86,9 @@ class PayPerUse:
 
     def __post_init__(self) -> None:
         """Refuse what is no price or no time."""
-        for value in (self.usd_per_gpu_s, self.usd_per_request, self.step_s, self.minimum_s, self.keep_alive_s or 0.0):
+        sizes = (self.usd_per_vcpu_s, self.usd_per_gib_s, self.vcpus, self.gib)
+        times = (self.step_s, self.minimum_s, self.keep_alive_s or 0.0)
+        for value in (self.usd_per_gpu_s, self.usd_per_request, *sizes, *times):
             if not 0 <= value < math.inf:
                 msg = f"prices and times must be at least 0 and finite, not {value!r}"
                 raise ValueError(msg)
@@ -87,6 +98,11 @@ class PayPerUse:
         if not self.bills_idle and self.keep_alive_s is None:
             msg = f"{self.name} does not bill idle time, so it says itself how long a container idles"
             raise ValueError(msg)
+
+    @property
+    def usd_per_container_s(self) -> float:
+        """What a container with one GPU costs while it is billed, with the vCPUs and the memory beside it."""
+        return self.usd_per_gpu_s + self.usd_per_vcpu_s * self.vcpus + self.usd_per_gib_s * self.gib
 
     def billed_s(self, held_s: ArrayLike) -> NDArray[np.float64]:
         """Return the seconds that are billed for containers that were held so long, shape of `held_s`."""
@@ -113,4 +129,4 @@ class PayPerUse:
         held = np.asarray(held_s, dtype=np.float64)
         free = np.broadcast_to(0.0 if self.bills_container_start else np.asarray(container_start_s), held.shape)
         seconds = float(self.billed_s(held - free).sum()) if self.bills_idle else used_s - float(free.sum())
-        return self.usd_per_gpu_s * gpus_per_container * seconds + self.usd_per_request * n_requests
+        return self.usd_per_container_s * gpus_per_container * seconds + self.usd_per_request * n_requests

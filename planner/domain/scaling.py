@@ -25,6 +25,15 @@ class ScalingWay(StrEnum):
     """A process for each adapter on one copy of the weights, loaded ahead as was learnt."""
 
 
+class Doubt(StrEnum):
+    """What is not known of an offer, and speaks against it."""
+
+    REGION = "region"
+    """Where it runs, while the request names regions."""
+    PRICE = "price"
+    """Whether its price is all that is billed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaledService:
     """One way to keep a service, and how the requests of the judged half of its trace fare."""
@@ -65,6 +74,10 @@ class ScaledService:
     """Of the weights; empty for the plan's own fleet."""
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    doubts: tuple[Doubt, ...] = ()
+    """What is not known of its offer."""
+    is_barred: bool = False
+    """Whether it is only compared, whatever it costs: for its doubts, since the request does not name its cloud."""
 
     @property
     def total_usd_per_hour(self) -> float:

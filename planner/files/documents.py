@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from planner.errors import InputError, UnsupportedFormatError, Where
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from pydantic import BaseModel, ValidationError
@@ -213,7 +213,8 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 def validation_error(error: ValidationError, model: type[BaseModel], document: Document) -> InputError:
     """Return the first problem that pydantic found as one InputError with its line and a way out."""
-    problems = [(_plain_location(problem["loc"]), problem) for problem in error.errors(include_url=False)]
+    schemas = model.model_json_schema(by_alias=True).get("$defs", {})
+    problems = [(_plain_location(problem["loc"], schemas), problem) for problem in error.errors(include_url=False)]
     start = problems[0][0]
     # A union reports one problem per branch: the one that got furthest into the document says most.
     location, first = max(
@@ -242,10 +243,12 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _plain_location(location: Path_) -> Path_:
+def _plain_location(location: Path_, schemas: Container[str]) -> Path_:
     """Return pydantic's location without the parts that name a branch of a union rather than a field."""
     branches = ("function-", "list[", "tuple[", "dict[", "constrained-")
-    return tuple(part for part in location if not (isinstance(part, str) and part.startswith(branches)))
+    return tuple(
+        part for part in location if not (isinstance(part, str) and (part in schemas or part.startswith(branches)))
+    )
 
 
 def _known_keys(model: type[BaseModel], location: Path_) -> list[str]:

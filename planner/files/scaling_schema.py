@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from planner.domain.scaling import FleetWithout, ScaledService, ScalingChoice, ScalingWay
+from planner.domain.scaling import Doubt, FleetWithout, ScaledService, ScalingChoice, ScalingWay
 from planner.errors import InputError
 from planner.files.parts import Count, Fraction, NonNegative, Part
 
@@ -47,6 +47,15 @@ class ScaledServiceDocument(Part):
     precision: str = Field("", description="Number format of the weights; empty for the plan's own fleet.")
     tensor_parallel: Count = Field(1, description="Tensor-parallel degree of a replica.")
     pipeline_parallel: Count = Field(1, description="Pipeline-parallel degree of a replica.")
+    doubts: list[Doubt] = Field(
+        default_factory=list,
+        description="What is not known of the offer. region: where it runs, and the request names regions; price:"
+        " whether CPU and memory are billed on top.",
+    )
+    is_barred: bool = Field(
+        False,
+        description="Whether it is only compared, for its doubts: `scale_to_zero.clouds` does not name its cloud.",
+    )
 
 
 class ScalingChoiceDocument(Part):
@@ -82,7 +91,7 @@ class ScalingChoiceDocument(Part):
 
     def to_choice(self) -> ScalingChoice:
         """Return the domain's form."""
-        ways = tuple(ScaledService(**dict(way)) for way in self.ways)
+        ways = tuple(ScaledService(**(dict(way) | {"doubts": tuple(way.doubts)})) for way in self.ways)
         return ScalingChoice(**(dict(self) | {"ways": ways, "vetoed": tuple(self.vetoed), "notes": tuple(self.notes)}))
 
 

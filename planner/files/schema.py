@@ -100,6 +100,11 @@ BytesPerS = Annotated[
     BeforeValidator(lambda text: _positive(units.parse_bytes_per_s(text))),
     _quantity("A rate of data with its unit.", "100 Gbit/s", "12.5 GB/s"),
 ]
+Bytes = Annotated[
+    float,
+    BeforeValidator(lambda text: _positive(units.parse_bytes(text))),
+    _quantity("A size with its unit.", "12 GB", "9 GiB"),
+]
 Fraction = Annotated[
     float,
     BeforeValidator(lambda text: _not_negative(units.parse_fraction(text))),

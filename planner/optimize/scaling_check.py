@@ -31,6 +31,8 @@ def check_given_back(problem: FleetProblem, plan: Plan) -> None:
     for choice in plan.given_back:
         if not choice.way.is_met or choice.way.way is ScalingWay.ALWAYS_ON:
             _fail(f"{choice.service} is given back in a way that does not hold its objectives")
+        if choice.way.is_barred:
+            _fail(f"{choice.service} is given back to {choice.way.offer}, which is only compared")
     if names or plan.fleets_without:
         _check_totals(plan, tuple(sorted(names)))
 

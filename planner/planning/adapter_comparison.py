@@ -272,5 +272,6 @@ def _assumptions(plain: PlainServerless, found: PlainOutcome | str, asked: Mappi
         f" profiles/startup.csv, {graphs} CUDA graphs, weights from storage of {plain.choice.storage / 1e9:.3g} GB/s"
         f" with {plain.choice.loader}{'' if plain.is_asked else ' (assumed; scale_to_zero.storage says another)'};"
         " requests have the mean size."
+        f"{'' if found.offer.is_all_in else ' CPU and memory may be billed on top.'}"
         f"{' Nothing that the request allows is sold so and fast enough.' if is_other else ''}"
     )

@@ -50,6 +50,7 @@ from planner.planning.prepared import Prepared
 from planner.planning.question import AdapterSource, Question, ReplaySource
 from planner.planning.robust import Prospect, prospects_of, robust_assumptions
 from planner.planning.rules import request_rules, todays_fleet
+from planner.planning.scaling_clouds import cloud_warnings
 from planner.planning.scaling_prices import PriceAges
 from planner.planning.scaling_request import check_scaling_request, scaling_assumptions
 from planner.planning.services import PreparedService, prepare_service
@@ -198,7 +199,7 @@ def fleet_question(
         problem_with_all_bounds=partial(problem_with_all_bounds, prepared, slos),
         disaggregation=disaggregation_ways_out(prepared, slos),
         scaling=_scaling(prepared, request, base_dir, prices),
-        scaling_warnings=prices.warnings,
+        scaling_warnings=lambda choices: (*prices.warnings(choices), *cloud_warnings(choices)),
         preloaded=partial(_with_replicas_told, prepared=prepared, today=adapters_today),
         compared=_comparison(prepared, request, base_dir),
     )

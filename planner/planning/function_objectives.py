@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from planner.simulate.steps import Floats
 
 CONFIDENCE = 0.8
-"""With which a way has to hold on as many requests more than it was tried on, to be chosen."""
+"""With which a way has to hold on as many requests more than it was tried on, to be chosen.
+
+The choice of the shortest time that does costs some of it: benchmarks/keep_alive_safety.py.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,7 @@ class Objectives:
         """Return whether each request is within its adapter's bounds."""
         within = np.ones(len(records), dtype=np.bool_)
         for metric, bounds in self.bounds_s.items():
-            within &= _values_s(records, metric, output_tokens) <= bounds[records.function]
+            within &= values_s(records, metric, output_tokens) <= bounds[records.function]
         return within
 
     def attainment_of_each(self, records: FunctionRecords, *, output_tokens: float) -> Floats:
@@ -60,7 +63,7 @@ class Objectives:
         most = 1.0
         for metric, bounds in self.mean_bounds_s.items():
             mine = bounds[records.function]
-            ratios = (_values_s(records, metric, output_tokens) / mine)[np.isfinite(mine)]
+            ratios = (values_s(records, metric, output_tokens) / mine)[np.isfinite(mine)]
             if len(ratios):
                 most = max(most, float(ratios.mean()) if confidence is None else next_mean(ratios, confidence))
         return most - 1.0
@@ -78,12 +81,17 @@ class Objectives:
         return float(within.mean()) >= asked and excess == 0.0
 
 
-def _values_s(records: FunctionRecords, metric: Metric, output_tokens: float) -> Floats:
+def values_s(records: FunctionRecords, metric: Metric, output_tokens: Floats | float) -> Floats:
+    """Return what a metric is for each request; an answer of one token has a TPOT of what comes after it: nothing.
+
+    output_tokens : of each answer, or of all.
+    """
     if metric is Metric.TTFT:
         return records.ttft_s
     if metric is Metric.E2E:
         return records.e2e_s
-    return np.asarray((records.e2e_s - records.ttft_s) / max(1.0, output_tokens - 1.0), dtype=np.float64)
+    later = np.maximum(1.0, np.asarray(output_tokens, dtype=np.float64) - 1.0)
+    return np.asarray((records.e2e_s - records.ttft_s) / later, dtype=np.float64)
 
 
 def objectives_of(adapters: Sequence[Adapter], slos: Sequence[Slo]) -> Objectives:

@@ -67,7 +67,7 @@ class Prices:
     def usd_per_rented_s(self) -> float:
         """What a second of a GPU that is given back costs while it idles: whole, or all of its memory."""
         if self.offer is not None:
-            return self.offer.usd_per_gpu_s if self.offer.bills_idle else 0.0
+            return self.offer.usd_per_container_s if self.offer.bills_idle else 0.0
         return self.usd_per_used_gpu_s if self.usd_per_used_gpu_s is not None else self.usd_per_gpu_hour / HOUR_S
 
 

@@ -105,7 +105,7 @@ def idle_and_cold_usd(case: FunctionCase, prices: Prices) -> tuple[Floats, Float
     parts = np.ones(len(functions)) if prices.usd_per_used_gpu_s is None else sizes / setting.gpu_bytes
     idle_usd = prices.usd_per_rented_s * parts
     start_s = start_median_s(setting)
-    busy_usd = idle_usd if prices.offer is None else np.full(len(functions), prices.offer.usd_per_gpu_s)
+    busy_usd = idle_usd if prices.offer is None else np.full(len(functions), prices.offer.usd_per_container_s)
     is_missed = start_s + setting.prefill.first_s > functions.ttft_bound_s
     return idle_usd, _billed_start_s(setting, prices) * busy_usd + prices.usd_per_miss * is_missed
 

@@ -103,7 +103,8 @@ class PlainServerless:
     service: PreparedService
     choice: ScaleToZero
     offers: tuple[PayPerUse, ...]
-    """That the request allows; the first that will do is taken, the cheapest by the second first."""
+    """That the request allows; the first that will do is taken, the cheapest by the second first,
+    those last that bill more than is known."""
     others: tuple[PayPerUse, ...]
     """What is taken where none of them will do."""
     gpus: GpuCatalog
@@ -190,7 +191,9 @@ class PlainServerless:
 
     @staticmethod
     def _ranked(offers: Sequence[PayPerUse]) -> list[PayPerUse]:
-        return sorted(offers, key=lambda each: (each.usd_per_gpu_s, each.usd_per_request, each.name))
+        return sorted(
+            offers, key=lambda each: (not each.is_all_in, each.usd_per_container_s, each.usd_per_request, each.name)
+        )
 
     def _case(self, offer: PayPerUse, adapters: Sequence[Adapter]) -> FunctionCase | None:
         """Return what is replayed; None if the model is not known or has no room there."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ from planner.optimize.keep_alive import COMMON_KEEP_ALIVE_S
 from planner.planning.function_case import Sizes
 from planner.planning.located import inside
 from planner.planning.scaling_adapters import AdapterAsk
+from planner.planning.scaling_clouds import CloudDoubts
 from planner.planning.scaling_replica import (
     Candidate,
     Outcome,
@@ -43,6 +45,8 @@ from planner.planning.scaling_ways import (
     always_on,
     billing_note,
     chosen,
+    engine_note,
+    machine_s,
     recorded_end_s,
     vetoed,
 )
@@ -104,6 +108,7 @@ def scaling_asks(
         with inside(f"services[{index}].scale_to_zero"):
             check_loader(choice.loader)
             by_use = wanted_pay_per_use(request, choice, gpus=gpus, base_dir=base_dir)
+            clouds = CloudDoubts.of_request(request, choice)
             prices.check(by_use)
             halves = trace_halves(service, choice.recorded) if service.adapters is None else None
         if halves is None:
@@ -113,6 +118,7 @@ def scaling_asks(
                         service=service,
                         choice=choice,
                         by_use=by_use,
+                        clouds=clouds,
                         rented=rented,
                         gpus=gpus,
                         params=params,
@@ -126,6 +132,7 @@ def scaling_asks(
                 choice=choice,
                 halves=halves,
                 by_use=by_use,
+                clouds=clouds,
                 rented=rented,
                 gpus=gpus,
                 params=params,
@@ -257,6 +264,7 @@ class _Ask:
     choice: ScaleToZero
     halves: Halves
     by_use: tuple[PayPerUse, ...]
+    clouds: CloudDoubts
     rented: tuple[Offer, ...]
     gpus: GpuCatalog
     params: EstimatorParams
@@ -301,8 +309,9 @@ class _Ask:
         if not self.halves.is_too_busy:
             kinds = self._kinds()
             candidates = [*self._by_use(kinds), *self._rented(kinds)]
-        for way in (ScalingWay.SCALE_TO_ZERO, ScalingWay.PAY_PER_USE):
-            for tried in self._tried([candidate for candidate in candidates if candidate.way is way]):
+        groups = product((ScalingWay.SCALE_TO_ZERO, ScalingWay.PAY_PER_USE), (False, True))
+        for group in groups:  # what is barred takes no place from what may be chosen
+            for tried in self._tried([each for each in candidates if (each.way, each.is_barred) == group]):
                 outcome = play(
                     tried.candidate,
                     second,
@@ -349,11 +358,18 @@ class _Ask:
         for kind in kinds:
             for offer in self.by_use:
                 if offer.gpu == kind.gpu:
-                    yield Candidate(way=ScalingWay.PAY_PER_USE, kind=kind, billing=offer)
+                    yield Candidate(
+                        way=ScalingWay.PAY_PER_USE,
+                        kind=kind,
+                        billing=offer,
+                        doubts=self.clouds.of(offer),
+                        is_barred=self.clouds.bars(offer),
+                    )
 
     def _rented(self, kinds: Iterable[ReplicaKind]) -> Iterator[Candidate]:
         """Yield the cheapest instance for each kind, paid as its cloud counts from when it is asked for."""
-        if self.choice.provision is None:
+        provision_s = machine_s(self.choice)
+        if provision_s is None:
             return
         for kind in kinds:
             able = [o for o in self.rented if o.gpu == kind.gpu and o.gpus_per_instance >= kind.n_gpus]
@@ -371,7 +387,7 @@ class _Ask:
                 as_of=offer.as_of,
                 source=offer.source,
             )
-            yield Candidate(way=ScalingWay.SCALE_TO_ZERO, kind=kind, billing=billing, provision_s=self.choice.provision)
+            yield Candidate(way=ScalingWay.SCALE_TO_ZERO, kind=kind, billing=billing, provision_s=provision_s)
 
     def _tried(self, candidates: Sequence[Candidate]) -> list[Outcome]:
         """Return every rule on the first half, what was learnt first, for the candidate that fares best there."""
@@ -401,6 +417,7 @@ class _Ask:
                 if self.choice.provision is None
                 else "No machine that is rented serves a request within the objectives."
             )
+        yield engine_note(self.service.configs[0].engine)
         yield from (billing_note(offer) for offer in self.rented if offer.name in shown)
         undated = {each.provider for each in self.by_use if each.as_of is None and each.name in shown}
         if undated:

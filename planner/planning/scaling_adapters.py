@@ -30,11 +30,13 @@ from planner.planning.scaling_ways import (
     billing_note,
     chosen,
     dated,
+    engine_note,
+    machine_s,
     recorded_end_s,
     vetoed,
 )
 from planner.profilers.roofline import misfit
-from planner.simulate.functions.setting import process_bytes
+from planner.simulate.functions.setting import NOTHING, process_bytes
 from planner.units import format_duration
 from planner.workload.popularity import default_gaps
 
@@ -48,11 +50,14 @@ if TYPE_CHECKING:
     from planner.domain.hardware import GpuSpec, Offer
     from planner.domain.pay_per_use import PayPerUse
     from planner.domain.plan import Plan
+    from planner.domain.scaling import Doubt
     from planner.files.request.scaling import ScaleToZero
     from planner.planning.function_case import FunctionCase
     from planner.planning.function_ways import Comparison, WayOutcome
+    from planner.planning.scaling_clouds import CloudDoubts
     from planner.planning.services import PreparedService
     from planner.profilers.efficiency import EstimatorParams
+    from planner.profilers.startup import Quantiles
     from planner.workload.adapter_traffic import AdapterTraffic
 
 MOST_REQUESTS = 4_000
@@ -76,11 +81,14 @@ class _Sold:
     gpu: GpuSpec
     offer: str
     prices: Prices
-    provision_s: float
-    """Until a machine is there."""
+    provision_s: Quantiles
+    """Until a machine is there with its image."""
     as_of: date | None
     precision: str
     """Of the weights."""
+    doubts: tuple[Doubt, ...] = ()
+    is_barred: bool = False
+    """It is compared, and never chosen."""
     billing: str = ""
     """How it is billed, in words, where that is not in its price."""
 
@@ -92,6 +100,7 @@ class AdapterAsk:
     service: PreparedService
     choice: ScaleToZero
     by_use: tuple[PayPerUse, ...]
+    clouds: CloudDoubts
     rented: tuple[Offer, ...]
     gpus: GpuCatalog
     params: EstimatorParams
@@ -211,14 +220,15 @@ class AdapterAsk:
         return adapters, traffic
 
     def _prices(self) -> Iterator[_Sold]:
-        """Yield the cheapest GPU to rent, and the cheapest pay-per-use offer.
+        """Yield the cheapest GPU to rent, and the cheapest pay-per-use offer that may be chosen, if there is one.
 
         Both are the cheapest by their price alone of those that the weights fit on. Who rents a machine of several GPUs
         pays all of them, and can give back only all. What is always on beside a pay-per-use offer is rented at the
         price of the plan's cheapest GPU of the kind.
         """
         missed = self.choice.missed
-        if self.choice.provision is not None:
+        provision_s = machine_s(self.choice)
+        if provision_s is not None:
             for offer in sorted(self.rented, key=lambda each: (each.price_usd_per_hour, each.name)):
                 if self._fits(offer.gpu):
                     rule = billing_rule(offer) or BY_THE_SECOND
@@ -227,25 +237,28 @@ class AdapterAsk:
                         gpu=self.gpus.get(offer.gpu),
                         offer=offer.name,
                         prices=prices,
-                        provision_s=self.choice.provision,
+                        provision_s=provision_s,
                         as_of=offer.as_of,
                         precision=self.service.configs[0].precision,
                         billing=billing_note(offer),
                     )
                     break
         each_gpu = [(offer.price_usd_per_hour / offer.gpus_per_instance, offer.gpu) for offer in self.rented]
-        for sold in sorted(self.by_use, key=lambda each: (each.usd_per_gpu_s, each.name)):
+        by_price = sorted(self.by_use, key=lambda each: (self.clouds.bars(each), each.usd_per_container_s, each.name))
+        for sold in by_price:
             if self._fits(sold.gpu):
                 mine = (price for price, gpu in each_gpu if gpu == sold.gpu)
-                own = min(mine, default=sold.usd_per_gpu_s * HOUR_S)
+                own = min(mine, default=sold.usd_per_container_s * HOUR_S)
                 prices = Prices(usd_per_gpu_hour=own, offer=sold, usd_per_miss=missed)
                 yield _Sold(
                     gpu=self.gpus.get(sold.gpu),
                     offer=sold.name,
                     prices=prices,
-                    provision_s=0.0,
+                    provision_s=NOTHING,
                     as_of=sold.as_of,
                     precision=self.service.configs[0].precision,
+                    doubts=self.clouds.of(sold),
+                    is_barred=self.clouds.bars(sold),
                 )
                 return
 
@@ -254,11 +267,11 @@ class AdapterAsk:
         model, config = self.service.model, replace(self.service.configs[0], tensor_parallel=1, pipeline_parallel=1)
         if misfit(model, self.gpus.get(gpu), config, self.params):
             return False
-        case = self._case(self.gpus.get(gpu), self._adapters(), 0.0)
+        case = self._case(self.gpus.get(gpu), self._adapters(), NOTHING)
         largest = float(case.functions.adapter_bytes.max())
         return process_bytes(case.setting, largest, Isolation.DEDICATED) <= case.setting.gpu_bytes
 
-    def _case(self, gpu: GpuSpec, adapters: tuple[Adapter, ...], provision_s: float) -> FunctionCase:
+    def _case(self, gpu: GpuSpec, adapters: tuple[Adapter, ...], provision_s: Quantiles) -> FunctionCase:
         request, sizes = self.service.request, self._sizes()
         return function_case(
             self.service.model,
@@ -269,7 +282,8 @@ class AdapterAsk:
             hosting=Hosting(
                 storage_bytes_per_s=self.choice.storage,
                 loader=self.choice.loader,
-                provision_s=provision_s,
+                provision_s=provision_s.p50,
+                provision_p99_s=provision_s.p99,
                 captures_graphs=self.choice.graphs,
             ),
             params=self.params,
@@ -286,6 +300,8 @@ class AdapterAsk:
         )
 
     def _notes(self) -> Iterator[str]:
+        if note := engine_note(self.service.configs[0].engine):
+            yield note
         if self.choice.provision is None:
             yield NO_PROVISION
         if any(adapter.trace is None for adapter in self._adapters()):
@@ -318,6 +334,8 @@ def _told(outcome: WayOutcome, found: Comparison, sold: _Sold, names: Sequence[s
         keep_alive_by_adapter_s=_each(outcome, names),
         most_replicas=outcome.most_gpus,
         precision=sold.precision,
+        doubts=sold.doubts,
+        is_barred=sold.is_barred,
     )
 
 

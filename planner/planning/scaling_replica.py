@@ -25,10 +25,11 @@ from planner.optimize.preload import Tier
 from planner.planning.estimate import estimate_questions
 from planner.planning.estimate_points import Question
 from planner.planning.function_case import POOL_BATCH, Sizes, batch_times
+from planner.planning.function_objectives import CONFIDENCE, values_s
 from planner.planning.scaling_ways import CLOUDS, HOUR_S, LEARNT, SEED, dated
 from planner.profilers.adapter_batching import BatchLatency, batch_cap
 from planner.profilers.roofline import misfit, replica_memory
-from planner.profilers.startup import Quantiles, start_up
+from planner.profilers.startup import start_up
 from planner.simulate.functions.replay import replay_functions
 from planner.simulate.functions.setting import NOTHING, Functions, Policy, Setting, StartTimes
 from planner.simulate.statistics import next_mean, next_share
@@ -40,14 +41,14 @@ if TYPE_CHECKING:
     from planner.domain.hardware import GpuSpec
     from planner.domain.model import ModelArchitecture
     from planner.domain.pay_per_use import PayPerUse
+    from planner.domain.scaling import Doubt
     from planner.domain.slo import Slo
     from planner.files.request.scaling import ScaleToZero
     from planner.profilers.efficiency import EstimatorParams
+    from planner.profilers.startup import Quantiles
     from planner.simulate.functions.records import FunctionReplay
     from planner.simulate.steps import Floats
 
-CONFIDENCE = 0.8
-"""What is learnt has to be so much better than asked that it holds four times in five on as many requests more."""
 MOST_REPLICAS = 256
 PROMPT_TOKENS = tuple(2.0**power for power in range(5, 18, 2))
 """Lengths of prompts whose times are estimated; between them lies a line."""
@@ -215,7 +216,11 @@ class Candidate:
     kind: ReplicaKind
     billing: PayPerUse
     """Of a GPU; a replica pays `kind.n_gpus` of them."""
-    provision_s: float = 0.0
+    provision_s: Quantiles = NOTHING
+    """Until a machine is there with its image."""
+    doubts: tuple[Doubt, ...] = ()
+    is_barred: bool = False
+    """It is compared, and never chosen."""
 
     def is_of(self, way: ScaledService) -> bool:
         """Return whether a way in a plan is of this candidate."""
@@ -229,7 +234,7 @@ class Candidate:
     @property
     def usd_per_idle_s(self) -> float:
         """What a replica that waits costs."""
-        return self.billing.usd_per_gpu_s * self.kind.n_gpus if self.billing.bills_idle else 0.0
+        return self.billing.usd_per_container_s * self.kind.n_gpus if self.billing.bills_idle else 0.0
 
     @property
     def usd_per_start(self) -> float:
@@ -239,13 +244,13 @@ class Candidate:
         """
         start = self.kind.setting.start
         free_s = 0.0 if self.billing.bills_container_start else start.container_s.p50
-        held_s = self.kind.start_s + self.provision_s - free_s + self.kind.alone_s
+        held_s = self.kind.start_s + self.provision_s.p50 - free_s + self.kind.alone_s
         billed_s = float(self.billing.billed_s(held_s)) if self.billing.bills_idle else held_s
-        return self.billing.usd_per_gpu_s * self.kind.n_gpus * (billed_s - self.kind.alone_s)
+        return self.billing.usd_per_container_s * self.kind.n_gpus * (billed_s - self.kind.alone_s)
 
     def misses_when_cold(self, slos: Sequence[Slo]) -> bool:
         """Return whether a request that waits for a start of median length is beyond a bound."""
-        start_s = self.kind.start_s + self.provision_s
+        start_s = self.kind.start_s + self.provision_s.p50
         ends_s = {
             Metric.TTFT: start_s + self.kind.setting.prefill.first_s,
             Metric.E2E: start_s + self.kind.alone_s,
@@ -256,7 +261,7 @@ class Candidate:
     @property
     def usd_per_request(self) -> float:
         """What a request costs by itself on a replica that starts for it: candidates are sorted by it."""
-        price = self.billing.usd_per_gpu_s * self.kind.n_gpus
+        price = self.billing.usd_per_container_s * self.kind.n_gpus
         return self.usd_per_start + price * self.kind.alone_s + self.billing.usd_per_request
 
 
@@ -295,7 +300,7 @@ def play(
     """Return how `requests` fare on replicas that are kept for `keep_alive_s` after their last one."""
     kind, n = candidate.kind, len(requests.arrival_s)
     bound_s = min((slo.bound_s for slo in slos if slo.metric is Metric.TTFT), default=math.inf)
-    start = replace(kind.setting.start, provision_s=Quantiles(candidate.provision_s, candidate.provision_s))
+    start = replace(kind.setting.start, provision_s=candidate.provision_s)
     replay = replay_functions(
         requests.arrival_s,
         np.zeros(n, dtype=np.int64),
@@ -357,21 +362,10 @@ def _prefill_factor(requests: Requests, kind: ReplicaKind) -> Floats | None:
     return np.asarray(alone_s / kind.setting.prefill.first_s, dtype=np.float64)
 
 
-def _values_s(replay: FunctionReplay, requests: Requests, metric: Metric) -> Floats:
-    """Return what a metric is for every request that has it."""
-    records = replay.records
-    if metric is Metric.TTFT:
-        return records.ttft_s
-    if metric is Metric.E2E:
-        return records.e2e_s
-    later = requests.output_tokens - 1.0
-    return np.asarray(np.divide(records.e2e_s - records.ttft_s, later, out=np.zeros_like(later), where=later > 0))
-
-
 def _within(replay: FunctionReplay, requests: Requests, slos: Sequence[Slo]) -> np.ndarray:
     found = np.ones(len(requests.arrival_s), dtype=np.bool_)
     for slo in slos:
-        found &= _values_s(replay, requests, slo.metric) <= slo.bound_s
+        found &= values_s(replay.records, slo.metric, requests.output_tokens) <= slo.bound_s
     return found
 
 
@@ -380,7 +374,7 @@ def _holds(replay: FunctionReplay, requests: Requests, slo: Slo, *, confidence: 
 
     By batch means, since requests that follow one another share starts and queues.
     """
-    values = _values_s(replay, requests, slo.metric)
+    values = values_s(replay.records, slo.metric, requests.output_tokens)
     if slo.metric is Metric.TPOT:
         values = values[requests.output_tokens > 1]
     if not len(values):
@@ -457,6 +451,8 @@ def told(
         pipeline_parallel=outcome.candidate.kind.config.pipeline_parallel,
         learnt_usd_per_hour=learnt_usd,
         is_safe=None if tried is None else tried.is_safe,
+        doubts=outcome.candidate.doubts,
+        is_barred=outcome.candidate.is_barred,
     )
 
 

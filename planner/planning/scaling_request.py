@@ -79,8 +79,8 @@ def scaling_assumptions(services: Sequence[PreparedService]) -> Iterator[str]:
         yield (
             f"{service.request.name}, given back: starts as in profiles/startup.csv, {graphs} CUDA graphs, all weights"
             f" at {choice.storage / 1e9:g} GB/s with {choice.loader} however many start; a container has whole GPUs,"
-            " without CPU, memory and disks that a cloud bills on top; how starts and machines are billed is as"
-            " catalogs/pay_per_use.csv and billing.csv say, and by the second where they do not. How long to keep an"
-            " idle replica, and which way is best, is learnt on the first half of the time; the second half is told,"
+            " with the vCPUs and the memory that catalogs/pay_per_use.csv states, without disks; how starts and"
+            " machines are billed is as it and billing.csv say, and by the second where they do not. How long to keep"
+            " an idle replica, and which way is best, is learnt on the first half of the time; the second half is told,"
             " and can only speak against it."
         )

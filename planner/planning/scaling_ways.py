@@ -12,6 +12,7 @@ from planner.domain.pay_per_use import BillingRule
 from planner.domain.scaling import ScaledService, ScalingWay
 from planner.errors import InputError
 from planner.planning.located import at
+from planner.profilers.startup import Quantiles, pull_s
 from planner.units import format_duration
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from planner.domain.hardware import Offer
     from planner.domain.plan import Plan
+    from planner.files.request.scaling import ScaleToZero
 
 HOUR_S = 3600.0
 SEED = 0
@@ -29,6 +31,8 @@ NO_PROVISION = (
 )
 BY_THE_SECOND = BillingRule(provider="", source="taken for granted")
 """Of machines whose cloud does not say how it counts."""
+MEASURED_ENGINE = "vllm"
+"""Whose start was measured (profiles/startup.csv)."""
 LEARNT, CLOUDS = "learnt", "as the cloud keeps it"
 
 
@@ -74,9 +78,11 @@ def vetoed(ways: Sequence[ScaledService]) -> tuple[int, ...]:
 def preferred(ways: Sequence[ScaledService]) -> list[int]:
     """Return the positions of the ways that are safe and cheaper than the first one where they were learnt, best first.
 
+    Ways that are only compared are none of them.
+
     Nothing of the judged half is looked at.
     """
-    costs = [(way.learnt_usd_per_hour, index) for index, way in enumerate(ways) if way.is_safe]
+    costs = [(way.learnt_usd_per_hour, index) for index, way in enumerate(ways) if way.is_safe and not way.is_barred]
     known = sorted((usd, index) for usd, index in costs if usd is not None)
     return [index for usd, index in known if usd < ways[0].total_usd_per_hour]
 
@@ -102,6 +108,21 @@ def vetoed_to_give_back(ways: Sequence[ScaledService]) -> tuple[int, ...]:
 def _whatever_always_on_costs(ways: Sequence[ScaledService]) -> list[ScaledService]:
     always_on, *others = ways
     return [replace(always_on, cost_usd_per_hour=math.inf, learnt_usd_per_hour=math.inf), *others]
+
+
+def machine_s(choice: ScaleToZero) -> Quantiles | None:
+    """Return how long a rented machine takes until containers can start on it, with its image; None = not stated."""
+    wait_s = choice.provision_s
+    return None if wait_s is None else Quantiles(*wait_s) + pull_s(choice.image or 0.0)
+
+
+def engine_note(engine: str) -> str:
+    """Return what to say of starts of an engine that are not its own; nothing of vLLM's."""
+    if engine == MEASURED_ENGINE:
+        return ""
+    return (
+        f"Starts are those of {MEASURED_ENGINE}: how long {engine} takes to compile and to capture graphs is not known."
+    )
 
 
 def dated(as_of: date | None) -> str | None:

@@ -122,19 +122,23 @@ def start_up(
         return max(size / rate, size / n_gpus / gpu.pcie_bytes_per_s)
 
     fraction, most = table["weights_fraction", name], table["weights_gb_s", name]
-    image = table["container_gb_s", "pull"]
-    pull = Quantiles(image_bytes / (image.p50 * GIGA), image_bytes / (image.p99 * GIGA))
     compiled = table["compile_s", "default"]
     layers = model.n_layers / COMPILED_LAYERS
     asked = Quantiles(provision_s or 0.0, provision_s or 0.0)
     return StartUp(
         provision_s=asked,
-        container_s=table["container_s", "warm"] + pull,
+        container_s=table["container_s", "warm"] + pull_s(image_bytes),
         libraries_s=table["libraries_s", "default"],
         weights_s=Quantiles(weights(fraction.p50, most.p50), weights(fraction.p99, most.p99)),
         compile_s=Quantiles(compiled.p50 * layers, compiled.p99 * layers),
         assumptions=_assumptions(provision_s, image_bytes),
     )
+
+
+def pull_s(image_bytes: float) -> Quantiles:
+    """Return how long an image of that size takes to be fetched and unpacked."""
+    rate = load_startup()["container_gb_s", "pull"]
+    return Quantiles(image_bytes / (rate.p50 * GIGA), image_bytes / (rate.p99 * GIGA))
 
 
 def _assumptions(provision_s: float | None, image_bytes: float) -> tuple[str, ...]:

@@ -173,7 +173,8 @@ def _group_text(way: ScalingWay, offer: str, found: list[ScaledService]) -> str:
 
 def _rule_text(way: ScaledService) -> str:
     fares = "" if way.attainment is None else f", {percent(way.attainment)} within the bounds"
-    return f"{_kept(way)}: {_usd(way)}{fares}{'' if way.is_met else ', misses'}"
+    barred = ", only compared" if way.is_barred else ""
+    return f"{_kept(way)}: {_usd(way)}{fares}{'' if way.is_met else ', misses'}{barred}"
 
 
 def _kept(way: ScaledService) -> str:

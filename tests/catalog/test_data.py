@@ -53,6 +53,11 @@ def test_billing_rules_are_of_providers_with_offers_and_say_where_they_are_from(
         assert rule.as_of is not None or "undated" in rule.notes
         assert rule.minimum_s in {0, 60, 300, 3600}
         assert rule.step_s in {1, 60, 3600}
+    for row in rows("billing.csv"):
+        assert row["licence"] == "fact"
+        assert row["source_url"].startswith("https://")
+        assert row["source"]
+        assert "http" not in row["source"]
 
 
 def test_known_billing_rules():

@@ -13,6 +13,7 @@ from planner.catalog.gpus import load_gpus
 from planner.catalog.pay_per_use import find_pay_per_use, load_pay_per_use, read_pay_per_use, with_own
 from planner.domain.pay_per_use import PayPerUse
 from planner.errors import DataMissingError, InputError, UnsupportedFormatError
+from planner.planning.function_ways import Prices
 
 OFFERS = load_pay_per_use()
 GPUS = load_gpus()
@@ -38,7 +39,22 @@ def test_published_prices():
     assert 3600 * by_name["modal/L40S"].usd_per_gpu_s == pytest.approx(1.95, abs=0.005)  # modal.com/pricing
     assert 3600 * by_name["koyeb/L40S"].usd_per_gpu_s == pytest.approx(1.20, abs=1e-5)
     assert by_name["replicate/T4"].usd_per_gpu_s == 0.000225
-    assert by_name["gcp-cloud-run/L4"].keep_alive_s == 900.0
+    cloud_run = by_name["gcp-cloud-run/L4"]
+    assert cloud_run.keep_alive_s == 900.0
+    # cloud.google.com/run/pricing: 4 vCPUs at 0.000018 and 16 GiB at 0.000002 USD/s beside a GPU at 0.67 USD/h
+    assert 3600 * cloud_run.usd_per_container_s == pytest.approx(0.67 + 0.2592 + 0.1152, abs=0.001)
+    # modal.com/pricing: 0.0000131 USD/s for each of two physical cores, 0.00000222 for each of 16 GiB
+    assert by_name["modal/L4"].usd_per_container_s == pytest.approx(0.000222 + 2 * 0.0000131 + 16 * 0.00000222)
+
+
+def test_whether_cpu_and_memory_are_in_the_price_is_known_of_every_cloud():
+    alone = {each.provider for each in OFFERS if each.vcpus or each.gib}
+    assert alone == {"cerebrium", "gcp-cloud-run", "modal"}
+    assert {each.provider for each in OFFERS if not each.is_all_in} == {"runware"}
+    for each in OFFERS:
+        said = each.notes.lower()
+        assert ("are in the price" in said) is (each.is_all_in and each.provider not in alone), each.name
+        assert ("billed on top" in said.replace("disks are billed on top", "")) is (each.provider in alone), each.name
 
 
 @given(st.floats(0.001, 1e5), st.sampled_from([0.1, 1.0, 60.0]), st.floats(0.0, 100.0))
@@ -60,6 +76,16 @@ def test_what_containers_cost():
     assert offer(bills_idle=False, keep_alive_s=60.0, usd_per_request=0.01).cost_usd(
         held, n_requests=7, used_s=3.0
     ) == pytest.approx(0.07 + 3e-3)
+
+
+def test_what_is_beside_a_gpu_is_paid_with_it():
+    beside = offer(usd_per_vcpu_s=1e-4, vcpus=4.0, usd_per_gib_s=1e-5, gib=16.0)
+    assert beside.usd_per_container_s == pytest.approx(1e-3 + 4e-4 + 1.6e-4)
+    held = [10.0, 5.0]
+    for n_gpus in (1, 2):
+        found = beside.cost_usd(held, n_requests=7, used_s=3.0, gpus_per_container=n_gpus)
+        assert found == pytest.approx(15.0 * n_gpus * 1.56e-3)
+    assert Prices(usd_per_gpu_hour=1.0, offer=beside).usd_per_rented_s == pytest.approx(1.56e-3)
 
 
 def test_the_start_of_a_container_is_paid_where_it_is_billed():
@@ -113,6 +139,8 @@ def test_own_offers_go_first(tmp_path):
         ("provider,gpu,usd_per_gpu_s\n,L4,1e-4\n", InputError, "empty", 2, "provider"),
         ("provider,gpu,usd_per_second\na,L4,1e-4\n", InputError, "Unknown column 'usd_per_second'", 1, None),
         ("gpu,usd_per_gpu_s\nL4,1e-4\n", InputError, "'provider' is missing", 1, None),
+        ("provider,gpu,usd_per_gpu_s,usd_per_vcpu_s\na,L4,1e-4,1e-5\n", InputError, "vcpus is not", 2, "vcpus"),
+        ("provider,gpu,usd_per_gpu_s,gib\na,L4,1e-4,16\n", InputError, "gib is given", 2, "usd_per_gib_s"),
         ("provider,gpu,usd_per_gpu_s,bills_idle\na,L4,1e-4,perhaps\n", InputError, "not known here", 2, "bills_idle"),
         ("provider,gpu,usd_per_gpu_s,as_of\na,L4,1e-4,May\n", InputError, "not a date", 2, "as_of"),
         ("provider,gpu,usd_per_gpu_s\na,L4,1e-4\na,l4,2e-4\n", InputError, "offered twice, first at line 2", 3, None),
@@ -165,6 +193,10 @@ def test_the_command_lists_the_cheapest_first(gpuplan, monkeypatch):
     assert lines[0].split()[:4] == ["gpu", "provider", "USD/s", "USD/h"]
     assert lines[1].split()[:4] == ["L40S", "koyeb", "0.000333", "1.20"]
     assert [line.split()[0] for line in lines[1:]] == ["L40S"] * 5
+    by_provider = {line.split()[1]: line.split()[2:4] for line in lines[1:]}
+    assert by_provider["modal"] == ["0.000604", "2.17"]  # with 4 vCPUs and 16 GiB
+    assert by_provider["runware"][0] == "0.000444+"
+    assert "+: CPU and memory may be billed on top" in ran.err
 
 
 def test_the_command_as_json_and_with_own_offers(gpuplan, tmp_path):

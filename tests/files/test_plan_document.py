@@ -62,7 +62,7 @@ from planner.domain.proof import (
 )
 from planner.domain.provenance import ProvenanceKind, Warning_
 from planner.domain.robustness import FleetOutcomes, FleetReplicas, Outcome, Robustness, ScenarioCase
-from planner.domain.scaling import FleetWithout, ScaledService, ScalingChoice, ScalingWay
+from planner.domain.scaling import Doubt, FleetWithout, ScaledService, ScalingChoice, ScalingWay
 from planner.errors import InputError, PlannerError, UnsupportedFormatError
 from planner.files import adapter_plan_schema, plan_schema, proof_schema, robustness_schema, scaling_schema
 from planner.files.documents import parse_document
@@ -284,6 +284,7 @@ def built(kind, **given_fields):
         "tuple[float, ...]": st.lists(figures, max_size=3).map(tuple),
         "tuple[str, ...]": st.lists(names, max_size=3).map(tuple),
         "tuple[str, ...] | None": st.none() | st.lists(names, max_size=3).map(tuple),
+        "tuple[Doubt, ...]": st.lists(st.sampled_from(Doubt), max_size=2).map(tuple),
     }
     others = {field.name: by_type[field.type] for field in dataclasses.fields(kind) if field.name not in given_fields}
     return st.builds(kind, **others, **given_fields)

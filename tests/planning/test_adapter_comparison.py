@@ -76,7 +76,7 @@ def test_who_is_asked_for_within_a_minute_keeps_a_container_and_pays_for_it(tmp_
     told = ways(found)
     assert list(told) == [AdapterWay.PLAN, AdapterWay.DEDICATED, AdapterWay.ONE_POOL, AdapterWay.SERVERLESS]
     plain = told[AdapterWay.SERVERLESS]
-    assert plain.cost_usd_per_hour == pytest.approx(2 * 3600 * offer_called(plain.offer).usd_per_gpu_s, rel=0.01)
+    assert plain.cost_usd_per_hour == pytest.approx(2 * 3600 * offer_called(plain.offer).usd_per_container_s, rel=0.01)
     assert plain.is_met
     assert plain.attainment == 1.0
     assert plain.ttft_p99_s < 1.0
@@ -95,7 +95,7 @@ def test_who_is_asked_for_more_rarely_is_cold_each_time_and_pays_a_minute_more(t
     assert not plain.is_met
     assert plain.attainment == 0.0
     assert 36 < plain.ttft_p50_s < 39
-    per_s = offer_called(plain.offer).usd_per_gpu_s
+    per_s = offer_called(plain.offer).usd_per_container_s
     # Start, answer and a minute of each ten: an answer of 200 tokens takes 3 to 12 s.
     low, high = ((60 + 37 + answer) / 600 * 2 * 3600 * per_s for answer in (3, 15))
     assert low < plain.cost_usd_per_hour < high

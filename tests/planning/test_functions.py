@@ -418,7 +418,8 @@ def test_wrong_input_of_the_command(row, extra, code, words, gpuplan, tmp_path):
 
 def test_the_command_bills_an_offer(gpuplan, repo, tmp_path):
     own = tmp_path / "own.csv"
-    own.write_text("provider,gpu,usd_per_gpu_s,step_s,keep_alive_s\nacme,L40S,0.0005,60,300\n", encoding="utf-8")
+    columns, values = "usd_per_gpu_s,usd_per_vcpu_s,vcpus,all_in,step_s,keep_alive_s", "0.0003,0.00005,4,no,60,300"
+    own.write_text(f"provider,gpu,{columns}\nacme,L40S,{values}\n", encoding="utf-8")
     ran = gpuplan(
         "adapters", "compare", repo / "examples/tenants.csv", *OPTIONS, "--offer", "acme/l40s", "--offers", own,
         "--miss-price", "0.01 USD", "--json",
@@ -430,6 +431,7 @@ def test_the_command_bills_an_offer(gpuplan, repo, tmp_path):
     assert any("acme itself keeps idle containers 300 s" in text for text in ran.json["cautions"])
     assert ways["serverless"]["learnt"] == {"keep_alive_s": 300.0}
     assert ways["serverless"]["cost_usd"] % 0.03 == pytest.approx(0.0, abs=1e-9)  # whole minutes at 0.0005 USD/s
+    assert any("acme/L40S: 0.0005 USD/s, and more that is not known" in text for text in ran.json["cautions"])
     missed = round(ran.json["requests"] * (1 - ways["serverless"]["attainment"]))
     assert ways["serverless"]["miss_usd"] == pytest.approx(0.01 * missed)
     assert missed > 0

@@ -69,9 +69,11 @@ def kind(*, start=SURE, most_batch=8):
     return ReplicaKind(gpu="L4", n_gpus=2, setting=setting, most_batch=most_batch, mean_output_tokens=11.0)
 
 
-def candidate(*, way=ScalingWay.PAY_PER_USE, provision_s=0.0, start=SURE, **billing):
+def candidate(*, way=ScalingWay.PAY_PER_USE, provision_s=0.0, tail_s=None, start=SURE, **billing):
     sold = PayPerUse(**({"name": "a/L4", "provider": "a", "gpu": "L4", "usd_per_gpu_s": 1e-3} | billing))
-    return Candidate(way=way, kind=kind(start=start), billing=sold, provision_s=provision_s)
+    return Candidate(
+        way=way, kind=kind(start=start), billing=sold, provision_s=Quantiles(provision_s, tail_s or provision_s)
+    )
 
 
 def requests(times, *, end_s=None, output_tokens=11.0):
@@ -133,6 +135,44 @@ def test_rented_machines_are_waited_for_and_paid_meanwhile():
     outcome = play(rented, TIMER, slos("ttft p50 <= 90s"), rule="never", keep_alive_s=0.0, missed_usd=0.0)
     assert outcome.replay.records.ttft_s == pytest.approx([60.0 + START_S + FIRST_S] * 100)
     assert outcome.cost_usd == pytest.approx(100 * 2 * 1e-3 * (60.0 + START_S + FIRST_S + LATER_S))
+
+
+def test_the_wait_for_a_machine_has_the_tail_that_is_stated():
+    often = requests(1000.0 * np.arange(400))
+    sure, unsure = (
+        play(
+            candidate(way=ScalingWay.SCALE_TO_ZERO, provision_s=60.0, tail_s=tail_s), often, slos("ttft p50 <= 90s"),
+            rule="never", keep_alive_s=0.0, missed_usd=0.0,
+        ).replay.records.ttft_s
+        for tail_s in (None, 180.0)
+    )  # fmt: skip
+    assert sure == pytest.approx(np.full(400, 60.0 + START_S + FIRST_S))
+    assert np.quantile(unsure, 0.5) == pytest.approx(60.0 + START_S + FIRST_S, rel=0.1)
+    assert np.quantile(unsure, 0.99) > 140.0 + START_S
+
+
+def test_a_rented_machine_waits_for_its_image_and_a_container_does_not(repo):
+    def p99(**scale):
+        request = asked(scale={"provision": "60s", "clouds": ["runpod"], "graphs": False} | scale)
+        (choice,) = plan(request, base_dir=repo / "examples", verify=False).plan.scale_to_zero
+        return {way.way: way.ttft_p99_s for way in choice.ways if way.rule == "60 s"}
+
+    plain, pulled, late = p99(), p99(image="10 GB"), p99(provision={"p50": "60s", "p99": "600s"})
+    assert pulled[ScalingWay.SCALE_TO_ZERO] > plain[ScalingWay.SCALE_TO_ZERO] + 45.0  # at 0.2 GB/s, and 0.1 in the tail
+    assert late[ScalingWay.SCALE_TO_ZERO] > plain[ScalingWay.SCALE_TO_ZERO] + 100.0
+    assert pulled[ScalingWay.PAY_PER_USE] == late[ScalingWay.PAY_PER_USE] == plain[ScalingWay.PAY_PER_USE]
+
+
+def test_a_rented_machine_for_adapters_waits_for_its_image(repo):
+    def p50(**scale):
+        request = asked(
+            workload={"constant": {"input_tokens": 512, "output_tokens": 128}}, adapters={"file": "tenants.csv"},
+            slo=("ttft p50 <= 60s",), scale={"provision": "60s", "clouds": [], "graphs": False} | scale,
+        )  # fmt: skip
+        (choice,) = plan(request, base_dir=repo / "examples", verify=False).plan.scale_to_zero
+        return max(way.ttft_p99_s for way in choice.ways[1:])
+
+    assert p50(image="10 GB") > p50() + 45.0
 
 
 def test_a_burst_waits_for_one_start_and_then_gets_more_replicas():
@@ -598,6 +638,61 @@ def test_clouds_are_those_of_the_providers_unless_they_are_named(repo, tmp_path)
     assert offers(clouds=[]) == set()
 
 
+def cloud_of(repo, tmp_path, columns="", values="", **change):
+    """What is said of a cloud that costs next to nothing."""
+    own = tmp_path / "own.csv"
+    own.write_text(f"provider,gpu,usd_per_gpu_s,as_of{columns}\nacme,L4,0.00001,2026-11-01{values}\n", "utf-8")
+    catalog = {"providers": ["gcp"], "gpus": {"include": ["L4"]}} | change.pop("catalog", {})
+    request = asked(scale={"files": [str(own)], "clouds": None, "mode": "decide"} | change.pop("scale", {}), **change)
+    request["catalog"] = catalog
+    found = plan(request, base_dir=repo / "examples", verify=False, today=date(2026, 11, 20)).plan
+    (choice,) = found.scale_to_zero
+    return choice, {each.code: each.message for each in found.warnings}
+
+
+@pytest.mark.parametrize(
+    ("unsure", "named", "code", "doubt"),
+    [
+        ({"catalog": {"regions": ["us-central1"]}}, {"code": None}, "W208", "region"),
+        ({"columns": ",all_in", "values": ",no"}, {"code": "W207"}, "W207", "price"),
+    ],
+)
+def test_a_cloud_of_which_too_little_is_known_is_chosen_only_if_it_is_named(unsure, named, code, doubt, repo, tmp_path):
+    sure, warned = cloud_of(repo, tmp_path)
+    assert sure.way.offer == "acme/L4"
+    assert not warned.keys() & {"W207", "W208"}
+    choice, warned = cloud_of(repo, tmp_path, **unsure)
+    assert not choice.way.offer.startswith("acme")
+    assert "acme/L4" in warned[code]
+    assert "Name the cloud in scale_to_zero.clouds" in warned[code]
+    barred = {way.offer: (list(way.doubts), way.is_barred) for way in choice.ways}
+    assert barred["acme/L4"] == ([doubt], True)
+    choice, warned = cloud_of(repo, tmp_path, scale={"clouds": ["acme"]}, **unsure)
+    assert choice.way.offer == "acme/L4"
+    assert {each for each in warned if each in {"W207", "W208"}} == {named["code"]} - {None}
+
+
+def test_a_cloud_that_may_not_be_chosen_takes_no_place_from_one_that_may(repo, tmp_path):
+    choice, _ = cloud_of(repo, tmp_path, columns=",all_in", values=",no", catalog={"providers": ["gcp", "runpod"]})
+    by_offer = {way.offer: way.is_barred for way in choice.ways}
+    assert by_offer["acme/L4"]
+    assert by_offer["runpod/L4"] is False
+    assert choice.way.offer == "runpod/L4"
+
+
+def test_a_cloud_for_adapters_is_chosen_only_if_its_region_may_be(repo, tmp_path):
+    adapters = {
+        "workload": {"constant": {"input_tokens": 512, "output_tokens": 128}},
+        "adapters": {"file": "tenants.csv"},
+        "slo": ("ttft p50 <= 60s",),
+    }
+    free, _ = cloud_of(repo, tmp_path, **adapters)
+    assert free.way.offer == "acme/L4"
+    bound, warned = cloud_of(repo, tmp_path, **adapters, catalog={"regions": ["us-central1"]})
+    assert bound.way.offer == ""
+    assert "W208" in warned
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -607,6 +702,10 @@ def test_clouds_are_those_of_the_providers_unless_they_are_named(repo, tmp_path)
         ({"scale": {"storage": 2}}, "rate of data"),
         ({"scale": {"missed": "-1 USD"}}, "not be negative"),
         ({"scale": {"keep": "60s"}}, "keep"),
+        ({"scale": {"provision": {"p50": "60s", "p99": "30s"}}}, "less than the median"),
+        ({"scale": {"image": "-1 GB"}}, "more than zero"),
+        ({"scale": {"image": 12}}, "has no unit"),
+        ({"scale": {"provision": 60}}, "scale_to_zero.provision: 60 has no unit"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(change, words, repo, tmp_path, gpuplan):
@@ -719,3 +818,13 @@ def test_a_replica_is_of_a_kind_that_serves_a_request_alone():
     assert found("L4", precision="fp16", max_num_seqs=4).most_batch == 4
     assert found(slo="tpot p50 <= 5ms") is None  # an L4 reads 300 GB/s: 45 ms a token
     assert found(slo="tpot p50 <= 80ms").most_batch < one.most_batch <= 256
+
+
+def test_another_engine_is_said_to_start_like_the_measured_one(repo):
+    notes = {}
+    for engine in ("vllm", "sglang"):
+        request = asked(scale={"clouds": ["modal"]}, engine={"name": engine})
+        (choice,) = plan(request, base_dir=repo / "examples", verify=False).plan.scale_to_zero
+        notes[engine] = " ".join(choice.notes)
+    assert "Starts are those of vllm: how long sglang takes" in notes["sglang"]
+    assert "Starts are" not in notes["vllm"]

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from planner.files.schema import BytesPerS, DurationS, Strict, Usd
+from planner.errors import InputError
+from planner.files.schema import Bytes, BytesPerS, DurationS, Strict, Usd
+
+
+class WaitForMachine(Strict):
+    """How long a rented machine takes to be there."""
+
+    p50: DurationS = Field(description="Median.")
+    p99: DurationS = Field(description="The longest of a hundred.")
+
+    @field_validator("p99")
+    @classmethod
+    def _in_order(cls, p99: float, info: ValidationInfo) -> float:
+        p50 = info.data.get("p50", 0.0)
+        if p99 < p50:
+            raise InputError(f"p99 is {p99:g} s, less than the median of {p50:g} s.", hint="Swap them.")
+        return p99
 
 
 class ScaleToZero(Strict):
@@ -25,9 +41,15 @@ class ScaleToZero(Strict):
     graphs: bool = Field(
         default=True, description="Every start compiles and captures CUDA graphs, as vLLM does by default."
     )
-    provision: DurationS | None = Field(
+    provision: DurationS | WaitForMachine | None = Field(
         default=None,
-        description="Until a rented machine is there; without it only pay-per-use offers are compared.",
+        description="Until a rented machine is there, always or with a tail (`{p50: 60s, p99: 180s}`); without it only"
+        " pay-per-use offers are compared.",
+    )
+    image: Bytes | None = Field(
+        default=None,
+        description="Size of the engine's image, pulled by every rented machine; default: it is there. Containers of"
+        " serverless clouds have theirs.",
     )
     recorded: DurationS | None = Field(
         default=None,
@@ -38,6 +60,14 @@ class ScaleToZero(Strict):
     clouds: list[str] | None = Field(
         default=None,
         description="Only these serverless clouds; default: those of `catalog.providers` and of your `files`, or all of"
-        " `gpuplan catalog pay-per-use` where no provider is named.",
+        " `gpuplan catalog pay-per-use` where no provider is named. Where `catalog.regions` is set, or CPU and memory"
+        " may be billed on top, only clouds that are named here are chosen.",
     )
     files: list[str] = Field(default=[], description="Your own pay-per-use offers, as CSV.")
+
+    @property
+    def provision_s(self) -> tuple[float, float] | None:
+        """Median and p99 of the wait for a rented machine, without its image; None = not stated."""
+        if self.provision is None or isinstance(self.provision, WaitForMachine):
+            return None if self.provision is None else (self.provision.p50, self.provision.p99)
+        return self.provision, self.provision
