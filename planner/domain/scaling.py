@@ -110,6 +110,10 @@ class FleetWithout:
     """What the requests are worth that miss an objective there."""
     learnt_usd_per_hour: float
     """What is given back cost on the halves that it was learnt on, misses at their price: sets are ranked by that."""
+    fleet_missed_usd_per_hour: float = 0.0
+    """What the requests are worth that miss an objective in the fleet's own replay; 0 without one."""
+    is_replayed: bool = False
+    """Whether the fleet was replayed; else its price rests on throughput alone."""
     reason: str = ""
     """Why it was not taken although it may look cheapest; empty where the totals say it."""
 
@@ -118,9 +122,12 @@ class FleetWithout:
         """All of it where it was judged; None without a fleet."""
         if self.fleet_usd_per_hour is None:
             return None
-        return self.fleet_usd_per_hour + self.given_back_usd_per_hour + self.missed_usd_per_hour
+        missed = self.fleet_missed_usd_per_hour + self.missed_usd_per_hour
+        return self.fleet_usd_per_hour + self.given_back_usd_per_hour + missed
 
     @property
     def learnt_total_usd_per_hour(self) -> float | None:
         """All of it where it was learnt; None without a fleet."""
-        return None if self.fleet_usd_per_hour is None else self.fleet_usd_per_hour + self.learnt_usd_per_hour
+        if self.fleet_usd_per_hour is None:
+            return None
+        return self.fleet_usd_per_hour + self.fleet_missed_usd_per_hour + self.learnt_usd_per_hour

@@ -99,6 +99,14 @@ class FleetWithoutDocument(Part):
         description="Cost of what is given back on the halves that it was learnt on, misses at their price: sets are"
         " ranked by it and the fleet."
     )
+    fleet_missed_usd_per_hour: NonNegative = Field(
+        0.0,
+        description="Worth of the requests that miss an objective in the fleet's own replay, of services with"
+        " `scale_to_zero`; 0 without a replay.",
+    )
+    is_replayed: bool = Field(
+        False, description="Whether the fleet was replayed; else its price rests on throughput alone."
+    )
     reason: str = Field("", description="Why it was not taken, where the totals do not say it.")
 
     def to_fleet(self) -> FleetWithout:

@@ -273,6 +273,11 @@ class _Ask:
         """Whether the plan is to give it back where that is cheaper."""
         return self.choice.mode == "decide"
 
+    @property
+    def at_stake_usd_per_hour(self) -> float:
+        """What all its requests would be worth if they missed an objective."""
+        return self.choice.missed * self.service.traffic.rate_rps * HOUR_S
+
     def replayed(self, way: ScaledService, *, seed: int, load: float) -> ScaledService:
         """Return how a way fares on the judged half, with other starts and at so many times the rate.
 
@@ -297,7 +302,7 @@ class _Ask:
         """Return the ways, the plan's own first."""
         first, second = self.halves.first, self.halves.second
         candidates: list[Candidate] = []
-        ways = [always_on(plan, self.service.request.name)]
+        ways = [always_on(plan, self.name, at_stake_usd_per_hour=self.at_stake_usd_per_hour)]
         if not self.halves.is_too_busy:
             kinds = self._kinds()
             candidates = [*self._by_use(kinds), *self._rented(kinds)]

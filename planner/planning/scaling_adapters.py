@@ -109,6 +109,11 @@ class AdapterAsk:
         """Whether the plan is to give it back where that is cheaper."""
         return self.choice.mode == "decide"
 
+    @property
+    def at_stake_usd_per_hour(self) -> float:
+        """What all its requests would be worth if they missed an objective."""
+        return self.choice.missed * self.service.traffic.rate_rps * HOUR_S
+
     def replayed(self, way: ScaledService, *, seed: int, load: float) -> ScaledService:  # noqa: ARG002 - see `follows_load`
         """Return how a way fares on the judged half, with other starts; see `ScalingAsk`.
 
@@ -143,7 +148,7 @@ class AdapterAsk:
 
         What cannot be replayed is left out, and the notes say why.
         """
-        ways, notes = [always_on(plan, self.service.request.name)], []
+        ways, notes = [always_on(plan, self.name, at_stake_usd_per_hour=self.at_stake_usd_per_hour)], []
         n_requests, judged_s = 0, 0.0
         try:
             adapters, traffic = self._traffic()
