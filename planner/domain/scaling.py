@@ -87,6 +87,8 @@ class ScalingChoice:
     """Positions of the ways that were preferred to the chosen one, and that the judged half spoke against."""
     notes: tuple[str, ...] = ()
     """What was not compared, and why."""
+    objectives: tuple[str, ...] = ()
+    """What has to hold over all requests: "ttft p50 <= 3 s"."""
     is_applied: bool = False
     """Whether the plan gives the service back as chosen, so that its fleet does not serve it."""
 

@@ -67,6 +67,9 @@ class ScalingChoiceDocument(Part):
         " half, or where it is only compared cost more than always on there.",
     )
     notes: list[str] = Field(default_factory=list, description="What was not compared, and why.")
+    objectives: list[str] = Field(
+        default_factory=list, description='What has to hold over all requests, as "ttft p50 <= 3 s".'
+    )
     is_applied: bool = Field(
         False, description="Whether the plan gives the service back as chosen; its fleet does not serve it then."
     )
@@ -83,7 +86,8 @@ class ScalingChoiceDocument(Part):
     def to_choice(self) -> ScalingChoice:
         """Return the domain's form."""
         ways = tuple(ScaledService(**dict(way)) for way in self.ways)
-        return ScalingChoice(**(dict(self) | {"ways": ways, "vetoed": tuple(self.vetoed), "notes": tuple(self.notes)}))
+        tuples = {name: tuple(getattr(self, name)) for name in ("vetoed", "notes", "objectives")}
+        return ScalingChoice(**(dict(self) | {"ways": ways} | tuples))
 
 
 class FleetWithoutDocument(Part):

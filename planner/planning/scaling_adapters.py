@@ -24,6 +24,7 @@ from planner.planning.scaling_ways import (
     CLOUDS,
     HOUR_S,
     LEARNT,
+    MOST_HELD,
     NO_PROVISION,
     SEED,
     always_on,
@@ -156,7 +157,9 @@ class AdapterAsk:
                 case = self._case(sold.gpu, adapters, sold.provision_s)
                 found = compare_ways(traffic, case, sold.prices, ways=list(WAYS), seed=SEED)
                 names = [adapter.name for adapter in adapters]
-                ways += [_told(outcome, found, sold, names) for outcome in found.ways]
+                for way in (_told(outcome, found, sold, names) for outcome in found.ways):
+                    ways += [way] if _is_given_back(way) else []
+                    notes += [] if _is_given_back(way) else [_held_note(way)]
                 notes += [sold.billing] if sold.billing else []
                 notes += [text for text in found.cautions if "left out" in text or "never served" in text]
                 n_requests, judged_s = found.n_requests, found.duration_s
@@ -169,6 +172,7 @@ class AdapterAsk:
             requests=n_requests,
             judged_s=judged_s,
             vetoed=vetoed(ways),
+            objectives=tuple(map(str, self.service.request.slo)),
             notes=tuple(dict.fromkeys([*notes, *self._notes()])),
         )
 
@@ -321,6 +325,18 @@ def _told(outcome: WayOutcome, found: Comparison, sold: _Sold, names: Sequence[s
         keep_alive_by_adapter_s=_each(outcome, names),
         most_replicas=outcome.most_gpus,
         precision=sold.precision,
+    )
+
+
+def _is_given_back(way: ScaledService) -> bool:
+    """Return whether not nearly all machines that it ever holds are held all the time."""
+    return (way.mean_replicas or 0.0) <= MOST_HELD * (way.most_replicas or 0)
+
+
+def _held_note(way: ScaledService) -> str:
+    return (
+        f"{way.offer} as {way.way.value} is left out: it holds {way.mean_replicas:.3g} machines on average and"
+        f" {way.most_replicas} at most, so hardly anything is given back."
     )
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 HOUR_S = 3600.0
 SEED = 0
+MOST_HELD = 0.95
+"""Part of the time with a replica above which hardly anything is given back: that can save less than a fleet's headroom
+and an estimate's error are worth, so what it saves is by another price for the same replica."""
 NO_PROVISION = (
     "Rented machines that are given back are not compared: scale_to_zero.provision does not say how long one takes to"
     " be there."

@@ -12,7 +12,7 @@ from planner.report.wording import clean, number, percent, price, usd, whole_usd
 from planner.units import format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from planner.domain.plan import Plan
     from planner.domain.scaling import FleetWithout, ScaledService, ScalingChoice
@@ -92,7 +92,7 @@ def given_back_texts(plan: Plan) -> Iterator[str]:
             f"{clean(choice.service)}: {NAMES[way.way].lower()}, {clean(way.offer)}"
             f" ({gpus}, {_engine_text(way)}{dated}), {_kept(way)}. {_usd(way)} expected, over"
             f" {choice.requests:,} requests in {format_duration(choice.judged_s)} of its trace. {_replicas_text(way)}"
-            f" {_fares_text(way)}"
+            f" {_fares_text(way, choice.objectives)}"
         )
 
 
@@ -106,14 +106,15 @@ def _replicas_text(way: ScaledService) -> str:
     return "" if way.mean_replicas is None else f"{number(way.mean_replicas)} replicas on average{most}."
 
 
-def _fares_text(way: ScaledService) -> str:
+def _fares_text(way: ScaledService, objectives: Sequence[str]) -> str:
     first = [
         f"{name} {'never' if value is None else format_duration(value)}"
         for name, value in (("p50", way.ttft_p50_s), ("p99", way.ttft_p99_s))
     ]
     cold = "" if way.cold_fraction is None else f"{percent(way.cold_fraction)} of its requests wait for a start, "
     within = "" if way.attainment is None else f"{percent(way.attainment)} are within the bounds, "
-    return f"{cold}{within}TTFT {', '.join(first)}."
+    asked = f"; the objectives ask for no more than {' and '.join(map(clean, objectives))}" if objectives else ""
+    return f"{cold}{within}TTFT {', '.join(first)}{asked}."
 
 
 def comparison_of_fleets(plan: Plan) -> str:
