@@ -323,9 +323,8 @@ class _Proofs:
     """Sets of services to give back, and the fleets for the others that were proven.
 
     Sets are ranked by their totals where ways were learnt; where they were judged the total can only speak against one,
-    by not being below that of always on. A proof only makes a fleet dearer, so what was not proven says too little of
-    always on to speak against anything: it is proven first. Giving back has to save more than the gap within which
-    fleets are known.
+    by not being below that of always on, which is proven first. A proof mostly makes a fleet dearer, so what is dearer
+    before it is not proven. Giving back has to save more than the gap within which fleets are known.
     """
 
     fleets: _Fleets
@@ -352,7 +351,12 @@ class _Proofs:
         holds it stays always on, or where that has no fleet the first one that misses is told.
         """
         best: frozenset[str] | None = None
-        for each in sorted(self.rows, key=self._rank):
+        order = sorted(self.rows, key=self._rank)
+        if not self.rows[NOTHING].reason:
+            self._prove(NOTHING)
+        for each in order:
+            if self.is_interrupted:
+                break
             is_dearer = best is not None and self._rank(each) > self._rank(best)
             if is_dearer or self.rows[each].reason or self._is_against(each):
                 continue
@@ -402,17 +406,11 @@ class _Proofs:
 
     def _is_against(self, each: frozenset[str]) -> bool:
         """Return whether the judged halves speak against a set, where always on has a fleet that holds; note it."""
-        if not each or not self._is_dearer_judged(each):
-            return False
-        self._prove(NOTHING)
-        if not self._is_dearer_judged(each):
+        now, then = self.rows[each].total_usd_per_hour, self.rows[NOTHING].total_usd_per_hour
+        if not each or self.rows[NOTHING].reason or now is None or then is None or now < then:
             return False
         self.rows[each] = replace(self.rows[each], reason=JUDGED_DEARER)
         return True
-
-    def _is_dearer_judged(self, each: frozenset[str]) -> bool:
-        now, then = self.rows[each].total_usd_per_hour, self.rows[NOTHING].total_usd_per_hour
-        return not (self.rows[NOTHING].reason or now is None or then is None or now < then)
 
 
 def _is_interrupted(plan: Plan) -> bool:
