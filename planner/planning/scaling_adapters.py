@@ -158,8 +158,9 @@ class AdapterAsk:
                 found = compare_ways(traffic, case, sold.prices, ways=list(WAYS), seed=SEED)
                 names = [adapter.name for adapter in adapters]
                 for way in (_told(outcome, found, sold, names) for outcome in found.ways):
-                    ways += [way] if _is_given_back(way) else []
-                    notes += [] if _is_given_back(way) else [_held_note(way)]
+                    is_given_back = _is_given_back(way, sold.prices.offer)
+                    ways += [way] if is_given_back else []
+                    notes += [] if is_given_back else [_held_note(way)]
                 notes += [sold.billing] if sold.billing else []
                 notes += [text for text in found.cautions if "left out" in text or "never served" in text]
                 n_requests, judged_s = found.n_requests, found.duration_s
@@ -328,9 +329,10 @@ def _told(outcome: WayOutcome, found: Comparison, sold: _Sold, names: Sequence[s
     )
 
 
-def _is_given_back(way: ScaledService) -> bool:
-    """Return whether not nearly all machines that it ever holds are held all the time."""
-    return (way.mean_replicas or 0.0) <= MOST_HELD * (way.most_replicas or 0)
+def _is_given_back(way: ScaledService, offer: PayPerUse | None) -> bool:
+    """Return whether not nearly all machines that it ever holds at once are paid all the time."""
+    most = MOST_HELD * (way.most_replicas or 0)
+    return (way.mean_replicas or 0.0) <= most or (offer is not None and not offer.bills_idle)
 
 
 def _held_note(way: ScaledService) -> str:
