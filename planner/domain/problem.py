@@ -139,6 +139,8 @@ class Limit:
     scope: Scope = Scope()
     factor: float = 1.0
     """Where watts are counted: what one watt of GPU peak counts for, as PUE and hosts make it more."""
+    beside: float = 0.0
+    """Spent beside the fleet of what was asked for, `bound` + `beside`."""
 
 
 class Measure(StrEnum):

@@ -100,6 +100,8 @@ class ScalingChoice:
     """Positions of the ways that were preferred to the chosen one, and that the judged half spoke against."""
     notes: tuple[str, ...] = ()
     """What was not compared, and why."""
+    objectives: tuple[str, ...] = ()
+    """What has to hold over all requests: "ttft p50 <= 3 s"."""
     is_applied: bool = False
     """Whether the plan gives the service back as chosen, so that its fleet does not serve it."""
 
@@ -123,6 +125,10 @@ class FleetWithout:
     """What the requests are worth that miss an objective there."""
     learnt_usd_per_hour: float
     """What is given back cost on the halves that it was learnt on, misses at their price: sets are ranked by that."""
+    fleet_missed_usd_per_hour: float = 0.0
+    """What the requests are worth that miss an objective in the fleet's own replay; 0 without one."""
+    is_replayed: bool = False
+    """Whether the fleet was replayed; else its price rests on throughput alone."""
     reason: str = ""
     """Why it was not taken although it may look cheapest; empty where the totals say it."""
 
@@ -131,9 +137,12 @@ class FleetWithout:
         """All of it where it was judged; None without a fleet."""
         if self.fleet_usd_per_hour is None:
             return None
-        return self.fleet_usd_per_hour + self.given_back_usd_per_hour + self.missed_usd_per_hour
+        missed = self.fleet_missed_usd_per_hour + self.missed_usd_per_hour
+        return self.fleet_usd_per_hour + self.given_back_usd_per_hour + missed
 
     @property
     def learnt_total_usd_per_hour(self) -> float | None:
         """All of it where it was learnt; None without a fleet."""
-        return None if self.fleet_usd_per_hour is None else self.fleet_usd_per_hour + self.learnt_usd_per_hour
+        if self.fleet_usd_per_hour is None:
+            return None
+        return self.fleet_usd_per_hour + self.fleet_missed_usd_per_hour + self.learnt_usd_per_hour

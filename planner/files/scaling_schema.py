@@ -76,6 +76,9 @@ class ScalingChoiceDocument(Part):
         " half, or where it is only compared cost more than always on there.",
     )
     notes: list[str] = Field(default_factory=list, description="What was not compared, and why.")
+    objectives: list[str] = Field(
+        default_factory=list, description='What has to hold over all requests, as "ttft p50 <= 3 s".'
+    )
     is_applied: bool = Field(
         False, description="Whether the plan gives the service back as chosen; its fleet does not serve it then."
     )
@@ -92,7 +95,8 @@ class ScalingChoiceDocument(Part):
     def to_choice(self) -> ScalingChoice:
         """Return the domain's form."""
         ways = tuple(ScaledService(**(dict(way) | {"doubts": tuple(way.doubts)})) for way in self.ways)
-        return ScalingChoice(**(dict(self) | {"ways": ways, "vetoed": tuple(self.vetoed), "notes": tuple(self.notes)}))
+        tuples = {name: tuple(getattr(self, name)) for name in ("vetoed", "notes", "objectives")}
+        return ScalingChoice(**(dict(self) | {"ways": ways} | tuples))
 
 
 class FleetWithoutDocument(Part):
@@ -107,6 +111,14 @@ class FleetWithoutDocument(Part):
     learnt_usd_per_hour: NonNegative = Field(
         description="Cost of what is given back on the halves that it was learnt on, misses at their price: sets are"
         " ranked by it and the fleet."
+    )
+    fleet_missed_usd_per_hour: NonNegative = Field(
+        0.0,
+        description="Worth of the requests that miss an objective in the fleet's own replay, of services with"
+        " `scale_to_zero`; 0 without a replay.",
+    )
+    is_replayed: bool = Field(
+        False, description="Whether the fleet was replayed; else its price rests on throughput alone."
     )
     reason: str = Field("", description="Why it was not taken, where the totals do not say it.")
 

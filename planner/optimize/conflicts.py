@@ -207,7 +207,7 @@ def _conflict(limit: Limit, usage: float, *, is_proven: bool) -> Conflict:
         current=limit.bound,
         relaxed=relaxed,
         unit=_UNITS[limit.resource],
-        suggestion=_change(limit, relaxed),
+        suggestion=change(limit, relaxed),
     )
 
 
@@ -215,9 +215,7 @@ def _together(limits: tuple[Limit, ...], exceeded: list[int], joint: _Relaxed) -
     """Return one conflict per limit of the joint relaxation; none of them alone helps."""
     if joint.usage is None:
         return ()
-    changes = {
-        index: _change(limits[index], round_up(limits[index].resource, joint.usage[index])) for index in exceeded
-    }
+    changes = {index: change(limits[index], round_up(limits[index].resource, joint.usage[index])) for index in exceeded}
     return tuple(
         Conflict(
             requirement=requirement(limits[index]),
@@ -272,7 +270,7 @@ def format_amount(resource: Resource, amount: float) -> str:
     return f"{amount:.10g} {_UNITS[resource]}"
 
 
-def _change(limit: Limit, relaxed: float) -> str:
+def change(limit: Limit, relaxed: float) -> str:
     """Return a relaxation in words: "available H100-80GB: 2 -> 4 instances"."""
     if limit.resource in {Resource.USD_PER_HOUR, Resource.WATTS}:
         before = format_amount(limit.resource, limit.bound)

@@ -133,6 +133,7 @@ def answer(
         conflicts = find_conflicts(question.problem, settings=settings, assignment=assignment)
         conflicts += slo_conflicts(question, settings=settings, assignment=assignment)
         conflicts += disaggregation_conflicts(question, settings=settings, assignment=assignment)
+        conflicts = _with_given_back(conflicts, question, found)
         return replace(found, conflicts=conflicts or (UNEXPLAINED,))
     if found.cost_usd_per_hour is None:
         return found
@@ -187,6 +188,21 @@ def _with_robustness(plan: Plan, question: Question, settings: SolverSettings, a
     plan = replace(plan, robustness=found, binding=(*binding, *plan.binding))
     verify_plan(question.problem, plan)
     return plan
+
+
+def _with_given_back(conflicts: tuple[Conflict, ...], question: Question, plan: Plan) -> tuple[Conflict, ...]:
+    """Return the conflicts, that of a budget with what is enough where services are given back, if that is less."""
+    if not plan.fleets_without:
+        return conflicts
+    from planner.planning.giving_back import budget_with_given_back  # noqa: PLC0415 - only those who ask pay for it
+
+    found = budget_with_given_back(question.problem, plan)
+    if found is None:
+        return conflicts
+    same = [each for each in conflicts if each.requirement == found.requirement]
+    if any(each.relaxed <= found.relaxed for each in same if each.relaxed is not None and found.relaxed is not None):
+        return conflicts
+    return (found, *(each for each in conflicts if each not in same))
 
 
 UNEXPLAINED = Conflict(

@@ -193,7 +193,7 @@ def _of_its_fleet(question: Question, plan: Plan, where: Where) -> Question:
         raise InputError(
             f"The plan gives back {name}, which its request does not ask for.", hint="Plan again.", where=where
         )
-    return without(question, names)
+    return without(question, names, usd_per_hour=plan.given_back_usd_per_hour or 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,6 +84,10 @@ class ScalingAsk(Protocol):
     def follows_load(self) -> bool:
         """Whether it can be played at other loads than the planned one."""
 
+    @property
+    def at_stake_usd_per_hour(self) -> float:
+        """What all its requests would be worth if they missed an objective."""
+
     def __call__(self, plan: Plan) -> ScalingChoice:
         """Return the ways to keep it, the plan's own first."""
 

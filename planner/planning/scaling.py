@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -110,7 +111,8 @@ def scaling_asks(
             by_use = wanted_pay_per_use(request, choice, gpus=gpus, base_dir=base_dir)
             clouds = CloudDoubts.of_request(request, choice)
             prices.check(by_use)
-            halves = trace_halves(service, choice.recorded) if service.adapters is None else None
+            headroom = request.constraints.headroom
+            halves = trace_halves(service, choice.recorded, headroom) if service.adapters is None else None
         if halves is None:
             with inside(f"services[{index}].scale_to_zero"):
                 asks.append(
@@ -191,10 +193,11 @@ class Halves:
     """They are over before any keeping shows: nothing is compared."""
 
 
-def trace_halves(service: PreparedService, recorded_s: float | None = None) -> Halves:
+def trace_halves(service: PreparedService, recorded_s: float | None = None, headroom_fraction: float = 0.0) -> Halves:
     """Return the two halves of a service's trace, at the rate that is planned for.
 
     recorded_s : how long it was recorded for; None = to its last request.
+    headroom_fraction : of the fleet.
 
     Raises
     ------
@@ -220,10 +223,11 @@ def trace_halves(service: PreparedService, recorded_s: float | None = None) -> H
             f" by fewer than {FEWEST_REQUESTS}.",
             hint="Give a longer trace.",
         )
+    part = partial(_part, trace, arrivals, headroom_fraction=headroom_fraction)
     is_cut, is_short = n < trace.n_requests, middle_s < LEAST_HALF_S
     return Halves(
-        first=_part(trace, arrivals, slice(0, at_middle), 0.0, middle_s),
-        second=_part(trace, arrivals, slice(at_middle, n), middle_s, end_s),
+        first=part(slice(0, at_middle), 0.0, middle_s),
+        second=part(slice(at_middle, n), middle_s, end_s),
         note=_length_note(arrivals[:n], end_s, trace.n_requests, is_short=is_short),
         is_too_busy=is_cut and is_short,
     )
@@ -247,12 +251,25 @@ def _length_note(arrivals: np.ndarray, end_s: float, n_all: int, *, is_short: bo
     return f"{cut}{short}"
 
 
-def _part(trace: Trace, arrivals: np.ndarray, part: slice, from_s: float, to_s: float) -> Requests:
+def _part(
+    trace: Trace, arrivals: np.ndarray, part: slice, from_s: float, to_s: float, *, headroom_fraction: float
+) -> Requests:
     return Requests(
         arrival_s=arrivals[part] - from_s,
         input_tokens=trace.input_tokens[part].astype(np.float64),
         output_tokens=trace.output_tokens[part].astype(np.float64),
         duration_s=to_s - from_s,
+        headroom_fraction=headroom_fraction,
+    )
+
+
+def _held_note(tried: Outcome, judged: Outcome) -> str:
+    """Return that a way gives nothing back to speak of."""
+    held = max(tried.held_fraction, judged.held_fraction)
+    kept = f"kept {format_duration(judged.keep_alive_s)}" if math.isfinite(judged.keep_alive_s) else "kept for good"
+    return (
+        f"{judged.candidate.billing.name}, {kept}, is left out: a replica is there {held:.0%} of the time, so hardly"
+        " anything is given back, and it would only be another price for one that is always on."
     )
 
 
@@ -281,6 +298,11 @@ class _Ask:
         """Whether the plan is to give it back where that is cheaper."""
         return self.choice.mode == "decide"
 
+    @property
+    def at_stake_usd_per_hour(self) -> float:
+        """What all its requests would be worth if they missed an objective."""
+        return self.choice.missed * self.service.traffic.rate_rps * HOUR_S
+
     def replayed(self, way: ScaledService, *, seed: int, load: float) -> ScaledService:
         """Return how a way fares on the judged half, with other starts and at so many times the rate.
 
@@ -305,7 +327,8 @@ class _Ask:
         """Return the ways, the plan's own first."""
         first, second = self.halves.first, self.halves.second
         candidates: list[Candidate] = []
-        ways = [always_on(plan, self.service.request.name)]
+        held: list[str] = []
+        ways = [always_on(plan, self.name, at_stake_usd_per_hour=self.at_stake_usd_per_hour)]
         if not self.halves.is_too_busy:
             kinds = self._kinds()
             candidates = [*self._by_use(kinds), *self._rented(kinds)]
@@ -321,7 +344,10 @@ class _Ask:
                     missed_usd=self.choice.missed,
                     seed=SEED + 1,  # not the starts that the rule was learnt on
                 )
-                ways.append(told(outcome, second, tried=tried, seen=first))
+                if tried.is_given_back and outcome.is_given_back:
+                    ways.append(told(outcome, second, tried=tried, seen=first))
+                else:
+                    held.append(_held_note(tried, outcome))
         return ScalingChoice(
             service=self.service.request.name,
             chosen=chosen(ways),
@@ -329,7 +355,8 @@ class _Ask:
             requests=len(second.arrival_s),
             judged_s=second.duration_s,
             vetoed=vetoed(ways),
-            notes=tuple(note for note in self._notes(candidates, {way.offer for way in ways}) if note),
+            objectives=tuple(map(str, self.service.request.slo)),
+            notes=tuple(note for note in (*held, *self._notes(candidates, {way.offer for way in ways})) if note),
         )
 
     def _kinds(self) -> list[ReplicaKind]:
@@ -390,10 +417,18 @@ class _Ask:
             yield Candidate(way=ScalingWay.SCALE_TO_ZERO, kind=kind, billing=billing, provision_s=provision_s)
 
     def _tried(self, candidates: Sequence[Candidate]) -> list[Outcome]:
-        """Return every rule on the first half, what was learnt first, for the candidate that fares best there."""
+        """Return every rule on the first half, what was learnt first, for the candidate that fares best there.
+
+        By the rules that give it back; what does not is left out of what is compared.
+        """
         cheapest = sorted(candidates, key=lambda each: (each.usd_per_request, each.billing.name))[:MOST_TRIED]
         found = [self._rules(candidate) for candidate in cheapest]
-        return min(found, key=lambda outcomes: min(outcome.key for outcome in outcomes), default=[])
+        worst = (True, math.inf, math.inf)
+
+        def best(outcomes: list[Outcome]) -> tuple[bool, float, float]:
+            return min((outcome.key for outcome in outcomes if outcome.is_given_back), default=worst)
+
+        return min(found, key=best, default=[])
 
     def _rules(self, candidate: Candidate) -> list[Outcome]:
         slos, missed_usd, first = self.service.request.slo, self.choice.missed, self.halves.first

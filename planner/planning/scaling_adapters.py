@@ -24,6 +24,7 @@ from planner.planning.scaling_ways import (
     CLOUDS,
     HOUR_S,
     LEARNT,
+    MOST_HELD,
     NO_PROVISION,
     SEED,
     always_on,
@@ -118,6 +119,11 @@ class AdapterAsk:
         """Whether the plan is to give it back where that is cheaper."""
         return self.choice.mode == "decide"
 
+    @property
+    def at_stake_usd_per_hour(self) -> float:
+        """What all its requests would be worth if they missed an objective."""
+        return self.choice.missed * self.service.traffic.rate_rps * HOUR_S
+
     def replayed(self, way: ScaledService, *, seed: int, load: float) -> ScaledService:  # noqa: ARG002 - see `follows_load`
         """Return how a way fares on the judged half, with other starts; see `ScalingAsk`.
 
@@ -152,7 +158,7 @@ class AdapterAsk:
 
         What cannot be replayed is left out, and the notes say why.
         """
-        ways, notes = [always_on(plan, self.service.request.name)], []
+        ways, notes = [always_on(plan, self.name, at_stake_usd_per_hour=self.at_stake_usd_per_hour)], []
         n_requests, judged_s = 0, 0.0
         try:
             adapters, traffic = self._traffic()
@@ -160,7 +166,10 @@ class AdapterAsk:
                 case = self._case(sold.gpu, adapters, sold.provision_s)
                 found = compare_ways(traffic, case, sold.prices, ways=list(WAYS), seed=SEED)
                 names = [adapter.name for adapter in adapters]
-                ways += [_told(outcome, found, sold, names) for outcome in found.ways]
+                for way in (_told(outcome, found, sold, names) for outcome in found.ways):
+                    is_given_back = _is_given_back(way, sold.prices.offer)
+                    ways += [way] if is_given_back else []
+                    notes += [] if is_given_back else [_held_note(way)]
                 notes += [sold.billing] if sold.billing else []
                 notes += [text for text in found.cautions if "left out" in text or "never served" in text]
                 n_requests, judged_s = found.n_requests, found.duration_s
@@ -173,6 +182,7 @@ class AdapterAsk:
             requests=n_requests,
             judged_s=judged_s,
             vetoed=vetoed(ways),
+            objectives=tuple(map(str, self.service.request.slo)),
             notes=tuple(dict.fromkeys([*notes, *self._notes()])),
         )
 
@@ -336,6 +346,19 @@ def _told(outcome: WayOutcome, found: Comparison, sold: _Sold, names: Sequence[s
         precision=sold.precision,
         doubts=sold.doubts,
         is_barred=sold.is_barred,
+    )
+
+
+def _is_given_back(way: ScaledService, offer: PayPerUse | None) -> bool:
+    """Return whether not nearly all machines that it ever holds at once are paid all the time."""
+    most = MOST_HELD * (way.most_replicas or 0)
+    return (way.mean_replicas or 0.0) <= most or (offer is not None and not offer.bills_idle)
+
+
+def _held_note(way: ScaledService) -> str:
+    return (
+        f"{way.offer} as {way.way.value} is left out: it holds {way.mean_replicas:.3g} machines on average and"
+        f" {way.most_replicas} at most, so hardly anything is given back."
     )
 
 

@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
 HOUR_S = 3600.0
 SEED = 0
+MOST_HELD = 0.95
+"""Part of the time with a replica above which hardly anything is given back: that can save less than a fleet's headroom
+and an estimate's error are worth, so what it saves is by another price for the same replica."""
 NO_PROVISION = (
     "Rented machines that are given back are not compared: scale_to_zero.provision does not say how long one takes to"
     " be there."
 )
+MEAN = "mean"
 BY_THE_SECOND = BillingRule(provider="", source="taken for granted")
 """Of machines whose cloud does not say how it counts."""
 MEASURED_ENGINE = "vllm"
@@ -36,12 +40,16 @@ MEASURED_ENGINE = "vllm"
 LEARNT, CLOUDS = "learnt", "as the cloud keeps it"
 
 
-def always_on(plan: Plan, service: str) -> ScaledService:
+def always_on(plan: Plan, service: str, *, at_stake_usd_per_hour: float = 0.0) -> ScaledService:
     """Return what the plan's own fleet costs for one service; it holds the objectives, as far as the plan says.
 
     An infeasible plan has none, which meets nothing.
+
+    at_stake_usd_per_hour : what all its requests would be worth if they missed an objective; a replay of the plan says
+        how many do.
     """
     mine = [row for row in plan.allocation if row.service == service]
+    attainment = replayed_attainment(plan, service)
     return ScaledService(
         way=ScalingWay.ALWAYS_ON,
         rule="",
@@ -50,9 +58,9 @@ def always_on(plan: Plan, service: str) -> ScaledService:
         gpus_per_replica=max((row.gpus_per_replica for row in mine), default=1),
         keep_alive_s=None,
         cost_usd_per_hour=math.fsum(row.cost_usd_per_hour for row in mine),
-        missed_usd_per_hour=0.0,
+        missed_usd_per_hour=0.0 if attainment is None else (1.0 - attainment) * at_stake_usd_per_hour,
         is_met=plan.cost_usd_per_hour is not None,
-        attainment=None,
+        attainment=attainment,
         ttft_p50_s=None,
         ttft_p99_s=None,
         cold_fraction=None,
@@ -60,6 +68,17 @@ def always_on(plan: Plan, service: str) -> ScaledService:
         learnt_usd_per_hour=math.fsum(row.cost_usd_per_hour for row in mine),
         is_safe=plan.cost_usd_per_hour is not None,
     )
+
+
+def replayed_attainment(plan: Plan, service: str) -> float | None:
+    """Return the part of a service's requests within its bounds in the plan's replay; None where there was none.
+
+    That of the objective that most requests miss, as the proof counts them one by one: those that miss only another
+    come on top. Bounds of means are none of single requests, unless there are no others.
+    """
+    mine = [] if plan.proof is None else [slo for slo in plan.proof.slos if slo.service == service]
+    percentiles = [slo for slo in mine if slo.statistic != MEAN]
+    return min((slo.attainment for slo in percentiles or mine), default=None)
 
 
 def chosen(ways: Sequence[ScaledService]) -> int:

@@ -12,7 +12,7 @@ from planner.report.wording import clean, number, percent, price, usd, whole_usd
 from planner.units import format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from planner.domain.plan import Plan
     from planner.domain.scaling import FleetWithout, ScaledService, ScalingChoice
@@ -92,7 +92,7 @@ def given_back_texts(plan: Plan) -> Iterator[str]:
             f"{clean(choice.service)}: {NAMES[way.way].lower()}, {clean(way.offer)}"
             f" ({gpus}, {_engine_text(way)}{dated}), {_kept(way)}. {_usd(way)} expected, over"
             f" {choice.requests:,} requests in {format_duration(choice.judged_s)} of its trace. {_replicas_text(way)}"
-            f" {_fares_text(way)}"
+            f" {_fares_text(way, choice.objectives)}"
         )
 
 
@@ -106,28 +106,32 @@ def _replicas_text(way: ScaledService) -> str:
     return "" if way.mean_replicas is None else f"{number(way.mean_replicas)} replicas on average{most}."
 
 
-def _fares_text(way: ScaledService) -> str:
+def _fares_text(way: ScaledService, objectives: Sequence[str]) -> str:
     first = [
         f"{name} {'never' if value is None else format_duration(value)}"
         for name, value in (("p50", way.ttft_p50_s), ("p99", way.ttft_p99_s))
     ]
     cold = "" if way.cold_fraction is None else f"{percent(way.cold_fraction)} of its requests wait for a start, "
     within = "" if way.attainment is None else f"{percent(way.attainment)} are within the bounds, "
-    return f"{cold}{within}TTFT {', '.join(first)}."
+    asked = f"; the objectives ask for no more than {' and '.join(map(clean, objectives))}" if objectives else ""
+    return f"{cold}{within}TTFT {', '.join(first)}{asked}."
 
 
 def comparison_of_fleets(plan: Plan) -> str:
     """Return what the sets of services to give back come to in all; empty where nothing was decided."""
     texts = list(fleet_texts(plan))
+    fleets = [row for row in plan.fleets_without if row.fleet_usd_per_hour]
+    nobody = " No fleet was replayed." if fleets and not any(row.is_replayed for row in fleets) else ""
     more = f" {len(texts) - MOST_FLEETS} more are in plan.json." if len(texts) > MOST_FLEETS else ""
-    return f"{'; '.join(texts[:MOST_FLEETS])}.{more}" if texts else ""
+    return f"{'; '.join(texts[:MOST_FLEETS])}.{more}{nobody}" if texts else ""
 
 
 def fleet_texts(plan: Plan) -> Iterator[str]:
     """Yield what each set of services to give back comes to in all: the plan's own, and then the cheapest first."""
     own = tuple(sorted(choice.service for choice in plan.given_back))
     rows = sorted(plan.fleets_without, key=lambda row: (row.given_back != own, _in_all(row)))
-    yield from map(_fleet_text, rows)
+    some = any(row.is_replayed for row in rows)
+    yield from (_fleet_text(row, marks_others=some) for row in rows)
 
 
 MOST_FLEETS = 4
@@ -139,14 +143,20 @@ def _in_all(row: FleetWithout) -> tuple[float, int]:
     return (float("inf") if total is None else total, len(row.given_back))
 
 
-def _fleet_text(row: FleetWithout) -> str:
+def _fleet_text(row: FleetWithout, *, marks_others: bool) -> str:
+    """Return a row in words, what was learnt where it is another sum, and whether its fleet was not replayed."""
     names = f"{', '.join(map(clean, row.given_back))} given back" if row.given_back else "all always on"
     why = f" ({clean(row.reason).rstrip('.')})" if row.reason else ""
     if row.total_usd_per_hour is None:
         return f"{names}: no fleet{why}"
-    missed = f" + {price(row.missed_usd_per_hour)} for misses" if row.missed_usd_per_hour else ""
-    beside = f" = {price(row.fleet_usd_per_hour or 0.0)} + {price(row.given_back_usd_per_hour)}{missed}"
-    return f"{names} {price(row.total_usd_per_hour)}{beside if row.given_back else ''} USD/h{why}"
+    misses = row.fleet_missed_usd_per_hour + row.missed_usd_per_hour
+    parts = [row.fleet_usd_per_hour or 0.0, *([row.given_back_usd_per_hour] if row.given_back else [])]
+    missed = f" + {price(misses)} for misses" if misses else ""
+    beside = f" = {' + '.join(map(price, parts))}{missed}" if missed or row.given_back else ""
+    learnt = price(row.learnt_total_usd_per_hour or 0.0)
+    differs = f", {learnt} where it was learnt" if learnt != price(row.total_usd_per_hour) else ""
+    unsure = ", its fleet not replayed" if marks_others and row.fleet_usd_per_hour and not row.is_replayed else ""
+    return f"{names} {price(row.total_usd_per_hour)}{beside} USD/h{differs}{unsure}{why}"
 
 
 def scaling_texts(plan: Plan) -> Iterator[str]:
@@ -178,6 +188,8 @@ def _rule_text(way: ScaledService) -> str:
 
 
 def _kept(way: ScaledService) -> str:
+    if way.rule == "learnt" and way.keep_alive_s is None and not way.keep_alive_by_adapter_s:
+        return "kept as learnt" if way.way is ScalingWay.SHARED else "kept for good, as learnt"
     kept = "" if way.keep_alive_s is None else f" {format_duration(way.keep_alive_s)}"
     words = {"learnt": f"kept{kept} as learnt", "as the cloud keeps it": f"kept{kept} by the cloud"}
     return words.get(way.rule, f"kept {way.rule}")

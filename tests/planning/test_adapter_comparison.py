@@ -121,7 +121,7 @@ def test_what_was_compared_for_scale_to_zero_stands_in_the_same_table(tmp_path):
 
 
 def test_a_cloud_that_keeps_containers_says_for_how_long_on_shared_weights_too(tmp_path):
-    asked = [every(tmp_path, "a", 90.0), every(tmp_path, "b", 70.0)]
+    asked = [every(tmp_path, "a", 3600.0), every(tmp_path, "b", 2800.0)]
     choice = STORAGE | {"clouds": ["gcp-cloud-run"]}
     found = planned(
         service("chat", asked, scale_to_zero=choice, slo=["ttft p50 <= 60s"]),

@@ -23,7 +23,7 @@ from planner.files.documents import parse_document
 from planner.files.plan_schema import read_plan
 from planner.optimize import Assignment, SolverSettings, solve, verify_plan
 from planner.optimize.scaling_check import check_given_back
-from planner.planning import giving_back
+from planner.planning import giving_back, scaling_replica
 from planner.planning.answer import plan, read_question
 from planner.planning.explain import explain, question_of
 from planner.planning.giving_back import decided, problem_without
@@ -31,6 +31,7 @@ from planner.planning.question import Question
 from planner.planning.replay import ReplaySettings, replay
 from planner.planning.replay_given_back import given_back_notes, given_back_outcomes
 from planner.planning.scaling_ways import always_on
+from planner.report.scaling import comparison_of_fleets, fleet_texts, given_back_texts
 
 RARE = {"trace": "rare.csv"}
 BUSY = {"constant": {"input_tokens": 500, "output_tokens": 200}, "rate": "2 req/s"}
@@ -157,6 +158,20 @@ def test_it_stays_always_on_where_nothing_that_is_given_back_holds(planned):
     assert found.allocation
 
 
+def test_a_replica_that_is_nearly_always_there_is_not_given_back(planned, monkeypatch):
+    """A p95 of 3 s allows few cold starts, so it would be kept for hours: a cheaper price is another matter."""
+    result = planned(asked(service("legal", slo=["ttft p95 <= 3s"], scale={"clouds": ["runpod"]})))
+    (choice,) = result.plan.scale_to_zero
+    assert not choice.is_applied
+    assert "learnt" not in {way.rule for way in choice.ways}
+    assert any("runpod/L4, kept" in note and "is left out" in note for note in choice.notes)
+    monkeypatch.setattr(scaling_replica, "MOST_HELD", 1.0)
+    found = planned(asked(service("legal", slo=["ttft p95 <= 3s"], scale={"clouds": ["runpod"]})))
+    (choice,) = found.plan.given_back
+    assert choice.way.mean_replicas > 0.9
+    assert "the objectives ask for no more than ttft p95 <= 3 s." in next(given_back_texts(found.plan))
+
+
 def one_replica(*, limits=(), change=None):
     """A service that one replica of 1 USD/h serves."""
     one = Offer(
@@ -188,7 +203,12 @@ def test_a_budget_of_the_whole_fleet_holds_with_what_is_given_back():
 
 @pytest.mark.parametrize(
     ("learnt", "judged", "is_given_back", "reason"),
-    [(0.5, 0.6, True, ""), (0.5, 1.0, False, "where it was judged"), (1.0, 0.5, False, ""), (1.5, 0.5, False, "")],
+    [
+        (0.5, 0.6, True, ""),
+        (0.5, 1.0, False, "where it was judged"),
+        (1.0, 0.5, False, "learnt"),
+        (1.5, 0.5, False, "learnt"),
+    ],
 )
 def test_the_judged_half_can_only_speak_against_giving_back(learnt, judged, is_given_back, reason):
     found = decision(one_replica(), Ask("chat", judged, learnt))
@@ -196,6 +216,76 @@ def test_the_judged_half_can_only_speak_against_giving_back(learnt, judged, is_g
     assert found.fleets_without[1].total_usd_per_hour == pytest.approx(judged)
     assert reason in found.fleets_without[1].reason
     assert bool(reason) == bool(found.fleets_without[1].reason)
+
+
+FREE, DEFAULT = Assignment.fractional(), SolverSettings()
+
+
+def proven(asked_of, made, *, replicas=1, holds=True, attainment=1.0):
+    """Return the plan that a proof comes to if a service needs that many replicas, within the limits."""
+    if not asked_of.problem.demands:
+        return asked_of, made
+    problem = replace(asked_of.problem, headroom_fraction=2.0 * replicas - 1.0)  # each demand is half of a replica's
+    dearer = solve(problem, settings=DEFAULT, assignment=FREE)
+    if dearer.cost_usd_per_hour is None:
+        dearer, holds = made, False
+    else:
+        asked_of = replace(asked_of, problem=problem)
+    slos = tuple(
+        SimpleNamespace(service=demand.service, statistic="p90", attainment=attainment) for demand in problem.demands
+    )
+    return asked_of, replace(dearer, proof=SimpleNamespace(holds=holds, slos=slos))
+
+
+def two_services(**fields):
+    """Two services that one replica of 1 USD/h each serves."""
+    one = one_replica(**fields)
+    (demand,), (option,) = one.demands, one.options
+    other = replace(demand, service="other"), replace(option, service="other")
+    return replace(one, demands=(demand, other[0]), options=(option, other[1]))
+
+
+def test_always_on_is_proven_before_it_speaks_against_anything():
+    """It costs 1 USD/h by throughput alone and 2 as proven, and what would be given back 1.2."""
+    question = Question(problem=one_replica(), scaling=(Ask("chat", 1.2, 0.9),))
+    always = solve(question.problem, settings=DEFAULT, assignment=FREE)
+    for how, is_given_back in (({"replicas": 2}, True), ({"holds": False}, True), ({}, False)):
+        prove = partial(proven, **how)
+        found = decided(question, always, prove=prove, settings=DEFAULT, assignment=FREE)[1]
+        assert bool(found.given_back) == is_given_back
+        first = found.fleets_without[0]
+        assert first.is_replayed
+        assert first.fleet_usd_per_hour == pytest.approx(how.get("replicas", 1))
+        assert bool(first.reason) == (not how.get("holds", True))
+
+
+def test_a_proof_leaves_of_a_budget_what_is_given_back():
+    """The other's proof needs 2 replicas, and 0.7 USD/h are given back: too little of a budget of 2.2 is left."""
+    for budget, names, usd, holds in ((1.75, ["chat"], 1.7, False), (2.2, [], 2.0, False), (2.75, ["chat"], 2.7, True)):
+        limit = Limit(name="budget", resource=Resource.USD_PER_HOUR, bound=budget)
+        question = Question(problem=two_services(limits=(limit,)), scaling=(Ask("chat", 0.7),))
+        always = solve(question.problem, settings=DEFAULT, assignment=FREE)
+        prove = partial(proven, replicas=2)
+        asked_of, found = decided(question, always, prove=prove, settings=DEFAULT, assignment=FREE)
+        assert [choice.service for choice in found.given_back] == names
+        assert found.with_given_back_usd_per_hour == pytest.approx(usd)
+        assert found.proof.holds == holds
+        if names:
+            with pytest.raises(SolverLiedError, match="what a budget leaves to the fleet"):
+                check_given_back(replace(asked_of.problem, limits=(limit,)), found)
+
+
+def test_requests_that_miss_are_priced_on_both_sides():
+    """Given back it costs 1.1 USD/h, and always on 1 with a tenth of requests late that would cost 5 if all were."""
+    for at_stake, is_given_back in ((0.0, False), (5.0, True)):
+        question = Question(problem=two_services(), scaling=(Ask("chat", 1.1, at_stake_usd_per_hour=at_stake),))
+        always = solve(question.problem, settings=DEFAULT, assignment=FREE)
+        prove = partial(proven, attainment=0.9)
+        found = decided(question, always, prove=prove, settings=DEFAULT, assignment=FREE)[1]
+        assert bool(found.given_back) == is_given_back
+        kept = found.scale_to_zero[0].ways[0]
+        assert kept.missed_usd_per_hour == pytest.approx(0.1 * at_stake)
+        assert kept.attainment == pytest.approx(0.9)
 
 
 @dataclass(frozen=True)
@@ -207,6 +297,7 @@ class Ask:
     learnt_usd_per_hour: float | None = None
     decides = True
     follows_load = True
+    at_stake_usd_per_hour: float = 0.0
 
     def __call__(self, found):
         learnt = self.usd_per_hour if self.learnt_usd_per_hour is None else self.learnt_usd_per_hour
@@ -291,12 +382,12 @@ def test_the_fleet_that_is_left_has_to_hold_in_its_replay(mixed, repo):
 
     def misses_alone(asked_of, made):
         is_alone = len(asked_of.problem.demands) == 1
-        return asked_of, replace(made, proof=SimpleNamespace(holds=not is_alone))
+        return asked_of, replace(made, proof=SimpleNamespace(holds=not is_alone, slos=()))
 
     names, reasons = found(misses_alone)
     assert len(names) == 1
     assert "replay" in reasons["legal", "notes"]
-    assert found(lambda asked_of, made: (asked_of, replace(made, proof=SimpleNamespace(holds=False))))[0] == []
+    assert found(lambda asked_of, made: (asked_of, replace(made, proof=SimpleNamespace(holds=False, slos=()))))[0] == []
     assert found(lambda asked_of, made: (asked_of, made))[0] == ["legal", "notes"]
 
     def dearer(asked_of, made):
@@ -308,7 +399,7 @@ def test_the_fleet_that_is_left_has_to_hold_in_its_replay(mixed, repo):
 
     proven = []
     assert found(dearer)[0] == ["legal", "notes"]
-    assert proven[:2] == [1, 2]  # the next one looked cheaper than the first one's proof came to
+    assert proven[:3] == [3, 1, 2]  # the next one looked cheaper than the first one's proof came to
 
 
 # --- what follows ----------------------------------------------------------------------------------------------------
@@ -336,6 +427,16 @@ def test_totals_stand_together_in_every_form(mixed, monkeypatch):
     best = min(item.cost_usd_per_hour for item in found.baselines if item.feasible)
     assert found.savings_vs_best_single == pytest.approx(1 - fleet / best)  # the same services on both sides
     assert "Both without what is given back" in mixed.to_markdown()
+
+
+def test_what_was_not_replayed_is_marked_and_what_was_learnt_told_where_it_differs(mixed):
+    assert comparison_of_fleets(mixed.plan).endswith("No fleet was replayed.")
+    rows = tuple(replace(row, is_replayed=row.given_back != ("legal",)) for row in mixed.plan.fleets_without)
+    rows = (*rows[:-1], replace(rows[-1], learnt_usd_per_hour=rows[-1].learnt_usd_per_hour + 1.0))
+    own, *others = fleet_texts(replace(mixed.plan, fleets_without=rows))
+    assert own.startswith("legal, notes given back")
+    assert f"USD/h, {rows[-1].learnt_total_usd_per_hour:.2f} where it was learnt" in own
+    assert [text.split(" given")[0] for text in others if "its fleet not replayed" in text] == ["legal"]
 
 
 def test_it_is_shown_at_every_width(mixed, planned, monkeypatch):
@@ -372,6 +473,9 @@ def test_it_is_read_back_and_checked_against_its_request(mixed, repo, tmp_path):
     def claims(**values):
         return lambda document: document["fleets_without"][-1].update(values)
 
+    def cheaper(document):
+        document["fleets_without"][1]["fleet_usd_per_hour"] = 0.0
+
     def keeps(document):
         document["scale_to_zero"][0]["is_applied"] = False
 
@@ -393,6 +497,7 @@ def test_it_is_read_back_and_checked_against_its_request(mixed, repo, tmp_path):
         (keeps, "its fleet costs"),
         (unasked, "gives back legal, which its request does not ask for"),
         (lambda document: document["fleets_without"].pop(0), "what it compares"),
+        (cheaper, "comes to .* without a reason against it"),
     ):
         with pytest.raises(InputError, match=words):
             written(change)
@@ -558,7 +663,12 @@ def test_a_quota_that_holds_no_fleet_may_hold_one_for_the_others(planned):
     cheap = planned(asked(*both, catalog=few, constraints={"budget": "0.45 USD/h"})).plan
     assert cheap.status is PlanStatus.INFEASIBLE  # the fleet costs 0.40, and what is given back more than the rest
     assert cheap.scale_to_zero == ()
-    assert cheap.conflicts
+    (way_out,) = (each for each in cheap.conflicts if each.requirement.startswith("budget"))
+    assert "with legal given back" in way_out.suggestion
+    assert "does not hold with what is given back" in cheap.fleets_without[1].reason
+    for more, given_back in ((0.0, 1), (-0.01, 0)):
+        budget = f"{way_out.relaxed + more:.2f} USD/h"
+        assert len(planned(asked(*both, catalog=few, constraints={"budget": budget})).plan.given_back) == given_back
 
 
 def test_work_with_a_deadline_stays_where_its_service_is_given_back(planned, repo, tmp_path):

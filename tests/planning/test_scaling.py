@@ -107,6 +107,40 @@ def test_what_is_given_back_at_once_pays_for_starts_and_work():
     assert outcome.missed_usd == pytest.approx(100 * 0.01)
 
 
+@pytest.mark.parametrize(("keep_alive_s", "held_s"), [(0.0, 22.0), (70.0, 92.0), (97.0, 100.0), (math.inf, 100.0)])
+def test_the_time_with_a_replica_tells_what_is_given_back(keep_alive_s, held_s):
+    """Every 100 s one is there for its start, 20 s, the request, 2 s, and what it is kept for."""
+    told = play(candidate(), TIMER, slos("ttft p50 <= 1s"), rule="", keep_alive_s=keep_alive_s, missed_usd=0.0)
+    assert told.held_fraction == pytest.approx(held_s / 100.0, abs=0.01)
+    assert told.held_fraction == pytest.approx(told.replay.gpu_s / TIMER.duration_s, abs=0.01)  # one at a time
+    assert told.is_given_back == (held_s < 95.0)
+    by_use = candidate(bills_idle=False, keep_alive_s=900.0)
+    assert play(by_use, TIMER, slos("ttft p50 <= 1s"), rule="", keep_alive_s=900.0, missed_usd=0.0).is_given_back
+
+
+def test_objectives_hold_with_the_headroom_of_the_fleet_too():
+    """The second of each pair comes when the first, with its start, is just done; 10% closer it has to wait."""
+    firsts = 100.0 * np.arange(50)
+    pairs = requests(np.sort(np.append(firsts, firsts + START_S + FIRST_S + LATER_S + 0.1)))
+    alone = replace(candidate(), kind=kind(most_batch=1))
+    at_rate, with_headroom = (
+        play(
+            alone,
+            replace(pairs, headroom_fraction=room),
+            slos("ttft p50 <= 1s"),
+            rule="",
+            keep_alive_s=1.0,
+            missed_usd=1,
+        )
+        for room in (0.0, 0.1)
+    )
+    assert at_rate.is_met
+    assert not with_headroom.is_met
+    assert not with_headroom.is_safe
+    assert at_rate.cost_usd == with_headroom.cost_usd
+    assert at_rate.missed_usd == with_headroom.missed_usd == 50
+
+
 def test_what_is_kept_over_the_gaps_pays_for_them_and_starts_once():
     outcome = play(candidate(), TIMER, slos("ttft p50 <= 1s"), rule="long", keep_alive_s=98.0, missed_usd=0.01)
     assert outcome.is_met
@@ -777,8 +811,9 @@ def test_means_and_ends_are_judged_with_adapters_too(repo, tmp_path):
 
     loose, tight, late = asks("ttft mean <= 60s"), asks("ttft mean <= 0.2s"), asks("e2e p90 <= 90s")
     for choice in (loose, tight, late):
-        assert len(choice.ways) == 4
         assert not any("Not compared" in note for note in choice.notes)
+    assert [len(choice.ways) for choice in (loose, tight, late)] == [4, 3, 4]
+    assert any("as shared-backbone is left out" in note for note in tight.notes)  # kept for the mean, all the time
     assert all(each.is_met for each in (*loose.ways, *late.ways))
     assert loose.chosen > 0
     assert not tight.ways[1].is_met  # starts of many seconds are in the mean
