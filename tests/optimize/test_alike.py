@@ -97,6 +97,7 @@ def test_rules_that_tell_regions_apart_and_slices_are_left_as_they_are(make):
     assert merged(model, model.freeze()) is None
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000))
 def test_plans_cost_the_same_with_and_without(make, seed):
     problem = two_regions(make, seed)

@@ -149,6 +149,7 @@ def test_wrong_limits_are_refused(constraints):
         planned(with_sites(constraints=constraints))
 
 
+@pytest.mark.slow
 def test_the_example_and_its_front(gpuplan, tmp_path, monkeypatch):
     copy_user_files(tmp_path)
     monkeypatch.chdir(tmp_path)
