@@ -43,6 +43,7 @@ from planner.planning.scaling_ways import (
     HOUR_S,
     NO_PROVISION,
     SEED,
+    AskedService,
     always_on,
     billing_note,
     chosen,
@@ -274,11 +275,9 @@ def _held_note(tried: Outcome, judged: Outcome) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ask:
+class _Ask(AskedService):
     """A service, and what could serve it in place of its part of the fleet."""
 
-    service: PreparedService
-    choice: ScaleToZero
     halves: Halves
     by_use: tuple[PayPerUse, ...]
     clouds: CloudDoubts
@@ -287,21 +286,6 @@ class _Ask:
     params: EstimatorParams
     follows_load = True
     """Requests can come closer together."""
-
-    @property
-    def name(self) -> str:
-        """The service's."""
-        return self.service.request.name
-
-    @property
-    def decides(self) -> bool:
-        """Whether the plan is to give it back where that is cheaper."""
-        return self.choice.mode == "decide"
-
-    @property
-    def at_stake_usd_per_hour(self) -> float:
-        """What all its requests would be worth if they missed an objective."""
-        return self.choice.missed * self.service.traffic.rate_rps * HOUR_S
 
     def replayed(self, way: ScaledService, *, seed: int, load: float) -> ScaledService:
         """Return how a way fares on the judged half, with other starts and at so many times the rate.

@@ -27,6 +27,7 @@ from planner.planning.scaling_ways import (
     MOST_HELD,
     NO_PROVISION,
     SEED,
+    AskedService,
     always_on,
     billing_note,
     chosen,
@@ -52,11 +53,9 @@ if TYPE_CHECKING:
     from planner.domain.pay_per_use import PayPerUse
     from planner.domain.plan import Plan
     from planner.domain.scaling import Doubt
-    from planner.files.request.scaling import ScaleToZero
     from planner.planning.function_case import FunctionCase
     from planner.planning.function_ways import Comparison, WayOutcome
     from planner.planning.scaling_clouds import CloudDoubts
-    from planner.planning.services import PreparedService
     from planner.profilers.efficiency import EstimatorParams
     from planner.profilers.startup import Quantiles
     from planner.workload.adapter_traffic import AdapterTraffic
@@ -95,11 +94,9 @@ class _Sold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterAsk:
+class AdapterAsk(AskedService):
     """A service with adapters, and what could serve it in place of its part of the fleet."""
 
-    service: PreparedService
-    choice: ScaleToZero
     by_use: tuple[PayPerUse, ...]
     clouds: CloudDoubts
     rented: tuple[Offer, ...]
@@ -108,21 +105,6 @@ class AdapterAsk:
     base_dir: Path
     follows_load = False
     """What is learnt of adapters is learnt at their rates."""
-
-    @property
-    def name(self) -> str:
-        """The service's."""
-        return self.service.request.name
-
-    @property
-    def decides(self) -> bool:
-        """Whether the plan is to give it back where that is cheaper."""
-        return self.choice.mode == "decide"
-
-    @property
-    def at_stake_usd_per_hour(self) -> float:
-        """What all its requests would be worth if they missed an objective."""
-        return self.choice.missed * self.service.traffic.rate_rps * HOUR_S
 
     def replayed(self, way: ScaledService, *, seed: int, load: float) -> ScaledService:  # noqa: ARG002 - see `follows_load`
         """Return how a way fares on the judged half, with other starts; see `ScalingAsk`.

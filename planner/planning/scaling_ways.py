@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from planner.domain.hardware import Offer
     from planner.domain.plan import Plan
     from planner.files.request.scaling import ScaleToZero
+    from planner.planning.services import PreparedService
 
 HOUR_S = 3600.0
 SEED = 0
@@ -38,6 +39,29 @@ BY_THE_SECOND = BillingRule(provider="", source="taken for granted")
 MEASURED_ENGINE = "vllm"
 """Whose start was measured (profiles/startup.csv)."""
 LEARNT, CLOUDS = "learnt", "as the cloud keeps it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedService:
+    """A service that may be given back, and what its request says of that."""
+
+    service: PreparedService
+    choice: ScaleToZero
+
+    @property
+    def name(self) -> str:
+        """The service's."""
+        return self.service.request.name
+
+    @property
+    def decides(self) -> bool:
+        """Whether the plan is to give it back where that is cheaper."""
+        return self.choice.mode == "decide"
+
+    @property
+    def at_stake_usd_per_hour(self) -> float:
+        """What all its requests would be worth if they missed an objective."""
+        return self.choice.missed * self.service.traffic.rate_rps * HOUR_S
 
 
 def always_on(plan: Plan, service: str, *, at_stake_usd_per_hour: float = 0.0) -> ScaledService:
