@@ -7,6 +7,7 @@ over groups is looked at.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ class _Asked:
 
     def __init__(self, tenancy: Tenancy, demand: Demand) -> None:
         self.service = tenancy.service
+        self.idle = tenancy.idle
         self.demand = demand
         self.tenants = {tenant.name: tenant for tenant in tenancy.tenants}
         self.buckets: dict[int | None, list[int]] = defaultdict(list)
@@ -98,8 +100,8 @@ def _check_rates(item: AdapterPlan, asked: _Asked) -> None:
     for replica in item.placement:
         for hosted in replica.adapters:
             rates = asked.served(hosted)
-            if hosted.rate_rps <= 0 or any(rate < 0 for rate in rates.values()):
-                _fail(f"{hosted.adapter} is where nothing is served of it")
+            if not 0 < hosted.rate_rps < math.inf or not all(0 <= rate < math.inf for rate in rates.values()):
+                _fail(f"{hosted.adapter} is where nothing is served of it, or no number says how much")
             if abs(sum(rates.values()) - hosted.rate_rps) > TOLERANCE * hosted.rate_rps:
                 _fail(f"the sizes of {hosted.adapter} add up to {sum(rates.values())!r}, not to {hosted.rate_rps!r}")
             for index, rate in rates.items():
@@ -144,7 +146,7 @@ def _check_replica(
     if load * _pressure(problem) > 1 + TOLERANCE:
         _fail(f"{name} has {load!r} replicas' work")
     mean = load * option.utilization_cap
-    if abs(mean - replica.utilization) > COST_TOLERANCE:
+    if not abs(mean - replica.utilization) <= COST_TOLERANCE:
         _fail(f"{name} is busy {mean!r} of the time, and it says {replica.utilization!r}")
 
 
@@ -185,6 +187,12 @@ def _check_routes(plan: Plan, item: AdapterPlan, asked: _Asked) -> None:
     """The routes of every group and size are what its adapters' replicas serve, and every adapter's group is told."""
     if any(share.group != asked.tenants[share.adapter].group for share in item.shares):
         _fail(f"it says another group of an adapter of {item.service}")
+    if any(share.rate_rps != asked.tenants[share.adapter].rate_rps for share in item.shares):
+        _fail(f"it says another rate of an adapter of {item.service}")
+    if (item.adapters, item.idle) != (len(asked.tenants), asked.idle):
+        _fail(
+            f"it has {item.adapters} adapters of {item.service} and {len(item.idle)} idle ones, who are not those asked"
+        )
     served: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for replica in item.placement:
         for hosted in replica.adapters:
@@ -207,6 +215,8 @@ def _check_costs(plan: Plan, item: AdapterPlan) -> None:
     stated = sum(share.usd_per_month for share in item.shares)
     if abs(stated - (usd_per_month(paid) or 0.0)) > COST_TOLERANCE * max(stated, 1.0):
         _fail(f"the adapters of {item.service} cost {stated!r} USD/month together, and their replicas {paid!r} USD/h")
+    if not all(0 <= share.usd_per_month < math.inf for share in item.shares):
+        _fail(f"an adapter of {item.service} costs what no adapter can")
     copies = Counter(hosted.adapter for replica in item.placement for hosted in replica.adapters)
     if {share.adapter: share.replicas for share in item.shares} != copies:
         _fail(f"it miscounts the replicas that hold an adapter of {item.service}")

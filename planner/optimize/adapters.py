@@ -42,6 +42,8 @@ from planner.optimize.coarser import (
     restated,
     with_kin,
 )
+from planner.optimize.egress import is_priced as is_egress_priced
+from planner.optimize.energy import counts_energy
 from planner.optimize.homes import best_slots
 from planner.optimize.hosts import ServiceOptions
 from planner.optimize.naming import option_keys
@@ -156,8 +158,10 @@ def solve_with_adapters(
     if best is None:
         return empty_plan(replace(result, fleet=None, seconds=seconds), settings)
     best = _where_they_are(problem, best, first, settings)
+    # What was found may have been judged by the bounds of another search, which are not those of all plans.
+    reached = reached_by(problem, best.fleet, best.chosen, first)
     plan = replace(
-        proven(problem, best.chosen, best.plan, first),
+        proven(problem, best.chosen, replace(best.plan, objectives=reached), first),
         solver=replace(best.plan.solver, seconds=seconds),
         assumptions=tuple(_assumptions(problem)),
     )
@@ -171,7 +175,8 @@ def _is_of_rent(problem: FleetProblem) -> bool:
     """Return whether rent alone decides: nothing beside it has a price or a cap that depends on who serves what."""
     is_priced = problem.change is not None and problem.change.is_priced
     has_caps = any(isinstance(rule, ShareCap) for rule in problem.rules)
-    return not (problem.goal or problem.energy or problem.egress or is_priced or has_caps)
+    counts_more = counts_energy(problem) or is_egress_priced(problem.egress)
+    return not (problem.goal or counts_more or is_priced or has_caps)
 
 
 def _where_they_are(
@@ -257,8 +262,9 @@ def _with_kin(
 ) -> tuple[GroupSearch, _Candidate | None, float]:
     """Return the search over kin with all sizes apart, the best candidate, and the seconds; whatever is minimised.
 
-    Its bound is that of plans with all sizes apart. Where objectives were put together it serves the strictest of them,
-    so that nothing is proven of the objectives, and of the cost what a linear programme says of the loosest.
+    Its bound is that of plans with all sizes apart. Where sizes or objectives were put together it serves their mean or
+    the strictest of them, so that nothing is proven of what is minimised instead of the cost, and of the cost what a
+    linear programme says of the cheapest; nothing where egress has a price, since the cheapest have fewer tokens, too.
     """
     one = on_one_route(problem)
     best: _Candidate | None = None
@@ -275,8 +281,13 @@ def _with_kin(
         return first, best, seconds
     proof = Proof(with_kin(at_its_cheapest(problem)).problem, assignment)
     proof.relax(Whole.NOTHING, clock.settings())
-    bound = None if problem.goal is not None else proof.total_usd_per_hour
-    return first.with_bound(bound), best, seconds + proof.seconds
+    seconds += proof.seconds
+    if math.isinf(proof.total_usd_per_hour):
+        return GroupSearch(result=replace(first.result, fleet=None, termination=Termination.INFEASIBLE)), best, seconds
+    if first.result.termination is Termination.INFEASIBLE:  # but not what tells apart what was put together
+        first = GroupSearch(result=replace(first.result, termination=Termination.OTHER_LIMIT), aimed=first.aimed)
+    has_none = problem.goal is not None or is_egress_priced(problem.egress)
+    return first.with_bound(None if has_none else proof.total_usd_per_hour), best, seconds
 
 
 def _part(clock: Clock, fraction: float) -> SolverSettings:

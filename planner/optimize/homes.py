@@ -123,7 +123,7 @@ def best_slots(service: ServiceOptions, replicas: IntArray) -> IntArray:
 
     def peak(counts: IntArray) -> float:
         options = [option for option in service.options if counts[option] > 0]
-        parts = _group_parts(service, groups, options, counts)
+        parts = _group_parts(service, groups, options, counts) if options else None
         return math.inf if parts is None else parts.peak
 
     best, least = replicas, peak(replicas)

@@ -240,7 +240,9 @@ def _holds_as_many(better: ServingOption, worse: ServingOption) -> bool:
     """Return whether a replica of `better` holds as many adapters; what they share follows from who is served there."""
     if worse.slots is None or better.slots is None:
         return better.slots is worse.slots
-    return better.slots.count >= worse.slots.count
+    # Processes that take turns have each its part of the replica: more of them leave less for each.
+    has_part = better.slots.largest_load >= worse.slots.largest_load
+    return better.slots.count >= worse.slots.count and has_part
 
 
 def _is_as_fast(better: ServingOption, worse: ServingOption) -> bool:

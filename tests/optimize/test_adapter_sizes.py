@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from planner.domain.adapter_groups import group_adapters
 from planner.domain.adapters import Adapter, AdapterSlots, Isolation, Tenancy, Tenant
+from planner.domain.energy import Energy, Site
 from planner.domain.hardware import Market, Offer
 from planner.domain.plan import PlanStatus
-from planner.domain.problem import FleetProblem, Limit, Resource, ServingOption
+from planner.domain.problem import FleetProblem, Goal, Limit, Measure, Resource, ServingOption
 from planner.domain.workload import Bucket, Demand
 from planner.errors import InputError, SolverLiedError
 from planner.optimize import Assignment, SolverSettings, find_conflicts, solve, verify_plan
+from planner.optimize import adapters as adapters_module
 from planner.optimize.adapter_bound import Proof, Whole
 from planner.optimize.backends import solve_milp
 from planner.optimize.coarser import alike_sizes, has_sizes, on_one_route, with_kin
@@ -265,6 +267,64 @@ def test_adapters_with_other_objectives_are_planned_as_the_strictest_and_bounded
         assert plan.cost_usd_per_hour >= least - 1e-6
 
 
+MIXED = [("A", 1.0, (2.0, 0.1), 2), ("B", 4.0, (2.0, 2.0), 2)]
+STEPS = (Measure.COST, Measure.GPUS)
+
+
+@pytest.mark.parametrize("stages", [STEPS, STEPS[::-1]])
+def test_nothing_is_proven_of_objectives_where_sizes_are_put_together(stages):
+    goal = Goal(stages=tuple({measure: 1.0} for measure in stages))
+    problem = replace(problem_of([2.0, 2.0], MIXED, (0.5, 0.5)), goal=goal)
+    apart, joined = solved(problem), solved(together(problem, (0.5, 0.5)))
+    assert apart.status is PlanStatus.OPTIMAL
+    assert joined.status is PlanStatus.FEASIBLE
+    assert [item.bound for item in joined.objectives] == [None, None]
+
+
+def test_one_route_proves_nothing_of_plans_over_sizes():
+    kinds = [("A", 1.0, (2.0, 0.1), 2), ("C", 4.0, (2.0, 2.0), 2)]
+    goal = Goal(stages=({Measure.GPUS: 1.0}, {Measure.COST: 1.0}))
+    plan = solved(replace(problem_of([1.0, 1.4, 0.3], kinds, (0.8, 0.2)), goal=goal))
+    gpus, cost = plan.objectives  # two replicas at 5.0 serve them, which no route for all sizes does
+    assert gpus.value == 2.0
+    assert cost.bound <= 5.0 + 1e-6
+    assert (plan.status is PlanStatus.OPTIMAL) == (cost.value <= 5.0 + 1e-6)
+
+
+def test_what_has_no_plan_together_may_have_one_apart():
+    problem = replace(problem_of([2.0, 2.0], MIXED, (0.5, 0.5)), limits=(budget(6.0),))
+    assert solved(problem).cost_usd_per_hour == pytest.approx(5.0)
+    joined = solved(together(problem, (0.5, 0.5)))
+    assert (joined.status, [warning.code for warning in joined.warnings]) == (PlanStatus.UNKNOWN, ["W413"])
+    for goal in (None, Goal(stages=({Measure.COST: 1.0},))):
+        again = solved(replace(together(problem, (0.5, 0.5)), goal=goal))
+        assert again.status is PlanStatus.UNKNOWN
+
+
+def test_more_processes_that_take_turns_do_not_stand_in_for_fewer():
+    problem = problem_of([1.0, 1.0, 2.0], [(f"A{n}", 1.0, (2.0,), n) for n in (2, 3)], (1.0,))
+    offer = problem.options[0].offer
+    turns = tuple(
+        replace(o, offer=offer, slots=replace(o.slots, isolation=Isolation.SHARED_BACKBONE)) for o in problem.options
+    )
+    assert solved(replace(problem, options=turns)).cost_usd_per_hour == pytest.approx(2.0)
+
+
+def test_energy_without_a_price_leaves_the_search_over_sizes_as_it_is(monkeypatch):
+    problem = problem_of([2.0, 2.0, 0.5], MIXED, (0.5, 0.5))
+
+    class UsedError(Exception):
+        pass
+
+    def over_sizes(*_args, **_given):
+        raise UsedError
+
+    monkeypatch.setattr(adapters_module, "_with_sizes", over_sizes)
+    unpriced = Energy(sites={("p", "p"): Site(usd_per_kwh=0.0, carbon_g_per_kwh=(400.0,))})
+    with pytest.raises(UsedError):
+        solved(replace(problem, energy=unpriced))
+
+
 def test_a_bound_is_not_that_of_the_sizes_together():
     kinds = [("A", 1.0, (2.0, 0.1), 2), ("B", 4.0, (2.0, 2.0), 2)]
     problem = problem_of([2.0, 2.0], kinds, (0.5, 0.5))
@@ -286,8 +346,12 @@ def test_every_relaxation_is_below_the_next_and_none_above_a_plan(rates, kinds, 
     assert bounds == sorted(bounds)
     cost = solved(problem).cost_usd_per_hour
     assert bounds[-1] <= cost + 1e-6
-    proof.relax(Whole.REPLICAS, SETTINGS, known_usd_per_hour=bounds[-1])
-    assert proof.total_usd_per_hour == pytest.approx(bounds[-1])
+    fresh = Proof(with_kin(problem).problem, FRACTIONAL)
+    fresh.relax(Whole.REPLICAS, SETTINGS, known_usd_per_hour=bounds[-1])  # nothing is cheaper than the cheapest
+    assert fresh.total_usd_per_hour == pytest.approx(bounds[-1])
+    fresh = Proof(with_kin(problem).problem, FRACTIONAL)
+    fresh.relax(Whole.REPLICAS, SETTINGS, known_usd_per_hour=2 * bounds[-1])
+    assert fresh.total_usd_per_hour == pytest.approx(bounds[-1])
 
 
 def test_sizes_whose_loads_are_in_proportion_lose_nothing_by_going_together():
