@@ -5,8 +5,8 @@ replica depends on the size alone, so one bucket for each size stands for all of
 stays in the programme, as the part of each group's requests that every option serves: `rows.residence`.
 
 One route is the problem in which all sizes of an adapter's requests go together. Its plans are plans of the whole
-problem; it is what the search over sizes is held against where it does not prove its plan, so that routing by size
-never makes a plan dearer.
+problem; the search over sizes is held against it for a part of the time, where it could be cheaper, so that routing by
+size seldom makes a plan dearer.
 """
 
 from __future__ import annotations
