@@ -194,8 +194,8 @@ def _give_places(
         left = unplaced
         if left:
             best = _best_for(service, left, prices, options)
-            # Each of them needs one of its own at least where replicas hold one; those that stay empty go again.
-            more = max(len(left) // 2, 1) if service.host(best).slots == 1 else 1
+            # Half of what they need at least, so that thousands are looked at a few times; what stays empty goes again.
+            more = max(_needed(service, left, best) // 2, 1)
             prices.take((best, more))
             hosts += [service.host(best) for _ in range(more)]
 
@@ -345,17 +345,22 @@ def _best_for(service: ServiceOptions, left: Sequence[Item], prices: Prices, opt
     """Return the one of `options` whose replicas hold what is left at the least price, were there no other."""
 
     def cost(option: int) -> tuple[float, float, int]:
-        slots = service.host(option)
-        able = [(service.servable(item, option).sum() / item.rates.sum(), service.load(item, option)) for item in left]
-        loads = [load for part, load in able if part > 0]
-        if not loads:
+        served = sum(float(service.servable(item, option).sum() / item.rates.sum()) for item in left)
+        if served <= 0:
             return (np.inf, np.inf, option)
-        copies = sum(max(1.0, np.ceil(load / slots.largest_load - DUST)) for load in loads)
-        needed = np.ceil(max(sum(loads), copies / slots.slots) - DUST)
-        served = sum(float(part) for part, _ in able)
-        return (prices.change((option, int(max(needed, 1.0)))) / served, service.price(option), option)
+        needed = _needed(service, left, option)
+        return (prices.change((option, needed)) / served, service.price(option), option)
 
     return min(options, key=cost)
+
+
+def _needed(service: ServiceOptions, left: Sequence[Item], option: int) -> int:
+    """Return how many replicas of `option` at least hold what it can serve of what is left, by load and by slots."""
+    slots = service.host(option)
+    loads = [service.load(item, option) for item in left if service.servable(item, option).any()]
+    copies = sum(max(1.0, np.ceil(load / slots.largest_load - DUST)) for load in loads)
+    needed = np.ceil(max(sum(loads), copies / slots.slots) - DUST)
+    return int(max(needed, 1.0))
 
 
 def _set_shares(shares: FloatArray, service: ServiceOptions, placement: Placement) -> None:
