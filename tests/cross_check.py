@@ -93,14 +93,20 @@ def relaxed_problems(problem, conflict):
         yield replace(problem, horizon=replace(problem.horizon, minimum_lease_s=conflict.relaxed))
 
 
-def _compare_with_cbc(case, plan, finding):
+def _planned_by_cbc(case, finding):
+    """Return CBC's plan; None where it makes none of the case, and the finding says why."""
     try:
-        other = solve(case.problem, settings=CBC, assignment=case.assignment)
+        return solve(case.problem, settings=CBC, assignment=case.assignment)
     except SolverUnavailableError:
         finding.cbc = "refused"
-        return
     except SolverLiedError:
         finding.cbc = "caught"  # no plan was made of it, and the user is told
+    return None
+
+
+def _compare_with_cbc(case, plan, finding):
+    other = _planned_by_cbc(case, finding)
+    if other is None:
         return
     verify_plan(case.problem, other)
     if other.status not in PROVEN:
@@ -154,13 +160,8 @@ def _check_adapters(case, plan, finding, *, with_cbc):
 
 def _compare_bounds_with_cbc(case, plan, finding):
     """Both solve the same programme over groups; what each placed may differ."""
-    try:
-        other = solve(case.problem, settings=CBC, assignment=case.assignment)
-    except SolverUnavailableError:
-        finding.cbc = "refused"
-        return
-    except SolverLiedError:
-        finding.cbc = "caught"
+    other = _planned_by_cbc(case, finding)
+    if other is None:
         return
     finding.cbc = "agrees"
     if (plan.status is PlanStatus.INFEASIBLE) != (other.status is PlanStatus.INFEASIBLE):
